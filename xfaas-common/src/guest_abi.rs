@@ -1,0 +1,37 @@
+//! What a guest module imports and exports, and the numbers that cross that line. CONTRACT.md section 3; paper, Table 1.
+
+/// The import module of every host function.
+pub const IMPORT_MODULE: &str = "xfaas";
+/// `read_input(arg_index: i32, buf: i32, buf_len: i32) -> i32`
+pub const READ_INPUT: &str = "read_input";
+/// `set_output(buf: i32, buf_len: i32) -> i32`
+pub const SET_OUTPUT: &str = "set_output";
+/// `read_state(key: i32, buf: i32, buf_len: i32, mode: i32) -> i32`
+pub const READ_STATE: &str = "read_state";
+/// `write_state(key: i32, buf: i32, buf_len: i32, mode: i32) -> i32`
+pub const WRITE_STATE: &str = "write_state";
+
+/// Exports: `memory`, `handle() -> i32`, and perhaps `init()`.
+pub const EXPORT_MEMORY: &str = "memory";
+pub const EXPORT_HANDLE: &str = "handle";
+pub const EXPORT_INIT: &str = "init";
+/// A guest may not export a name that starts so: these are ours.
+pub const EXPORT_RESERVED_PREFIX: &str = "xfaas:";
+
+pub const ARG_BODY: i32 = 0;
+pub const ARG_SESSION: i32 = 1;
+pub const ARG_METHOD: i32 = 2;
+pub const ARG_PATH: i32 = 3;
+pub const ARG_QUERY: i32 = 4;
+
+/// Weak access: atomic per key, no order promised.
+pub const MODE_WEAK: i32 = 0;
+/// Strong access: `read_state` .. `write_state` on a key is a critical section.
+pub const MODE_STRONG: i32 = 1;
+
+pub const OK: i32 = 0;
+pub const NOT_FOUND: i32 = -1;
+pub const BAD_ARGUMENT: i32 = -2;
+pub const OVER_LIMIT: i32 = -3;
+pub const DEADLOCK: i32 = -4;
+pub const UNREACHABLE: i32 = -5;

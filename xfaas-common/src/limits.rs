@@ -1,0 +1,73 @@
+//! Every maximum of xfaas, and the checks that tie them together. A limit that a manifest or `xfaas.toml` can lower has its
+//! ceiling or default here.
+
+/// Hash buckets of session IDs: the unit of ownership. DESIGN.md section 2.
+pub const SLOTS: usize = 16_384;
+/// Bits of the 64-bit session hash that name the slot.
+pub const SLOT_BITS: u32 = 14;
+/// Shards of one process, and so the largest `CoreIndex` plus one.
+pub const CORES_MAX: usize = 64;
+
+/// Bytes of a session ID's text, 1..=64.
+pub const SESSION_ID_BYTES_MAX: usize = 64;
+/// Bytes of a function's or an app's name, 1..=64.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of a state key without its NUL, 1..=255.
+pub const KEY_BYTES_MAX: usize = 255;
+/// Bytes of one state value.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Keys of one session.
+pub const SESSION_KEYS_MAX: usize = 65_536;
+/// Bytes of keys and values of one session.
+pub const SESSION_STATE_BYTES_MAX: usize = 64 << 20;
+/// Bytes a guest may give as output.
+pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of an HTTP head, from the request line to the final empty line.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Header fields of one HTTP head.
+pub const HEADERS_MAX: usize = 100;
+/// Bytes of an HTTP body, unless the configuration says less.
+pub const BODY_BYTES_MAX_DEFAULT: usize = 8 << 20;
+/// Bytes of a UDP payload: 65,535 less the IPv4 and UDP headers.
+pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+/// Bytes of the first TCP segment in which the kernel looks for the session header.
+pub const STEER_HEAD_SCAN_BYTES: usize = 512;
+
+/// Connections one shard holds at once.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// Calls that wait for a worker in one namespace before a new one is refused with 503.
+pub const NAMESPACE_QUEUE_CALLS_MAX: usize = 256;
+/// Calls one shard holds at once: running, parked and waiting.
+pub const SHARD_CALLS_MAX: usize = 65_536;
+/// Messages under way from one shard to another.
+pub const MAILBOX_MESSAGES_MAX: usize = 4_096;
+/// Functions of one node.
+pub const FUNCTIONS_MAX: usize = 1_024;
+
+/// Default of `workers_max`: workers that run at once in one namespace.
+pub const WORKERS_MAX_DEFAULT: u16 = 10;
+/// Default of `deadline_ms`.
+pub const DEADLINE_MS_DEFAULT: u32 = 1_000;
+/// Default of `memory_mib`: linear memory of one worker.
+pub const MEMORY_MIB_DEFAULT: u32 = 128;
+/// Default of `state_mib`: keys and values of one session.
+pub const STATE_MIB_DEFAULT: u32 = 64;
+/// Default of `lock_wait_ms`.
+pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
+
+/// How long the first answer to an idempotent datagram is remembered.
+pub const IDEMPOTENT_WINDOW_S: u64 = 60;
+
+pub const HTTP_PORT_DEFAULT: u16 = 8_080;
+pub const ADMIN_PORT_DEFAULT: u16 = 9_070;
+pub const RPC_PORT_DEFAULT: u16 = 9_071;
+
+const _: () = assert!(1 << SLOT_BITS == SLOTS);
+const _: () = assert!(CORES_MAX <= SLOTS, "every core must be able to own a slot");
+const _: () = assert!(SESSION_ID_BYTES_MAX.is_multiple_of(8), "the hash reads whole words");
+const _: () = assert!(KEY_BYTES_MAX == u8::MAX as usize, "a key's length travels in one byte");
+const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
+const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
+const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);
