@@ -41,6 +41,10 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const NAMESPACE_QUEUE_CALLS_MAX: usize = 256;
 /// Calls one shard holds at once: running, parked and waiting.
 pub const SHARD_CALLS_MAX: usize = 65_536;
+/// Keys locked at once on one shard, by all its strong sections.
+pub const LOCKS_MAX: usize = 65_536;
+/// Keys one call holds locked at once.
+pub const CALL_LOCKS_MAX: usize = 1_024;
 /// Messages under way from one shard to another.
 pub const MAILBOX_MESSAGES_MAX: usize = 4_096;
 /// Functions of one node.
@@ -71,3 +75,4 @@ const _: () = assert!(KEY_BYTES_MAX == u8::MAX as usize, "a key's length travels
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);
+const _: () = assert!(CALL_LOCKS_MAX < LOCKS_MAX, "one call cannot take all locks of a shard");

@@ -1,7 +1,8 @@
 //! The eBPF maps: names, sizes, keys and values, for the kernel programs and the loader alike. DESIGN.md section 5.
 
 use crate::drop_reason::DropReason;
-use crate::limits::{CORES_MAX, SLOTS};
+use crate::ids::SessionId;
+use crate::limits::{CORES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
 
 pub const MAP_CONFIG: &str = "CONFIG";
 pub const MAP_KEYS: &str = "KEYS";
@@ -13,6 +14,7 @@ pub const MAP_UDP_SOCKETS: &str = "UDP_SOCKETS";
 pub const MAP_TCP_SOCKETS: &str = "TCP_SOCKETS";
 pub const MAP_COUNTERS: &str = "COUNTERS";
 pub const MAP_EVENTS: &str = "EVENTS";
+pub const MAP_HEADS: &str = "HEADS";
 
 pub const PROGRAM_XDP: &str = "xfaas_xdp";
 pub const PROGRAM_TC: &str = "xfaas_tc";
@@ -22,31 +24,99 @@ pub const PROGRAM_REUSEPORT_TCP: &str = "xfaas_reuseport_tcp";
 pub const SLOT_TO_CORE_ENTRIES: u32 = SLOTS as u32;
 pub const PINS_ENTRIES: u32 = 4_096;
 pub const FLOWS_ENTRIES: u32 = 65_536;
-pub const CPUS_ENTRIES: u32 = 256;
+/// One more than the largest CPU number a shard may be pinned to.
+pub const CPUS_ENTRIES: u32 = 1_024;
 pub const SOCKETS_ENTRIES: u32 = CORES_MAX as u32;
 /// Frames a CPU's queue holds before the kernel drops.
 pub const CPUMAP_QUEUE_FRAMES: u32 = 2_048;
 pub const EVENTS_BYTES: u32 = 256 << 10;
 
+/// The HTTP header that names the session, unless the configuration names another.
+pub const SESSION_HEADER_DEFAULT: &str = "x-session-id";
+/// Bytes of a session header's name which the programs can look for; a longer name is found by user space only.
+pub const SESSION_HEADER_BYTES_MAX: usize = 39;
+/// Words that hold a name of that length and its colon.
+pub const HEADER_WORDS: usize = (SESSION_HEADER_BYTES_MAX + 1) / 8;
+
+/// A header's name and its colon, prepared for comparing eight bytes at once: a text matches where
+/// `(text | fold) & care == want` in every word. Words are little-endian; unused bytes are zero in all three.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderPattern {
+    /// The name in lower case and the colon.
+    pub want: [u64; HEADER_WORDS],
+    /// 0xFF where a byte of the name or the colon is.
+    pub care: [u64; HEADER_WORDS],
+    /// 0x20 where a letter is: the bit that turns an upper-case letter into a lower-case one.
+    pub fold: [u64; HEADER_WORDS],
+    /// Bytes of the name and the colon; 0 means that nothing matches.
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<HeaderPattern>() == 8 * (3 * HEADER_WORDS + 1));
+
+impl HeaderPattern {
+    /// Matches nothing: TCP segments are then steered only by the flows that user space remembers.
+    pub const NONE: HeaderPattern = HeaderPattern { want: [0; HEADER_WORDS], care: [0; HEADER_WORDS], fold: [0; HEADER_WORDS], bytes: 0 };
+
+    /// Input: a header's name in any case. Output: `None` when it is empty, longer than 39 bytes, or holds a byte that no header name
+    /// has (RFC 9110, section 5.6.2).
+    pub const fn new(name: &[u8]) -> Option<HeaderPattern> {
+        if name.is_empty() || name.len() > SESSION_HEADER_BYTES_MAX {
+            return None;
+        }
+        let mut pattern = HeaderPattern::NONE;
+        let mut i = 0;
+        while i <= name.len() {
+            let byte = if i == name.len() { b':' } else { name[i].to_ascii_lowercase() };
+            if i < name.len() && !is_token_byte(byte) {
+                return None;
+            }
+            let shift = 8 * (i % 8);
+            pattern.want[i / 8] |= (byte as u64) << shift;
+            pattern.care[i / 8] |= 0xFF << shift;
+            if byte.is_ascii_lowercase() {
+                pattern.fold[i / 8] |= 0x20 << shift;
+            }
+            i += 1;
+        }
+        pattern.bytes = name.len() as u64 + 1;
+        Some(pattern)
+    }
+}
+
+const fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
+}
+
+/// In `SteerConfig::core_of_cpu`: no shard runs on this CPU.
+pub const CORE_NONE: u16 = u16::MAX;
+
 /// Entry 0 of `CONFIG`: what the programs must know of this process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SteerConfig {
-    /// UDP port of datagrams, host order.
+    /// UDP port of datagrams, host order; 0: none.
     pub udp_port: u16,
-    /// TCP port of HTTP, host order.
+    /// TCP port of HTTP, host order; 0: none.
     pub tcp_port: u16,
     /// Shards, 1..=CORES_MAX.
     pub cores: u16,
-    /// 1: every 1024th verdict leaves an event in `EVENTS`.
+    /// 1: every 1024th packet of a verdict leaves an event in `EVENTS`.
     pub sample_events: u16,
+    /// 0: `PINS` is empty, so nobody has to look.
+    pub pins: u64,
+    /// The session header.
+    pub header: HeaderPattern,
     /// Entry `i`: CPU number of `CoreIndex(i)`.
     pub cpu_of_core: [u16; CORES_MAX],
+    /// Entry `i`: the shard on CPU number `i`, or `CORE_NONE`.
+    pub core_of_cpu: [u16; CPUS_ENTRIES as usize],
 }
-const _: () = assert!(size_of::<SteerConfig>() == 8 + 2 * CORES_MAX);
+const _: () = assert!(size_of::<SteerConfig>() == 16 + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
 
-/// A TCP 4-tuple, addresses in network order, IPv4 as ::ffff:a.b.c.d; ports in network order. Padding is explicit and zero.
-#[repr(C)]
+/// A TCP 4-tuple, addresses in network order, IPv4 as ::ffff:a.b.c.d; ports in network order. No padding; aligned for whole-word access.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     pub source: [u8; 16],
@@ -55,10 +125,9 @@ pub struct FlowKey {
     pub destination_port: [u8; 2],
 }
 const _: () = assert!(size_of::<FlowKey>() == 36);
-const _: () = assert!(align_of::<FlowKey>() == 1);
 
-/// Key of `PINS`: a session ID, zero-padded.
-#[repr(C)]
+/// Key of `PINS`: a session ID, zero-padded. Aligned for whole-word access.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PinKey {
     pub padded: [u8; 64],
@@ -66,6 +135,28 @@ pub struct PinKey {
     pub pad: [u8; 7],
 }
 const _: () = assert!(size_of::<PinKey>() == 72);
+const _: () = assert!(SESSION_ID_BYTES_MAX == 64, "the length of `PinKey::padded`");
+
+impl PinKey {
+    pub const fn new(session: &SessionId) -> PinKey {
+        PinKey { padded: *session.padded(), length: session.length(), pad: [0; 7] }
+    }
+}
+
+/// A sampled verdict, as it lies in `EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteerEvent {
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// How often this CPU had counted it, this packet included.
+    pub count: u64,
+    /// Index in `COUNTERS`: a verdict, or a drop reason behind `Verdict::ALL`.
+    pub counter: u32,
+    /// CPU number on which the program ran.
+    pub cpu: u32,
+}
+const _: () = assert!(size_of::<SteerEvent>() == 24);
 
 /// What the programs count, one `u64` a CPU; the position is the index in `COUNTERS`. Drop reasons follow after `Verdict::ALL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +186,16 @@ pub enum Verdict {
     ReuseportFallback = 10,
     /// The TC program assigned the owner's socket.
     TcAssigned = 11,
-    /// IP fragment of our port: passed to the stack, which puts it together.
+    /// A fragment of a UDP or TCP packet, of any port, as later fragments carry none: passed to the stack, which puts it together.
     Fragment = 12,
+    /// A packet of our ports whose lengths contradict each other: passed to the stack, which decides.
+    Inconsistent = 13,
+    /// A TCP segment of a known flow whose owner sits on another CPU, at a hook that cannot move it: passed.
+    Unmoved = 14,
 }
 
 impl Verdict {
-    pub const ALL: [Verdict; 13] = [
+    pub const ALL: [Verdict; 15] = [
         Verdict::Foreign,
         Verdict::UdpRedirected,
         Verdict::UdpLocal,
@@ -114,6 +209,8 @@ impl Verdict {
         Verdict::ReuseportFallback,
         Verdict::TcAssigned,
         Verdict::Fragment,
+        Verdict::Inconsistent,
+        Verdict::Unmoved,
     ];
 
     /// The `verdict` label in `/metrics`.
@@ -132,6 +229,8 @@ impl Verdict {
             Verdict::ReuseportFallback => "reuseport_fallback",
             Verdict::TcAssigned => "tc_assigned",
             Verdict::Fragment => "fragment",
+            Verdict::Inconsistent => "inconsistent",
+            Verdict::Unmoved => "unmoved",
         }
     }
 }
@@ -157,12 +256,37 @@ mod pod {
     use super::{FlowKey, PinKey, SteerConfig};
     use crate::hash::HashKeys;
 
-    // SAFETY: `repr(C)`, integers only, and the size assertion above proves there is no padding, so every bit pattern is a value.
+    // SAFETY: `repr(C)`, integers only, and the size assertion next to the struct proves there is no padding, so every bit pattern is a value.
     unsafe impl aya::Pod for SteerConfig {}
     // SAFETY: bytes only, size asserted to be the sum of the fields, so every bit pattern is a value and nothing is uninitialised.
     unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: bytes only, the padding is a named field, size asserted.
+    // SAFETY: bytes only, the padding is a named field, and the asserted size (a multiple of the alignment) is the sum of the fields.
     unsafe impl aya::Pod for PinKey {}
     // SAFETY: one array of `u64`, size asserted next to the struct.
     unsafe impl aya::Pod for HashKeys {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_pattern_folds_letters_only() {
+        let pattern = HeaderPattern::new(b"X-Session-Id").unwrap();
+        assert_eq!(pattern.bytes, 13);
+        assert_eq!(pattern.want[0], u64::from_le_bytes(*b"x-sessio"));
+        assert_eq!(pattern.want[1], u64::from_le_bytes(*b"n-id:\0\0\0"));
+        assert_eq!(pattern.fold[0], u64::from_le_bytes([0x20, 0, 0x20, 0x20, 0x20, 0x20, 0x20, 0x20]));
+        assert_eq!(pattern.care[1], 0x00FF_FFFF_FFFF);
+        assert_eq!(Some(pattern), HeaderPattern::new(SESSION_HEADER_DEFAULT.as_bytes()));
+    }
+
+    #[test]
+    fn header_pattern_takes_names_of_1_to_39_token_bytes() {
+        assert!(HeaderPattern::new(b"").is_none());
+        assert!(HeaderPattern::new(b"a b").is_none());
+        assert!(HeaderPattern::new(b"a:").is_none());
+        assert!(HeaderPattern::new(&[b'a'; 40]).is_none());
+        assert_eq!(HeaderPattern::new(&[b'a'; 39]).unwrap().bytes, 40);
+    }
 }

@@ -1,0 +1,21 @@
+//! The load generator: closed loop, one thread, one ring, every reply checked. It must out-run the server it measures, so the loop
+//! copies a prepared request, reads the clock once a reply and makes one system call for a whole batch of completions.
+
+mod check;
+mod datagram;
+mod fetch;
+mod http;
+mod interrupt;
+mod measure;
+mod plan;
+mod random;
+mod reply;
+
+pub use self::check::{BodyRule, Expect};
+pub use self::datagram::{DatagramLoad, run_datagrams};
+pub use self::fetch::{FetchError, Fetched, fetch};
+pub use self::http::{HttpLoad, run_http};
+pub use self::interrupt::{Interrupt, InterruptError};
+pub use self::measure::{LoadReport, Summary};
+pub use self::plan::{LoadError, LoadPlan};
+pub use self::reply::{BadReply, Reply, parse_reply};

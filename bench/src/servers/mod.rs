@@ -1,0 +1,11 @@
+//! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard.
+
+mod echo;
+mod nginx;
+mod process;
+mod xfaas;
+
+pub use self::echo::start_limit;
+pub use self::nginx::start_nginx;
+pub use self::process::{Server, ServerError, print_error, scratch_directory};
+pub use self::xfaas::{FUNCTIONS, XfaasFiles, start_xfaas};

@@ -1,0 +1,80 @@
+//! xfaas itself, as a user starts it: `xfaas run --config`, one shard, steering off, loopback only.
+
+use super::process::{Server, ServerError, free_addresses, scratch_directory, write};
+use crate::load::Interrupt;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Name and module of each function, and whether it only reads. All counters are of one app, so that each can be read.
+pub const FUNCTIONS: [(&str, bool); 4] = [("echo", false), ("counter-read", true), ("counter-rmw", false), ("counter-rmw-linear", false)];
+
+/// Where what is measured comes from.
+#[derive(Clone, Debug)]
+pub struct XfaasFiles {
+    /// The `xfaas` binary.
+    pub binary: PathBuf,
+    /// Directory of `<function>.wasm`.
+    pub guests: PathBuf,
+}
+
+impl XfaasFiles {
+    /// The module of `function`. Errors: it is not there.
+    pub fn guest(&self, function: &str) -> Result<PathBuf, ServerError> {
+        let path = self.guests.join(format!("{function}.wasm"));
+        let absolute = std::path::absolute(&path).map_err(|source| ServerError::File { operation: "find", path: path.clone(), source })?;
+        if absolute.is_file() {
+            return Ok(absolute);
+        }
+        Err(ServerError::Missing { path, hint: "build the guests with `cargo xtask build`, or say where they are with XFAAS_GUESTS" })
+    }
+}
+
+/// xfaas with one shard on `cpu` and the sample functions deployed. HTTP and datagrams have the same address.
+pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
+    if !files.binary.is_file() {
+        let hint = "build it with `cargo xtask build --release`, or say where it is with XFAAS_BIN";
+        return Err(ServerError::Missing { path: files.binary.clone(), hint });
+    }
+    let made = scratch_directory("xfaas");
+    let directory = made.map_err(|source| ServerError::File { operation: "make a directory in", path: "/dev/shm".into(), source })?;
+    let [http, admin, rpc] = free_addresses()?;
+    let mut text = configuration_text(directory.path(), http, admin, rpc, cpu);
+    for (function, read_only) in FUNCTIONS {
+        let app = if function == "echo" { "echo" } else { "counters" };
+        let wasm = quoted(&files.guest(function)?);
+        write!(text, "\n[[function]]\nname = \"{function}\"\napp = \"{app}\"\nwasm = {wasm}\nread_only = {read_only}\n")
+            .expect("a String takes all");
+    }
+    let configuration = directory.path().join("xfaas.toml");
+    write(&configuration, &text)?;
+    let mut command = Command::new(&files.binary);
+    command.arg("run").arg("--config").arg(&configuration);
+    Server::start("xfaas", &mut command, http, directory, interrupt)
+}
+
+fn configuration_text(directory: &Path, http: SocketAddr, admin: SocketAddr, rpc: SocketAddr, cpu: u16) -> String {
+    // The sessions' state lies in the directory too: a benchmark must leave nothing behind.
+    let (state, shared) = (quoted(&directory.join("state")), quoted(&directory.join("shared")));
+    format!(
+        "state_dir = {state}\nshared_memory_dir = {shared}\n\n\
+         [listen]\nhttp = \"{http}\"\nudp = \"{http}\"\nadmin = \"{admin}\"\nrpc = \"{rpc}\"\n\n\
+         [shards]\ncpus = [{cpu}]\n\n[steering]\nmode = \"off\"\n"
+    )
+}
+
+/// A path as a TOML basic string, which takes what a JSON string is.
+fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy().into_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted() {
+        assert_eq!(quoted(Path::new("/a b/\"c\"")), r#""/a b/\"c\"""#);
+    }
+}

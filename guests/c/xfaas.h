@@ -1,0 +1,55 @@
+/* What a C function on xfaas uses: the four host calls of the paper's Table 1 and their numbers (CONTRACT section 3).
+ *
+ * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
+ * no import. Build with clang and wasm-ld, no C library needed:
+ *
+ *   clang --target=wasm32 -O2 -ffreestanding -nostdlib -Wl,--no-entry -Wl,--stack-first -Wl,-z,stack-size=16384 -o NAME.wasm NAME.c
+ */
+#ifndef XFAAS_H
+#define XFAAS_H
+
+#include <stdint.h>
+
+/* Any import of the host. */
+#define XFAAS_IMPORT(name) __attribute__((import_module("xfaas"), import_name(#name)))
+/* Any function that the host calls: `XFAAS_EXPORT(handle) int32_t handle(void) { ... }`. */
+#define XFAAS_EXPORT(name) __attribute__((export_name(#name)))
+
+/* Arguments of `read_input`. */
+enum {
+    XFAAS_BODY = 0,
+    XFAAS_SESSION = 1,
+    XFAAS_METHOD = 2,
+    XFAAS_PATH = 3, /* after the function's name, with its leading '/'; empty if nothing follows */
+    XFAAS_QUERY = 4 /* without '?' */
+};
+
+/* Modes of `read_state` and `write_state`. */
+enum {
+    XFAAS_WEAK = 0,  /* atomic per key, no order promised, never waits */
+    XFAAS_STRONG = 1 /* the read opens a critical section on the key, the write closes it */
+};
+
+/* Results below zero. */
+enum {
+    XFAAS_NOT_FOUND = -1,
+    XFAAS_BAD_ARGUMENT = -2,
+    XFAAS_OVER_LIMIT = -3,
+    XFAAS_DEADLOCK = -4,
+    XFAAS_UNREACHABLE = -5
+};
+
+/* Copies at most `buffer_bytes` of the argument. Returns its full length in bytes, or an error. */
+XFAAS_IMPORT(read_input) int32_t xfaas_read_input(int32_t argument, void *buffer, int32_t buffer_bytes);
+
+/* Makes the bytes the reply; the last call wins. Returns 0 or an error. At most 8 MiB. */
+XFAAS_IMPORT(set_output) int32_t xfaas_set_output(const void *buffer, int32_t buffer_bytes);
+
+/* Copies at most `buffer_bytes` of the key's value. `key`: 1-255 bytes and a NUL. Returns the value's full length, or an error;
+ * XFAAS_NOT_FOUND for a missing key, and with XFAAS_STRONG the section is open all the same. */
+XFAAS_IMPORT(read_state) int32_t xfaas_read_state(const char *key, void *buffer, int32_t buffer_bytes, int32_t mode);
+
+/* Replaces the key's value, at most 1 MiB. Returns 0 or an error, and after an error nothing changed. */
+XFAAS_IMPORT(write_state) int32_t xfaas_write_state(const char *key, const void *value, int32_t value_bytes, int32_t mode);
+
+#endif

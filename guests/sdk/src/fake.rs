@@ -1,0 +1,102 @@
+//! A model of the host for tests on the developer's machine: one session, one call at a time, so locks are always granted.
+//! Each thread has its own, so tests may run side by side. Not built for wasm32.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+
+use crate::error::Error;
+use crate::input::Input;
+use xfaas_common::guest_abi;
+use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
+
+#[derive(Default)]
+struct Host {
+    inputs: BTreeMap<i32, Vec<u8>>,
+    output: Vec<u8>,
+    state: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+thread_local! {
+    static HOST: RefCell<Host> = RefCell::default();
+}
+
+/// Forgets inputs, output and state of this thread.
+pub fn reset() {
+    HOST.with_borrow_mut(|host| *host = Host::default());
+}
+
+/// Sets what the next calls read as `input`.
+pub fn set_input(input: Input, bytes: &[u8]) {
+    let index = match input {
+        Input::Body => guest_abi::ARG_BODY,
+        Input::Session => guest_abi::ARG_SESSION,
+        Input::Method => guest_abi::ARG_METHOD,
+        Input::Path => guest_abi::ARG_PATH,
+        Input::Query => guest_abi::ARG_QUERY,
+    };
+    HOST.with_borrow_mut(|host| host.inputs.insert(index, bytes.to_vec()));
+}
+
+/// What the last `set_output` set, and clears it.
+pub fn take_output() -> Vec<u8> {
+    HOST.with_borrow_mut(|host| std::mem::take(&mut host.output))
+}
+
+/// The value of a key, if it exists.
+pub fn value(key: &str) -> Option<Vec<u8>> {
+    HOST.with_borrow(|host| host.state.get(key.as_bytes()).cloned())
+}
+
+fn copy_out(bytes: &[u8], buffer: &mut [u8]) -> i32 {
+    let copied_bytes = bytes.len().min(buffer.len());
+    buffer[..copied_bytes].copy_from_slice(&bytes[..copied_bytes]);
+    bytes.len() as i32
+}
+
+/// The refusal of a key or mode, if there is one.
+fn refusal(key: &CStr, mode: i32) -> Option<i32> {
+    match key.count_bytes() {
+        0 => Some(guest_abi::BAD_ARGUMENT),
+        length_bytes if length_bytes > KEY_BYTES_MAX => Some(guest_abi::OVER_LIMIT),
+        _ if mode != guest_abi::MODE_WEAK && mode != guest_abi::MODE_STRONG => Some(guest_abi::BAD_ARGUMENT),
+        _ => None,
+    }
+}
+
+pub(crate) fn read_input(arg_index: i32, buffer: &mut [u8]) -> i32 {
+    if !(guest_abi::ARG_BODY..=guest_abi::ARG_QUERY).contains(&arg_index) {
+        return guest_abi::BAD_ARGUMENT;
+    }
+    HOST.with_borrow(|host| copy_out(host.inputs.get(&arg_index).map_or(&[], Vec::as_slice), buffer))
+}
+
+pub(crate) fn set_output(bytes: &[u8]) -> i32 {
+    if bytes.len() > OUTPUT_BYTES_MAX {
+        return guest_abi::OVER_LIMIT;
+    }
+    HOST.with_borrow_mut(|host| host.output = bytes.to_vec());
+    guest_abi::OK
+}
+
+pub(crate) fn read_state(key: &CStr, buffer: &mut [u8], mode: i32) -> i32 {
+    if let Some(code) = refusal(key, mode) {
+        return code;
+    }
+    HOST.with_borrow(|host| host.state.get(key.to_bytes()).map_or(guest_abi::NOT_FOUND, |value| copy_out(value, buffer)))
+}
+
+pub(crate) fn write_state(key: &CStr, value: &[u8], mode: i32) -> i32 {
+    if let Some(code) = refusal(key, mode) {
+        return code;
+    }
+    if value.len() > VALUE_BYTES_MAX {
+        return guest_abi::OVER_LIMIT;
+    }
+    HOST.with_borrow_mut(|host| host.state.insert(key.to_bytes().to_vec(), value.to_vec()));
+    guest_abi::OK
+}
+
+pub(crate) fn with_scratch_memory<R>(length_bytes: usize, use_bytes: impl FnOnce(&mut [u8]) -> R) -> Result<R, Error> {
+    Ok(use_bytes(&mut vec![0; length_bytes]))
+}

@@ -1,0 +1,221 @@
+//! The command line: `xfaas run|deploy|undeploy|functions|sessions|invoke|stats|doctor`. CONTRACT.md section 4.
+//! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod args;
+mod datagram;
+mod invoke;
+mod show;
+
+use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments};
+use crate::config::{self, Config, ConfigError, Environment};
+use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery};
+use crate::ebpf_object::ebpf_object;
+use clap::Parser;
+use serde::Serialize;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXIT_DONE: u8 = 0;
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const ADMIN_ADDRESS_DEFAULT: &str = "127.0.0.1:9070";
+
+/// Why a command failed. Every text says what to do.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// Wrong usage that only the command itself can see.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot read {}: check the path", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Invoke(String),
+    #[error("{0}")]
+    Serve(String),
+    #[error("cannot write the result")]
+    Write(#[from] std::io::Error),
+}
+
+/// What `main.rs` brings to the command line.
+pub struct Hooks<S, P> {
+    /// Runs the node until it is told to stop: `FnOnce(Config) -> Result<(), impl Display>`; the error is shown with `{:#}`.
+    pub serve: S,
+    /// Further checks of `xfaas doctor`: `FnOnce(&Config) -> Vec<Check>`.
+    pub probe: P,
+}
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn run<S, P, E>(arguments: impl IntoIterator<Item = OsString>, hooks: Hooks<S, P>) -> ExitCode
+where
+    S: FnOnce(Config) -> Result<(), E>,
+    P: FnOnce(&Config) -> Vec<Check>,
+    E: Display,
+{
+    let (mut out, mut errors) = (std::io::stdout().lock(), std::io::stderr());
+    run_with(arguments, hooks, &Environment::read(), &mut out, &mut errors).into()
+}
+
+fn run_with<S, P, E>(
+    arguments: impl IntoIterator<Item = OsString>,
+    hooks: Hooks<S, P>,
+    environment: &Environment,
+    out: &mut dyn Write,
+    errors: &mut dyn Write,
+) -> u8
+where
+    S: FnOnce(Config) -> Result<(), E>,
+    P: FnOnce(&Config) -> Vec<Check>,
+    E: Display,
+{
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are answers, the rest are mistakes; if neither can be shown, the code still tells.
+            let target: &mut dyn Write = if error.use_stderr() { errors } else { out };
+            write!(target, "{}", error.render()).ok();
+            return if error.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
+        }
+    };
+    let mut terminal = Terminal { out, errors, is_json: arguments.json };
+    match dispatch(arguments, hooks, environment, &mut terminal)
+        .and_then(|code| terminal.out.flush().map(|()| code).map_err(CliError::from))
+    {
+        Ok(code) => code,
+        // Whoever reads our output has seen enough, as `head` does: nobody is left to be told.
+        Err(CliError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => EXIT_FAILED,
+        Err(error) => {
+            terminal.complain(&control::describe(&error));
+            if matches!(error, CliError::Usage(_)) { EXIT_USAGE } else { EXIT_FAILED }
+        }
+    }
+}
+
+/// Where results and errors go.
+struct Terminal<'a> {
+    out: &'a mut dyn Write,
+    errors: &'a mut dyn Write,
+    is_json: bool,
+}
+
+impl Terminal<'_> {
+    /// One JSON document, or the text for people.
+    fn show(&mut self, document: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), CliError> {
+        if self.is_json {
+            let document = serde_json::to_string_pretty(document).expect("maps with text keys become JSON");
+            writeln!(self.out, "{document}")?;
+        } else {
+            self.out.write_all(text().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// A line on stderr; if that is closed, the exit code tells.
+    fn complain(&mut self, text: &str) {
+        writeln!(self.errors, "xfaas: {text}").ok();
+    }
+}
+
+fn dispatch<S, P, E>(
+    arguments: Arguments,
+    hooks: Hooks<S, P>,
+    environment: &Environment,
+    terminal: &mut Terminal<'_>,
+) -> Result<u8, CliError>
+where
+    S: FnOnce(Config) -> Result<(), E>,
+    P: FnOnce(&Config) -> Vec<Check>,
+    E: Display,
+{
+    let admin = arguments.admin;
+    let client = || AdminClient::new(admin.as_deref().unwrap_or(ADMIN_ADDRESS_DEFAULT));
+    match arguments.command {
+        Command::Run { settings, check } => {
+            let config = load(settings, admin.as_deref(), environment)?;
+            if check {
+                let text = || format!("the configuration is good: {} shards, {} functions\n", config.cpus.len(), config.functions.len());
+                terminal
+                    .show(&serde_json::json!({ "ok": true, "shards": config.cpus.len(), "functions": config.functions.len() }), text)?;
+                return Ok(EXIT_DONE);
+            }
+            (hooks.serve)(config).map_err(|error| CliError::Serve(format!("{error:#}")))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Doctor { settings } => {
+            let config = load(settings, admin.as_deref(), environment)?;
+            doctor(&config, (hooks.probe)(&config), terminal)
+        }
+        Command::Deploy(deploy) => run_deploy(&client(), deploy, terminal),
+        Command::Undeploy { name } => {
+            let reply = client().undeploy(&name)?;
+            terminal.show(&reply, || format!("undeployed {}\n", reply.name))?;
+            reply.note.iter().for_each(|note| terminal.complain(note));
+            Ok(EXIT_DONE)
+        }
+        Command::Functions => {
+            let reply = client().functions()?;
+            terminal.show(&reply, || show::functions(&reply))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Sessions(SessionsArguments { app, prefix, limit }) => {
+            let reply = client().sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
+            terminal.show(&reply, || show::sessions(&reply))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Stats => {
+            let reply = client().stats()?;
+            terminal.show(&reply, || show::stats(&reply))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Invoke(arguments) => invoke::run(&arguments, terminal),
+    }
+}
+
+/// The configuration with the flags put over it; `--admin` is an address here, not one to connect to.
+fn load(settings: ConfigArguments, admin: Option<&str>, environment: &Environment) -> Result<Config, CliError> {
+    let admin = admin.map(|text| text.parse().map_err(|_| CliError::Usage(format!("--admin is {text:?}: give IP:PORT to listen on"))));
+    let (path, overrides) = settings.into_overrides(admin.transpose()?);
+    Ok(config::load(path.as_deref(), overrides, environment)?)
+}
+
+fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let wasm = std::fs::read(&deploy.file).map_err(|source| CliError::Read { path: deploy.file.clone(), source })?;
+    let name = deploy.name.clone();
+    let info = client.deploy(&name, &deploy.into_flags(), &wasm)?;
+    terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
+    info.note.iter().for_each(|note| terminal.complain(note));
+    Ok(EXIT_DONE)
+}
+
+fn doctor(config: &Config, probes: Vec<Check>, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let options = DoctorOptions {
+        http: config.http,
+        udp: config.udp,
+        admin: config.admin,
+        steering_mode: config.steering_mode,
+        steering_iface: config.steering_iface.as_deref(),
+        state_dir: &config.state_dir,
+        shared_memory_dir: &config.shared_memory_dir,
+        connections_max: config.limits.connections_max.into(),
+        ebpf_object: ebpf_object(),
+        is_running: AdminClient::new(&config.admin.to_string()).is_alive(),
+    };
+    let mut checks = control::examine(&options);
+    checks.extend(probes);
+    let ok = control::all_good(&checks);
+    terminal.show(&serde_json::json!({ "ok": ok, "checks": checks }), || show::checks(&checks))?;
+    Ok(if ok { EXIT_DONE } else { EXIT_FAILED })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! The flags, as clap reads them.
+
+use crate::config::{self, Overrides};
+use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX};
+use crate::steering::SteeringMode;
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use xfaas_common::ids::{SessionId, is_name};
+
+/// A stateful serverless dataplane: wasm functions that run beside their sessions' state.
+#[derive(Debug, Parser)]
+#[command(name = "xfaas", version, propagate_version = true)]
+pub(super) struct Arguments {
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The admin API: where `run` listens, and where the other commands connect [default: 127.0.0.1:9070]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub admin: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a node until SIGTERM or Ctrl-C
+    Run {
+        #[command(flatten)]
+        settings: ConfigArguments,
+        /// Only check the configuration
+        #[arg(long)]
+        check: bool,
+    },
+    /// Deploy a wasm module as a function, or swap the one of that name
+    Deploy(DeployArguments),
+    /// Take a function away; its app's session state stays
+    Undeploy {
+        /// The function's name
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// List functions
+    Functions,
+    /// List sessions with state
+    Sessions(SessionsArguments),
+    /// Call a function, over HTTP or with a datagram
+    Invoke(InvokeArguments),
+    /// Show counters and latencies
+    Stats,
+    /// Name what this machine lacks to run the configuration
+    Doctor {
+        #[command(flatten)]
+        settings: ConfigArguments,
+    },
+}
+
+/// The configuration file, and what overrides it.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArguments {
+    /// The configuration file [default: ./xfaas.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve HTTP
+    #[arg(long, value_name = "IP:PORT")]
+    http: Option<SocketAddr>,
+    /// Where to serve datagrams [default: as HTTP]
+    #[arg(long, value_name = "IP:PORT")]
+    udp: Option<SocketAddr>,
+    /// CPUs, one shard each, such as 0,2-3
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    cpus: Option<CpuList>,
+    /// How packets find their core: auto, xdp, reuseport, tc or off
+    #[arg(long, value_name = "MODE", value_parser = steering)]
+    steering: Option<SteeringMode>,
+    /// The network interface that packets arrive on
+    #[arg(long, value_name = "DEV")]
+    iface: Option<String>,
+    /// Where deployments and compiled code are kept
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    pub fn into_overrides(self, admin: Option<SocketAddr>) -> (Option<PathBuf>, Overrides) {
+        let overrides = Overrides {
+            http: self.http,
+            udp: self.udp,
+            admin,
+            cpus: self.cpus.map(|list| list.0),
+            steering_mode: self.steering,
+            steering_iface: self.iface,
+            state_dir: self.state_dir,
+        };
+        (self.config, overrides)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DeployArguments {
+    /// The function's name: 1 to 64 of A-Z a-z 0-9 _ . -
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// The wasm module
+    pub file: PathBuf,
+    /// The app whose session state the function shares [default: the function's name]
+    #[arg(long, value_parser = name)]
+    app: Option<String>,
+    /// The function never writes state: it may run on any core
+    #[arg(long)]
+    read_only: bool,
+    /// A failed invocation leaves none of its writes
+    #[arg(long)]
+    atomic: bool,
+    /// A datagram seen again within 60 s gets its first answer again
+    #[arg(long)]
+    idempotent: bool,
+    /// A new worker for every invocation
+    #[arg(long)]
+    fresh: bool,
+    /// A longer invocation is stopped [default: 1000]
+    #[arg(long, value_name = "N")]
+    deadline_ms: Option<u32>,
+    /// Linear memory of a worker [default: 128]
+    #[arg(long, value_name = "N")]
+    memory_mib: Option<u32>,
+    /// Workers that run at once in one namespace [default: 10]
+    #[arg(long, value_name = "N")]
+    workers_max: Option<u16>,
+    /// State of one session [default: 64]
+    #[arg(long, value_name = "N")]
+    state_mib: Option<u32>,
+}
+
+impl DeployArguments {
+    pub fn into_flags(self) -> DeployFlags {
+        DeployFlags {
+            app: self.app,
+            read_only: self.read_only,
+            atomic: self.atomic,
+            idempotent: self.idempotent,
+            fresh: self.fresh,
+            deadline_ms: self.deadline_ms,
+            memory_mib: self.memory_mib,
+            workers_max: self.workers_max,
+            state_mib: self.state_mib,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SessionsArguments {
+    /// Only of this app
+    #[arg(long)]
+    pub app: Option<String>,
+    /// Only IDs that begin so
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
+    /// At most so many, 1 to 10000
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=SESSIONS_LIMIT_MAX as i64))]
+    pub limit: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InvokeArguments {
+    /// The function's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// The session's ID [default: a fresh one]
+    #[arg(long, value_name = "ID", value_parser = session)]
+    pub session: Option<SessionId>,
+    /// The header that carries the session's ID
+    #[arg(long, value_name = "NAME", default_value = "x-session-id", conflicts_with = "udp")]
+    pub session_header: String,
+    /// The body: a text, @FILE, or - for stdin [default: empty]
+    #[arg(long, value_name = "DATA", allow_hyphen_values = true)]
+    pub data: Option<String>,
+    /// The HTTP method
+    #[arg(long, default_value = "POST", conflicts_with = "udp")]
+    pub method: String,
+    /// What follows the function's name in the path, such as /items/7
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true, conflicts_with = "udp")]
+    pub path: String,
+    /// The query, without the question mark
+    #[arg(long, conflicts_with = "udp")]
+    pub query: Option<String>,
+    /// Send a datagram instead of an HTTP request
+    #[arg(long)]
+    pub udp: bool,
+    /// Where the node serves
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    pub addr: String,
+    /// How long to wait for each answer
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub timeout_ms: u32,
+    /// Call so many times, one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
+}
+
+/// A list of CPUs that clap takes as one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct CpuList(Vec<u16>);
+
+fn cpu_list(text: &str) -> Result<CpuList, String> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{part:?} is not a CPU number or a range such as 2-3"));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("{part:?} is not a range: the first number is the greater one"));
+        }
+        cpus.extend(first..=last);
+    }
+    Ok(CpuList(cpus))
+}
+
+fn steering(text: &str) -> Result<SteeringMode, String> {
+    config::steering_mode(text).ok_or_else(|| "choose auto, xdp, reuseport, tc or off".to_owned())
+}
+
+fn name(text: &str) -> Result<String, String> {
+    if is_name(text.as_bytes()) { Ok(text.to_owned()) } else { Err("a name has 1 to 64 of A-Z a-z 0-9 _ . -".to_owned()) }
+}
+
+fn session(text: &str) -> Result<SessionId, String> {
+    SessionId::new(text.as_bytes()).ok_or_else(|| "a session ID has 1 to 64 visible ASCII characters, no space".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_numbers_and_ranges() {
+        assert_eq!(cpu_list("0,2-4").unwrap(), CpuList(vec![0, 2, 3, 4]));
+        for bad in ["", "a", "3-2", "1,,2", "-1", "70000"] {
+            cpu_list(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_definition_of_the_flags_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn deploy_flags_are_those_of_the_contract() {
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4";
+        let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
+        let expected = DeployFlags {
+            app: Some("a".to_owned()),
+            read_only: true,
+            atomic: true,
+            idempotent: true,
+            fresh: true,
+            deadline_ms: Some(1),
+            memory_mib: Some(2),
+            workers_max: Some(3),
+            state_mib: Some(4),
+        };
+        assert_eq!(deploy.into_flags(), expected);
+    }
+}

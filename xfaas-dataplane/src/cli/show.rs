@@ -1,0 +1,223 @@
+//! Replies of the admin API as text for people.
+
+use crate::control::{
+    Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionsReply,
+    StatsReply, Verdict,
+};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Columns under their names: numbers flush right, text flush left.
+fn table(names: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([names[column].len()]).max().unwrap_or(0);
+    let is_number = |column: usize| rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit()));
+    let columns: Vec<(usize, bool)> = (0..names.len()).map(|column| (width(column), is_number(column))).collect();
+    let mut text = String::new();
+    let mut push = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for ((width, is_number), cell) in columns.iter().zip(cells) {
+            let cell = if *is_number { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
+            line.push_str(&cell);
+            line.push_str("  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    push(&mut names.iter().copied());
+    for row in rows {
+        push(&mut row.iter().map(String::as_str));
+    }
+    text
+}
+
+pub(super) fn functions(reply: &FunctionsReply) -> String {
+    if reply.functions.is_empty() {
+        return "no functions: deploy one with `xfaas deploy NAME FILE`\n".to_owned();
+    }
+    let row = |info: &FunctionInfo| {
+        let manifest = &info.manifest;
+        let switches = [
+            ("read-only", manifest.read_only),
+            ("atomic", manifest.atomic),
+            ("idempotent", manifest.idempotent),
+            ("fresh", manifest.fresh),
+        ];
+        let switches: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        let source = match info.source {
+            FunctionSource::Configuration => "configuration",
+            FunctionSource::Deployment => "deployment",
+        };
+        vec![
+            manifest.name.clone(),
+            manifest.app.clone(),
+            info.generation.to_string(),
+            source.to_owned(),
+            manifest.deadline_ms.to_string(),
+            manifest.memory_mib.to_string(),
+            manifest.workers_max.to_string(),
+            manifest.state_mib.to_string(),
+            if switches.is_empty() { "-".to_owned() } else { switches.join(",") },
+            info.fault.clone().unwrap_or_else(|| "runs".to_owned()),
+        ]
+    };
+    let names = ["NAME", "APP", "GENERATION", "FROM", "DEADLINE_MS", "MEMORY_MIB", "WORKERS_MAX", "STATE_MIB", "FLAGS", "STATUS"];
+    table(&names, &reply.functions.iter().map(row).collect::<Vec<_>>())
+}
+
+pub(super) fn sessions(reply: &SessionsReply) -> String {
+    if reply.sessions.is_empty() {
+        return "no sessions with state\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = reply
+        .sessions
+        .iter()
+        .map(|session| {
+            let numbers = [u64::from(session.shard), session.state_bytes, session.keys.into(), session.workers.into()];
+            [session.app.clone(), session.session.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
+        })
+        .collect();
+    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS"], &rows);
+    if reply.truncated {
+        text.push_str("there may be more: raise --limit, or narrow with --app or --prefix\n");
+    }
+    text
+}
+
+pub(super) fn checks(checks: &[Check]) -> String {
+    let rows: Vec<Vec<String>> = checks
+        .iter()
+        .map(|check| {
+            let verdict = match check.verdict {
+                Verdict::Good => "good",
+                Verdict::Warning => "WARNING",
+                Verdict::Missing => "MISSING",
+            };
+            vec![verdict.to_owned(), check.name.clone(), check.found.clone()]
+        })
+        .collect();
+    let mut text = table(&["", "CHECK", "FOUND"], &rows);
+    for check in checks.iter().filter(|check| check.verdict != Verdict::Good) {
+        writeln!(text, "\n{}: {}", check.name, check.advice).expect("a String takes all text");
+    }
+    text
+}
+
+/// Shards are summed up; `--json` and `/metrics` have each one.
+pub(super) fn stats(reply: &StatsReply) -> String {
+    let mut text =
+        format!("up {} s, {} shards, {} functions, steering {}\n", reply.uptime_s, reply.shards, reply.functions, reply.steering);
+    if let Some(missing) = &reply.not_ready {
+        writeln!(text, "NOT READY: {missing}").expect("a String takes all text");
+    }
+    let mut requests: BTreeMap<(String, String), f64> = BTreeMap::new();
+    let mut durations: BTreeMap<String, Histogram> = BTreeMap::new();
+    let mut others: BTreeMap<String, f64> = BTreeMap::new();
+    for sample in &reply.metrics {
+        let label = |key: &str| sample.labels.get(key).cloned().unwrap_or_default();
+        match (&sample.histogram, sample.value) {
+            (Some(histogram), _) if sample.name == REQUEST_DURATION_SECONDS => merge(durations.entry(label("function")), histogram),
+            (None, Some(value)) if sample.name == REQUESTS_TOTAL => {
+                *requests.entry((label("function"), label("outcome"))).or_default() += value
+            }
+            (None, Some(value)) if !sample.name.ends_with("_info") => *others.entry(title(sample)).or_default() += value,
+            _ => {}
+        }
+    }
+    let rows: Vec<_> = requests.into_iter().map(|((function, outcome), count)| vec![function, outcome, count.to_string()]).collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&["FUNCTION", "OUTCOME", "REQUESTS"], &rows));
+    }
+    let rows: Vec<_> = durations
+        .into_iter()
+        .filter(|(_, histogram)| histogram.count > 0)
+        .map(|(function, histogram)| vec![function, quantile(&histogram, 0.5), quantile(&histogram, 0.99), quantile(&histogram, 0.999)])
+        .collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&["FUNCTION", "P50", "P99", "P99.9"], &rows));
+    }
+    let rows: Vec<_> = others.into_iter().map(|(name, value)| vec![name, format!("{value:.0}")]).collect();
+    text.push('\n');
+    text.push_str(&table(&["METRIC", "VALUE"], &rows));
+    text
+}
+
+/// A sample's name with its labels, without the shard.
+fn title(sample: &MetricSample) -> String {
+    let labels: Vec<String> =
+        sample.labels.iter().filter(|(key, _)| *key != "shard").map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { sample.name.clone() } else { format!("{} {}", sample.name, labels.join(" ")) }
+}
+
+fn merge(entry: std::collections::btree_map::Entry<'_, String, Histogram>, histogram: &Histogram) {
+    let merged = entry.or_insert_with(|| Histogram { count: 0, sum_seconds: 0.0, buckets: Vec::new() });
+    merged.count += histogram.count;
+    merged.sum_seconds += histogram.sum_seconds;
+    merged.buckets.resize(histogram.buckets.len(), (0.0, 0));
+    for (sum, (bound, count)) in merged.buckets.iter_mut().zip(&histogram.buckets) {
+        *sum = (*bound, sum.1 + count);
+    }
+}
+
+/// The bound of the bucket that the quantile lies in.
+fn quantile(histogram: &Histogram, fraction: f64) -> String {
+    let rank = (histogram.count as f64 * fraction).ceil() as u64;
+    let seconds = |bound: f64| if bound < 0.001 { format!("{:.0} us", bound * 1e6) } else { format!("{} ms", bound * 1e3) };
+    match histogram.buckets.iter().find(|(_, count)| *count >= rank) {
+        Some((bound, _)) => format!("<= {}", seconds(*bound)),
+        None => histogram.buckets.last().map_or_else(|| "-".to_owned(), |(bound, _)| format!("> {}", seconds(*bound))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> MetricSample {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        MetricSample { name: name.to_owned(), labels, value: Some(value), histogram: None }
+    }
+
+    #[test]
+    fn stats_sum_up_shards() {
+        let histogram = |counts: [u64; 2]| MetricSample {
+            value: None,
+            histogram: Some(Histogram { count: 10, sum_seconds: 1.0, buckets: vec![(0.000_1, counts[0]), (0.005, counts[1])] }),
+            ..sample(REQUEST_DURATION_SECONDS, &[("function", "echo")], 0.0)
+        };
+        let reply = StatsReply {
+            uptime_s: 3,
+            shards: 2,
+            functions: 1,
+            not_ready: Some("draining".to_owned()),
+            steering: "off".to_owned(),
+            metrics: vec![
+                sample(REQUESTS_TOTAL, &[("function", "echo"), ("outcome", "ok"), ("shard", "0")], 3.0),
+                sample(REQUESTS_TOTAL, &[("function", "echo"), ("outcome", "ok"), ("shard", "1")], 4.0),
+                histogram([9, 10]),
+                histogram([9, 9]),
+                sample("xfaas_drops_total", &[("place", "user"), ("reason", "bad_magic")], 2.0),
+                sample("xfaas_build_info", &[], 1.0),
+            ],
+        };
+        let expected = "up 3 s, 2 shards, 1 functions, steering off\n\
+            NOT READY: draining\n\
+            \n\
+            FUNCTION  OUTCOME  REQUESTS\n\
+            echo      ok              7\n\
+            \n\
+            FUNCTION  P50        P99     P99.9\n\
+            echo      <= 100 us  > 5 ms  > 5 ms\n\
+            \n\
+            METRIC                                         VALUE\n\
+            xfaas_drops_total place=user reason=bad_magic      2\n";
+        assert_eq!(stats(&reply), expected);
+    }
+
+    #[test]
+    fn findings_come_with_advice() {
+        let text = checks(&[Check::good("kernel", "6.18"), Check::bad("BTF", Verdict::Missing, "not there", "use another kernel")]);
+        assert_eq!(text, "         CHECK   FOUND\ngood     kernel  6.18\nMISSING  BTF     not there\n\nBTF: use another kernel\n");
+    }
+}

@@ -1,0 +1,91 @@
+//! The shape of `xfaas.toml`, as written. Unknown keys are refused with their line and column.
+
+use super::limits::Limits;
+use crate::worker::FunctionManifest;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileConfig {
+    pub listen: ListenSection,
+    pub shards: ShardsSection,
+    pub steering: SteeringSection,
+    pub limits: Limits,
+    pub state_dir: Option<PathBuf>,
+    pub shared_memory_dir: Option<PathBuf>,
+    pub function: Vec<FunctionEntry>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ListenSection {
+    /// Default 0.0.0.0:8080.
+    pub http: Option<SocketAddr>,
+    /// Default: the address of `http`.
+    pub udp: Option<SocketAddr>,
+    /// Default 127.0.0.1:9070.
+    pub admin: Option<SocketAddr>,
+    /// Default 127.0.0.1:9071.
+    pub rpc: Option<SocketAddr>,
+    /// Default `x-session-id`. The kernel programs know names of up to 39 bytes: with a longer one TCP connections find their shard later, in user space.
+    pub session_header: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ShardsSection {
+    /// Default: all CPUs this process may run on.
+    pub cpus: Option<Vec<u16>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SteeringSection {
+    /// Default `auto`.
+    pub mode: Option<String>,
+    pub iface: Option<String>,
+}
+
+/// One `[[function]]`: the flags of `xfaas deploy` in snake case, and the module. The flags are spelt out, not flattened in: serde refuses
+/// unknown keys only of a flat struct.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FunctionEntry {
+    name: String,
+    wasm: PathBuf,
+    app: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    atomic: bool,
+    #[serde(default)]
+    idempotent: bool,
+    #[serde(default)]
+    fresh: bool,
+    deadline_ms: Option<u32>,
+    memory_mib: Option<u32>,
+    workers_max: Option<u16>,
+    state_mib: Option<u32>,
+}
+
+impl FunctionEntry {
+    /// The manifest with the defaults of CONTRACT.md section 4, and the module's path as written.
+    pub fn into_parts(self) -> (FunctionManifest, PathBuf) {
+        let default = FunctionManifest::named(&self.name);
+        let manifest = FunctionManifest {
+            app: self.app.unwrap_or(default.app),
+            name: self.name,
+            read_only: self.read_only,
+            atomic: self.atomic,
+            idempotent: self.idempotent,
+            fresh: self.fresh,
+            deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
+            memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
+            workers_max: self.workers_max.unwrap_or(default.workers_max),
+            state_mib: self.state_mib.unwrap_or(default.state_mib),
+        };
+        (manifest, self.wasm)
+    }
+}

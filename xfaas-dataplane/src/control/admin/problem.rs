@@ -1,0 +1,64 @@
+//! Errors of the admin API as `application/problem+json`, RFC 9457.
+
+use crate::control::api::Problem;
+use crate::control::catalog::CatalogError;
+use crate::control::deploy::DeployError;
+use crate::control::describe;
+use crate::control::shards::ShardsError;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+/// One refused or failed request.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub detail: String,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> ApiError {
+        ApiError { status, code, detail: detail.into() }
+    }
+
+    pub fn bad_request(detail: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: "about:blank".to_owned(),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            code: self.code.to_owned(),
+            detail: self.detail,
+        };
+        let body = serde_json::to_string(&problem).expect("strings and a number become JSON");
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+impl From<DeployError> for ApiError {
+    fn from(error: DeployError) -> ApiError {
+        let (status, code) = match &error {
+            DeployError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
+            DeployError::Catalog(CatalogError::WrongApp { .. }) => (StatusCode::CONFLICT, "wrong_app"),
+            DeployError::Catalog(CatalogError::HashClash { .. }) => (StatusCode::CONFLICT, "name_clash"),
+            DeployError::Catalog(CatalogError::TooManyFunctions) => (StatusCode::CONFLICT, "too_many_functions"),
+            DeployError::Catalog(CatalogError::TooManyApps) => (StatusCode::CONFLICT, "too_many_apps"),
+            DeployError::Module { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "bad_module"),
+            DeployError::Unknown { .. } => (StatusCode::NOT_FOUND, "no_function"),
+            DeployError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
+            DeployError::Read { .. } | DeployError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+        };
+        ApiError::new(status, code, describe(&error))
+    }
+}
+
+impl From<ShardsError> for ApiError {
+    fn from(error: ShardsError) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shards", describe(&error))
+    }
+}

@@ -1,0 +1,184 @@
+//! What each path of the admin API does.
+
+use super::Shared;
+use super::problem::ApiError;
+use crate::control::api::{DeployFlags, FunctionInfo, FunctionsReply, SessionsReply, StatsReply, UndeployReply};
+use crate::control::metrics::{CONTENT_TYPE, Samples};
+use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::Deserialize;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Bytes of a module in a deployment.
+pub(super) const MODULE_BYTES_MAX: usize = 64 << 20;
+/// A whole module must arrive in this time.
+const MODULE_TIMEOUT: Duration = Duration::from_secs(60);
+const SESSIONS_LIMIT_DEFAULT: usize = 100;
+
+pub(super) fn router(shared: Shared) -> Router {
+    let function = put(deploy).delete(undeploy).layer(DefaultBodyLimit::max(MODULE_BYTES_MAX));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/functions", get(functions))
+        .route("/v1/functions/{name}", function)
+        .route("/v1/sessions", get(sessions))
+        .route("/v1/stats", get(stats))
+        .route("/v1/steering", get(steering))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_route", "there is no such path in the admin API"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", "this path does not take that method")
+        })
+        .with_state(shared)
+}
+
+impl Shared {
+    /// What is missing before the node serves.
+    fn missing(&self) -> Option<String> {
+        self.shards.ready().and_then(|()| self.deployer.ready()).err()
+    }
+
+    fn samples(&self) -> Samples {
+        let mut samples = Samples { counters: self.shards.counters(), histograms: self.shards.histograms() };
+        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        samples.gauge("xfaas_build_info", "The version, as a label", version, 1.0);
+        samples.gauge("xfaas_functions", "Functions that run", vec![], self.deployer.count_running() as f64);
+        samples.gauge("xfaas_shards", "Shards of this process", vec![], self.shards.count() as f64);
+        samples.gauge("xfaas_uptime_seconds", "Since the control thread started", vec![], self.started_at.elapsed().as_secs_f64());
+        samples.add_steering(&(self.steering)());
+        samples
+    }
+
+    fn helper(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let busy =
+            |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "other deployments or listings are under way: try again soon");
+        self.helpers.clone().try_acquire_owned().map_err(busy)
+    }
+}
+
+/// Runs what blocks on a helper thread; the permit says that one is free.
+async fn blocking<T: Send + 'static>(permit: OwnedSemaphorePermit, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    let run = move || {
+        let result = work();
+        drop(permit); // kept until here even if the client has gone
+        result
+    };
+    let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the helper thread panicked: see the log");
+    tokio::task::spawn_blocking(run).await.map_err(failed)
+}
+
+async fn ready(State(shared): State<Shared>) -> Result<&'static str, ApiError> {
+    match shared.missing() {
+        None => Ok("ready\n"),
+        Some(missing) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", missing)),
+    }
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.samples().to_text()).into_response()
+}
+
+async fn functions(State(shared): State<Shared>) -> Json<FunctionsReply> {
+    Json(FunctionsReply { functions: shared.deployer.functions() })
+}
+
+async fn deploy(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    query: Result<Query<DeployFlags>, QueryRejection>,
+    request: Request,
+) -> Result<Json<FunctionInfo>, ApiError> {
+    refuse_browsers(request.headers())?;
+    refuse_large(request.headers())?;
+    let Query(flags) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    let body = tokio::time::timeout(MODULE_TIMEOUT, Bytes::from_request(request, &shared)).await;
+    let body = body.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the module did not arrive within 60 s"))?;
+    let wasm = body.map_err(body_error)?;
+    let manifest = flags.into_manifest(name);
+    let deployed = blocking(permit, move || shared.deployer.deploy(&manifest, &wasm)).await??;
+    Ok(Json(deployed))
+}
+
+fn body_error(error: BytesRejection) -> ApiError {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+        _ => ApiError::bad_request(error.body_text()),
+    }
+}
+
+/// A body that says it is too long is refused before it is sent; one that does not say is stopped by `DefaultBodyLimit`.
+fn refuse_large(headers: &HeaderMap) -> Result<(), ApiError> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    if length.is_some_and(|bytes| bytes > MODULE_BYTES_MAX as u64) { Err(too_large()) } else { Ok(()) }
+}
+
+fn too_large() -> ApiError {
+    let detail = format!("the module has more than {MODULE_BYTES_MAX} bytes: strip its debug information");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+async fn undeploy(State(shared): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Result<Json<UndeployReply>, ApiError> {
+    refuse_browsers(&headers)?;
+    let permit = shared.helper()?;
+    Ok(Json(blocking(permit, move || shared.deployer.undeploy(&name)).await??))
+}
+
+fn refuse_browsers(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(header::ORIGIN) {
+        let detail = "requests with an Origin header change nothing here: use `xfaas` or curl";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "browser", detail));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SessionsParameters {
+    app: Option<String>,
+    prefix: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn sessions(
+    State(shared): State<Shared>,
+    query: Result<Query<SessionsParameters>, QueryRejection>,
+) -> Result<Json<SessionsReply>, ApiError> {
+    let Query(SessionsParameters { app, prefix, limit }) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let limit = limit.unwrap_or(SESSIONS_LIMIT_DEFAULT);
+    if !(1..=SESSIONS_LIMIT_MAX).contains(&limit) {
+        return Err(ApiError::bad_request(format!("`limit` is {limit}: give a value in 1..={SESSIONS_LIMIT_MAX}")));
+    }
+    let permit = shared.helper()?;
+    let query = SessionsQuery { app, prefix, limit };
+    let mut sessions = blocking(permit, move || shared.shards.sessions(&query)).await??;
+    sessions.sort_by(|a, b| (&a.app, &a.session).cmp(&(&b.app, &b.session)));
+    sessions.truncate(limit);
+    Ok(Json(SessionsReply { truncated: sessions.len() == limit, sessions }))
+}
+
+async fn stats(State(shared): State<Shared>) -> Json<StatsReply> {
+    Json(StatsReply {
+        uptime_s: shared.started_at.elapsed().as_secs(),
+        shards: shared.shards.count(),
+        functions: shared.deployer.count_running(),
+        not_ready: shared.missing(),
+        steering: (shared.steering)().map_or_else(|error| format!("unreadable: {error}"), |report| report.mode),
+        metrics: shared.samples().to_json(),
+    })
+}
+
+async fn steering(State(shared): State<Shared>) -> Result<Json<serde_json::Value>, ApiError> {
+    let report = (shared.steering)().map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "steering", error))?;
+    let object =
+        |pairs: &[(&'static str, u64)]| pairs.iter().map(|(key, count)| (*key, *count)).collect::<std::collections::BTreeMap<_, _>>();
+    Ok(Json(serde_json::json!({ "mode": report.mode, "verdicts": object(&report.verdicts), "drops": object(&report.drops) })))
+}

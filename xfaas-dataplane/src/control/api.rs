@@ -1,0 +1,158 @@
+//! The JSON documents of the admin API, for the server and the client alike.
+
+use crate::worker::FunctionManifest;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The flags of `xfaas deploy`, which travel as the query of `PUT /v1/functions/{name}`. What is left out has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeployFlags {
+    pub app: Option<String>,
+    pub read_only: bool,
+    pub atomic: bool,
+    pub idempotent: bool,
+    pub fresh: bool,
+    pub deadline_ms: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub workers_max: Option<u16>,
+    pub state_mib: Option<u32>,
+}
+
+impl DeployFlags {
+    pub(super) fn into_manifest(self, name: String) -> FunctionManifest {
+        let default = FunctionManifest::named(&name);
+        FunctionManifest {
+            name,
+            app: self.app.unwrap_or(default.app),
+            read_only: self.read_only,
+            atomic: self.atomic,
+            idempotent: self.idempotent,
+            fresh: self.fresh,
+            deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
+            memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
+            workers_max: self.workers_max.unwrap_or(default.workers_max),
+            state_mib: self.state_mib.unwrap_or(default.state_mib),
+        }
+    }
+
+    /// The parameters that differ from their defaults.
+    pub(super) fn to_query(&self) -> Vec<(&'static str, String)> {
+        let switches = [("read_only", self.read_only), ("atomic", self.atomic), ("idempotent", self.idempotent), ("fresh", self.fresh)];
+        let numbers = [
+            ("deadline_ms", self.deadline_ms),
+            ("memory_mib", self.memory_mib),
+            ("workers_max", self.workers_max.map(u32::from)),
+            ("state_mib", self.state_mib),
+        ];
+        let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
+        query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
+        query.extend(numbers.iter().filter_map(|(key, value)| value.map(|value| (*key, value.to_string()))));
+        query
+    }
+}
+
+/// Where a function came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FunctionSource {
+    /// `xfaas.toml`: wins over a stored one of the same name at the next start.
+    Configuration,
+    /// `xfaas deploy`: stored, survives a restart.
+    Deployment,
+}
+
+/// One function as `GET /v1/functions` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionInfo {
+    pub manifest: FunctionManifest,
+    pub source: FunctionSource,
+    /// Grows with every deployment on this node.
+    pub generation: u64,
+    /// Bytes of the module.
+    pub wasm_bytes: u64,
+    /// FNV-1a-32 of the name, as in a datagram, in hexadecimal.
+    pub hash: String,
+    /// Why it does not run: a stored module that no longer loads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// What the operator should know, such as that the configuration wins at the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionsReply {
+    pub functions: Vec<FunctionInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndeployReply {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// One session with state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    pub app: String,
+    pub session: String,
+    /// `CoreIndex` of the owner.
+    pub shard: u16,
+    /// Bytes of keys and values.
+    pub state_bytes: u64,
+    pub keys: u32,
+    /// Live workers of the session's namespace.
+    pub workers: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionsReply {
+    pub sessions: Vec<SessionInfo>,
+    /// There may be more than the limit let through.
+    pub truncated: bool,
+}
+
+/// One counter, gauge (`value`) or histogram (`count`, `sum_seconds`, `buckets`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricSample {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub histogram: Option<Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Histogram {
+    pub count: u64,
+    pub sum_seconds: f64,
+    /// Upper bound in seconds and the observations up to it, cumulative.
+    pub buckets: Vec<(f64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatsReply {
+    pub uptime_s: u64,
+    pub shards: usize,
+    pub functions: usize,
+    /// What is missing before the node serves; absent when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// Steering mode and interface in words.
+    pub steering: String,
+    pub metrics: Vec<MetricSample>,
+}
+
+/// The body of every error, RFC 9457.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub code: String,
+    pub detail: String,
+}

@@ -1,0 +1,113 @@
+//! The admin API as `xfaas deploy`, `functions`, `sessions` and `stats` use it. Called by `cli`; blocks.
+
+use super::api::{DeployFlags, FunctionInfo, FunctionsReply, Problem, SessionsReply, StatsReply, UndeployReply};
+use super::shards::SessionsQuery;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A deployment sends the module and waits for the compiler.
+const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of one answer: 10,000 sessions fit several times.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no xfaas answers on {address}: start one with `xfaas run`, or give its admin address with --admin HOST:PORT")]
+    NoServer {
+        address: String,
+        #[source]
+        source: Box<ureq::Error>,
+    },
+    #[error("{address} did not answer within {}: try again, or see its log", humane(*waited))]
+    Timeout { address: String, waited: Duration },
+    /// The server's own words say what to do.
+    #[error("{}", problem.detail)]
+    Refused { problem: Problem },
+    #[error("{address} answered with something that is not xfaas's admin API: check --admin")]
+    BadReply { address: String },
+}
+
+fn humane(duration: Duration) -> String {
+    format!("{} s", duration.as_secs())
+}
+
+/// Talks to the admin API at one address.
+pub struct AdminClient {
+    agent: Agent,
+    address: String,
+}
+
+impl AdminClient {
+    /// `address`: host and port.
+    pub fn new(address: &str) -> AdminClient {
+        // No proxy from the environment: the admin API is a local one.
+        let config = Agent::config_builder().http_status_as_error(false).proxy(None).max_redirects(0).timeout_global(Some(ANSWER_TIMEOUT));
+        AdminClient { agent: config.build().new_agent(), address: address.to_owned() }
+    }
+
+    /// True if an xfaas answers there.
+    pub fn is_alive(&self) -> bool {
+        self.agent.get(self.url("/healthz")).call().is_ok_and(|response| response.status() == 200)
+    }
+
+    /// Returns when every shard has the function and it is stored.
+    pub fn deploy(&self, name: &str, flags: &DeployFlags, wasm: &[u8]) -> Result<FunctionInfo, ClientError> {
+        let request = self.agent.put(self.function_url(name)).query_pairs(flags.to_query());
+        let request = request.content_type("application/wasm").config().timeout_global(Some(DEPLOY_TIMEOUT)).build();
+        self.answer(request.send(wasm), DEPLOY_TIMEOUT)
+    }
+
+    pub fn undeploy(&self, name: &str) -> Result<UndeployReply, ClientError> {
+        self.answer(self.agent.delete(self.function_url(name)).call(), ANSWER_TIMEOUT)
+    }
+
+    pub fn functions(&self) -> Result<FunctionsReply, ClientError> {
+        self.answer(self.agent.get(self.url("/v1/functions")).call(), ANSWER_TIMEOUT)
+    }
+
+    pub fn sessions(&self, query: &SessionsQuery) -> Result<SessionsReply, ClientError> {
+        let mut pairs = vec![("limit", query.limit.to_string())];
+        pairs.extend(query.app.clone().map(|app| ("app", app)));
+        pairs.extend(query.prefix.clone().map(|prefix| ("prefix", prefix)));
+        self.answer(self.agent.get(self.url("/v1/sessions")).query_pairs(pairs).call(), ANSWER_TIMEOUT)
+    }
+
+    pub fn stats(&self) -> Result<StatsReply, ClientError> {
+        self.answer(self.agent.get(self.url("/v1/stats")).call(), ANSWER_TIMEOUT)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The name as one path segment, whatever bytes it has: the server says what is wrong with it.
+    fn function_url(&self, name: &str) -> String {
+        let mut url = self.url("/v1/functions/");
+        for byte in name.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => url.push(char::from(byte)),
+                _ => url.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        url
+    }
+
+    fn answer<T: DeserializeOwned>(&self, result: Result<Response<Body>, ureq::Error>, waited: Duration) -> Result<T, ClientError> {
+        let address = self.address.clone();
+        let mut response = match result {
+            Ok(response) => response,
+            Err(ureq::Error::Timeout(_)) => return Err(ClientError::Timeout { address, waited }),
+            Err(source) => return Err(ClientError::NoServer { address, source: Box::new(source) }),
+        };
+        let bad_reply = || ClientError::BadReply { address: self.address.clone() };
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(|_| bad_reply())?;
+        if response.status().is_success() {
+            return serde_json::from_slice(&body).map_err(|_| bad_reply());
+        }
+        let problem = serde_json::from_slice(&body).map_err(|_| bad_reply())?;
+        Err(ClientError::Refused { problem })
+    }
+}

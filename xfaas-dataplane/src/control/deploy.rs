@@ -1,0 +1,270 @@
+//! Deployments: check, compile, store and swap functions, one at a time. Called by the admin API and, at start, by `main.rs`.
+//! Blocks on the compiler, the disk and the shards: never call it on the control thread itself.
+
+use super::api::{FunctionInfo, FunctionSource, UndeployReply};
+use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
+use super::describe;
+use super::shards::{Shards, ShardsError};
+use super::store::{Store, StoreError, Stored};
+use crate::worker::{Engine, Function, FunctionManifest, LoadError};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use xfaas_common::ids::FunctionHash;
+
+/// One function of the configuration: what it may do, and where its module lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfiguredFunction {
+    pub manifest: FunctionManifest,
+    pub wasm: PathBuf,
+}
+
+/// Why a deployment or its removal is refused or failed. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("the module of {name:?} is refused")]
+    Module {
+        name: String,
+        #[source]
+        source: LoadError,
+    },
+    #[error("cannot read the module {} of function {name:?}: correct `wasm` of its [[function]] entry", path.display())]
+    Read {
+        name: String,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the shards did not change {name:?}")]
+    Shards {
+        name: String,
+        #[source]
+        source: ShardsError,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("there is no function {name:?}: see `xfaas functions`")]
+    Unknown { name: String },
+}
+
+/// What `start` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartReport {
+    /// Functions that run now.
+    pub loaded: Vec<String>,
+    /// Stored functions that do not load any more, and why. Kept on disk.
+    pub broken: Vec<(String, String)>,
+}
+
+/// What one deployment at a time may touch.
+struct Deployments {
+    store: Store,
+    /// Every function that runs, to be given to the shards again when a swap fails half way.
+    running: HashMap<String, Arc<Function>>,
+}
+
+/// The functions of this node. Shared by the admin API's helpers; deployments queue on one lock, reading does not wait for them.
+pub struct Deployer {
+    engine: Engine,
+    shards: Arc<dyn Shards>,
+    /// Ceiling of `memory_mib`, as the engine was built.
+    memory_mib_max: u32,
+    deployments: Mutex<Deployments>,
+    catalog: RwLock<Catalog>,
+    started: AtomicBool,
+}
+
+impl Deployer {
+    pub fn new(engine: Engine, shards: Arc<dyn Shards>, store: Store, memory_mib_max: u32) -> Deployer {
+        let deployments = Mutex::new(Deployments { store, running: HashMap::new() });
+        Deployer { engine, shards, memory_mib_max, deployments, catalog: RwLock::default(), started: AtomicBool::new(false) }
+    }
+
+    /// Loads the functions of the configuration, then the stored ones of other names.
+    /// Errors: a configured function does not load, or the store cannot be listed. A stored one that does not load is logged, reported and kept.
+    pub fn start(&self, configured: &[ConfiguredFunction]) -> Result<StartReport, DeployError> {
+        let mut deployments = self.lock();
+        let mut report = StartReport::default();
+        self.catalog_mut(|catalog| catalog.set_configured(configured.iter().map(|function| function.manifest.name.clone()).collect()));
+        for function in configured {
+            let ConfiguredFunction { manifest, wasm } = function;
+            let name = manifest.name.clone();
+            let bytes = std::fs::read(wasm).map_err(|source| DeployError::Read { name: name.clone(), path: wasm.clone(), source })?;
+            let generation = deployments.store.next_generation();
+            self.bring_up(&mut deployments, manifest, &bytes, FunctionSource::Configuration, generation)?;
+            report.loaded.push(name);
+        }
+        let names: HashSet<&str> = configured.iter().map(|function| function.manifest.name.as_str()).collect();
+        for (name, listed) in deployments.store.list()? {
+            if names.contains(name.as_str()) {
+                tracing::info!(name, "xfaas.toml wins over the stored deployment");
+                continue;
+            }
+            match listed.and_then(|stored| self.bring_up_stored(&mut deployments, &stored)) {
+                Ok(()) => report.loaded.push(name),
+                Err(fault) => {
+                    tracing::error!(name, fault, "a stored function does not load and does not run: deploy it again or undeploy it");
+                    report.broken.push((name, fault));
+                }
+            }
+        }
+        self.started.store(true, Ordering::Release);
+        Ok(report)
+    }
+
+    /// Deploys `wasm` as `manifest` says, or swaps the function of that name: requests that run keep the old one, later ones get the new one.
+    /// Returns once every shard has it and a restart would find it. Cost: a compilation, some milliseconds to seconds.
+    pub fn deploy(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<FunctionInfo, DeployError> {
+        let mut deployments = self.lock();
+        let name = &manifest.name;
+        let function = self.load(&mut deployments, manifest, wasm, None)?;
+        let prepared = deployments.store.prepare(manifest, wasm, function.generation)?;
+        let generation = function.generation;
+        self.install(&deployments, &function)?;
+        if let Err(error) = prepared.commit() {
+            self.roll_back(&deployments, &function);
+            return Err(error.into());
+        }
+        deployments.running.insert(name.clone(), function);
+        let wasm_bytes = wasm.len() as u64;
+        let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault: None };
+        tracing::info!(name, generation, wasm_bytes, "deployed");
+        Ok(self.catalog_mut(|catalog| {
+            catalog.insert(entry.clone());
+            catalog.info(&entry)
+        }))
+    }
+
+    /// Takes a function away from every shard and from the disk. Its app's session state stays.
+    pub fn undeploy(&self, name: &str) -> Result<UndeployReply, DeployError> {
+        let mut deployments = self.lock();
+        let function = deployments.running.get(name).cloned();
+        if function.is_none() && !deployments.store.contains(name) {
+            return Err(DeployError::Unknown { name: name.to_owned() });
+        }
+        if let Some(function) = &function {
+            let removed = self.shards.remove(function.index);
+            if let Err(source) = removed {
+                self.roll_back(&deployments, function);
+                return Err(DeployError::Shards { name: name.to_owned(), source });
+            }
+        }
+        if let Err(error) = deployments.store.remove(name) {
+            if let Some(function) = &function {
+                self.roll_back(&deployments, function);
+            }
+            return Err(error.into());
+        }
+        deployments.running.remove(name);
+        tracing::info!(name, "undeployed");
+        let note = self.catalog_mut(|catalog| {
+            catalog.remove(name);
+            catalog.is_configured(name).then(|| CONFIGURATION_WINS.to_owned())
+        });
+        Ok(UndeployReply { name: name.to_owned(), note })
+    }
+
+    /// Functions that run or should, by name.
+    pub fn functions(&self) -> Vec<FunctionInfo> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).list()
+    }
+
+    /// How many functions run.
+    pub fn count_running(&self) -> usize {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).count_running()
+    }
+
+    /// Errors: what is missing, in words.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.started.load(Ordering::Acquire) { Ok(()) } else { Err("functions are still being loaded".to_owned()) }
+    }
+
+    /// Checks and compiles; nothing outside sees the result yet. `generation`: the stored one, or `None` for a new one.
+    fn load(
+        &self,
+        deployments: &mut Deployments,
+        manifest: &FunctionManifest,
+        wasm: &[u8],
+        generation: Option<u64>,
+    ) -> Result<Arc<Function>, DeployError> {
+        let name = &manifest.name;
+        check_manifest(manifest, self.memory_mib_max)?;
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).admit(name, &manifest.app)?;
+        let program = self.engine.load(manifest, wasm).map_err(|source| DeployError::Module { name: name.clone(), source })?;
+        let generation = generation.unwrap_or_else(|| deployments.store.next_generation());
+        let place = self.catalog_mut(|catalog| catalog.place(name, &manifest.app));
+        let hash = FunctionHash::of(name.as_bytes());
+        Ok(Arc::new(Function { manifest: manifest.clone(), program, index: place.index, app: place.app, hash, generation }))
+    }
+
+    /// Loads and installs a function that needs no storing.
+    fn bring_up(
+        &self,
+        deployments: &mut Deployments,
+        manifest: &FunctionManifest,
+        wasm: &[u8],
+        source: FunctionSource,
+        generation: u64,
+    ) -> Result<(), DeployError> {
+        let function = self.load(deployments, manifest, wasm, Some(generation))?;
+        self.install(deployments, &function)?;
+        deployments.running.insert(manifest.name.clone(), function);
+        let entry = Entry { manifest: manifest.clone(), source, generation, wasm_bytes: wasm.len() as u64, fault: None };
+        self.catalog_mut(|catalog| catalog.insert(entry));
+        Ok(())
+    }
+
+    /// Errors: why the stored function does not run, in words; it is in the catalog all the same, unless its name cannot be there.
+    fn bring_up_stored(&self, deployments: &mut Deployments, stored: &Stored) -> Result<(), String> {
+        let Stored { manifest, generation, wasm_bytes, .. } = stored;
+        let admitted = self.catalog.read().unwrap_or_else(PoisonError::into_inner).admit(&manifest.name, &manifest.app);
+        admitted.map_err(|error| error.to_string())?;
+        let result = stored.read_wasm().and_then(|wasm| {
+            let up = self.bring_up(deployments, manifest, &wasm, FunctionSource::Deployment, *generation);
+            up.map_err(|error| describe(&error))
+        });
+        if let Err(fault) = &result {
+            let fault = Some(fault.clone());
+            let (generation, wasm_bytes) = (*generation, *wasm_bytes);
+            let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault };
+            self.catalog_mut(|catalog| catalog.insert(entry));
+        }
+        result
+    }
+
+    fn install(&self, deployments: &Deployments, function: &Arc<Function>) -> Result<(), DeployError> {
+        self.shards.install(Arc::clone(function)).map_err(|source| {
+            self.roll_back(deployments, function);
+            DeployError::Shards { name: function.manifest.name.clone(), source }
+        })
+    }
+
+    /// Gives the shards what they had under this function's index before. Best effort: a shard that does not answer keeps what it has, and is named in the log.
+    fn roll_back(&self, deployments: &Deployments, function: &Function) {
+        let name = &function.manifest.name;
+        let result = match deployments.running.get(name) {
+            Some(former) => self.shards.install(Arc::clone(former)),
+            None => self.shards.remove(function.index),
+        };
+        if let Err(error) = result {
+            tracing::error!(name, error = describe(&error), "the shards may disagree about this function: deploy it again");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Deployments> {
+        // A panic in the compiler leaves nothing half done in here: both fields change only after it.
+        self.deployments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn catalog_mut<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+        change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests;

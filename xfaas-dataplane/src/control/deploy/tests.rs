@@ -1,0 +1,135 @@
+use super::*;
+use crate::control::testing::{FakeShards, MODULE, MODULE_2, clashing_names, engine, manifest};
+use std::path::Path;
+
+fn deployer(directory: &Path) -> (Deployer, Arc<FakeShards>) {
+    let shards = Arc::new(FakeShards::default());
+    let store = Store::open(directory).unwrap();
+    (Deployer::new(engine(), Arc::clone(&shards) as Arc<dyn Shards>, store, 128), shards)
+}
+
+#[test]
+fn a_deployment_runs_at_once_and_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, shards) = deployer(directory.path());
+    assert!(first.ready().is_err());
+    first.start(&[]).unwrap();
+    first.ready().unwrap();
+    let info = first.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    assert_eq!((info.source, info.wasm_bytes), (FunctionSource::Deployment, MODULE.len() as u64));
+    assert_eq!(shards.generation_of("echo"), Some(info.generation));
+    drop(first);
+    let (second, shards) = deployer(directory.path());
+    let report = second.start(&[]).unwrap();
+    assert_eq!(report, StartReport { loaded: vec!["echo".to_owned()], broken: vec![] });
+    assert_eq!(shards.generation_of("echo"), Some(info.generation));
+    assert_eq!(second.functions(), [info]);
+}
+
+#[test]
+fn a_swap_keeps_the_index_and_raises_the_generation() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deployer, shards) = deployer(directory.path());
+    let first = deployer.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    let second = deployer.deploy(&manifest("echo", "shop"), MODULE_2).unwrap();
+    assert!(second.generation > first.generation);
+    assert_eq!(shards.installed().len(), 1);
+    assert_eq!(shards.generation_of("echo"), Some(second.generation));
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deployer, shards) = deployer(directory.path());
+    let before = deployer.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    assert!(matches!(deployer.deploy(&manifest("echo", "shop"), b"text"), Err(DeployError::Module { .. })));
+    assert!(matches!(deployer.deploy(&manifest("echo", "other"), MODULE), Err(DeployError::Catalog(CatalogError::WrongApp { .. }))));
+    assert!(matches!(deployer.deploy(&manifest("a b", "shop"), MODULE), Err(DeployError::Manifest(_))));
+    assert!(matches!(deployer.undeploy("../echo"), Err(DeployError::Unknown { .. })));
+    let (first, second) = clashing_names();
+    deployer.deploy(&manifest(&first, "shop"), MODULE).unwrap();
+    assert!(matches!(deployer.deploy(&manifest(&second, "shop"), MODULE), Err(DeployError::Catalog(CatalogError::HashClash { .. }))));
+    assert_eq!(shards.generation_of("echo"), Some(before.generation));
+    assert_eq!(deployer.functions().len(), 2);
+}
+
+#[test]
+fn a_shard_that_fails_gets_the_former_function_back_and_nothing_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, shards) = deployer(directory.path());
+    let before = first.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    shards.fail_next_install();
+    assert!(matches!(first.deploy(&manifest("echo", "shop"), MODULE_2), Err(DeployError::Shards { .. })));
+    assert_eq!(shards.generation_of("echo"), Some(before.generation));
+    shards.fail_next_install();
+    first.deploy(&manifest("new", "shop"), MODULE).unwrap_err();
+    assert_eq!(shards.generation_of("new"), None);
+    drop(first);
+    let (second, shards) = deployer(directory.path());
+    assert_eq!(second.start(&[]).unwrap().loaded, ["echo"]);
+    assert_eq!(shards.generation_of("echo"), Some(before.generation));
+}
+
+#[test]
+fn an_undeployed_function_stays_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, shards) = deployer(directory.path());
+    first.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    assert_eq!(first.undeploy("echo").unwrap().note, None);
+    assert!(shards.installed().is_empty());
+    assert!(matches!(first.undeploy("echo"), Err(DeployError::Unknown { .. })));
+    first.deploy(&manifest("echo", "another-app"), MODULE).unwrap();
+    first.undeploy("echo").unwrap();
+    drop(first);
+    assert_eq!(deployer(directory.path()).0.start(&[]).unwrap(), StartReport::default());
+}
+
+#[test]
+fn the_configuration_wins_at_start_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("echo.wasm");
+    std::fs::write(&wasm, MODULE).unwrap();
+    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm };
+    let state = directory.path().join("state");
+    let (first, _) = deployer(&state);
+    first.start(std::slice::from_ref(&configured)).unwrap();
+    assert_eq!(first.functions()[0].source, FunctionSource::Configuration);
+    let info = first.deploy(&manifest("echo", "shop"), MODULE_2).unwrap();
+    assert!(info.note.unwrap().contains("xfaas.toml"));
+    drop(first);
+    let (second, _) = deployer(&state);
+    assert_eq!(second.start(&[configured]).unwrap().loaded, ["echo"]);
+    assert_eq!(second.functions()[0].wasm_bytes, MODULE.len() as u64);
+}
+
+#[test]
+fn a_configured_function_that_does_not_load_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("echo.wasm");
+    std::fs::write(&wasm, "text").unwrap();
+    let (deployer, _) = deployer(&directory.path().join("state"));
+    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm };
+    assert!(matches!(deployer.start(&[configured]), Err(DeployError::Module { .. })));
+    assert!(deployer.ready().is_err());
+}
+
+#[test]
+fn a_stored_function_that_does_not_load_is_told_kept_and_replaceable() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, _) = deployer(directory.path());
+    let info = first.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    first.deploy(&manifest("good", "shop"), MODULE).unwrap();
+    drop(first);
+    let module = directory.path().join(format!("functions/echo@{}.wasm", info.generation));
+    std::fs::write(&module, vec![b'x'; MODULE.len()]).unwrap();
+    let (second, shards) = deployer(directory.path());
+    let report = second.start(&[]).unwrap();
+    assert_eq!(report.loaded, ["good"]);
+    assert_eq!(report.broken[0].0, "echo");
+    assert!(module.exists());
+    assert!(second.functions()[0].fault.is_some());
+    assert_eq!((second.count_running(), shards.installed().len()), (1, 1));
+    let info = second.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    assert_eq!(info.fault, None);
+    assert_eq!(second.count_running(), 2);
+}

@@ -1,0 +1,41 @@
+//! The control thread: deployments, the admin API, metrics, and the doctor. DESIGN.md section 12.
+//! Touches shards at one door only, the trait `Shards`; never on a request's path. Called by `main.rs` and `cli`.
+
+mod admin;
+mod api;
+mod catalog;
+mod client;
+mod deploy;
+mod doctor;
+mod metrics;
+mod shards;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use self::admin::{Control, ControlError, ControlOptions, spawn};
+pub use self::api::{
+    DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem, SessionInfo, SessionsReply, StatsReply,
+    UndeployReply,
+};
+pub use self::catalog::{ManifestError, check_manifest};
+pub use self::client::{AdminClient, ClientError};
+pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
+pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};
+pub use self::metrics::{DROPS_TOTAL, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, STEERING_VERDICTS_TOTAL};
+pub use self::shards::{
+    CounterSample, HistogramSample, MetricKind, SESSIONS_LIMIT_MAX, SessionsQuery, Shards, ShardsError, SteeringReport, SteeringStats,
+};
+pub use self::store::{Store, StoreError, private_directory};
+
+/// An error and its causes in one line, as operators read it.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

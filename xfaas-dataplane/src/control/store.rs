@@ -1,0 +1,294 @@
+//! Deployments on disk: what `xfaas deploy` promised survives a restart, and a crash at any point leaves the former or the new one.
+//!
+//! `<state_dir>/functions/<name>.toml` is the manifest; renaming it into place is the commit. The module lies beside it as
+//! `<name>@<generation>.wasm` (no name holds an `@`), written and synced before; one that no manifest names is left from a crash and removed at start.
+//! `<state_dir>/lock` is locked while the process lives. Called by `deploy.rs`, on the control thread's helpers only: it blocks on the disk.
+
+use crate::worker::FunctionManifest;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use xfaas_common::ids::is_name;
+
+const MANIFEST_SUFFIX: &str = ".toml";
+const WASM_SUFFIX: &str = ".wasm";
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the state directory {} is used by another xfaas process{owner}: stop that one, or choose another with --state-dir", path.display())]
+    Locked { path: PathBuf, owner: String },
+    #[error("cannot {operation} {}: check that the disk has room and that this user may write there", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} belongs to user {owner}, or others may write to it (mode {mode:o}): make it ours with mode 700, or choose another directory", path.display())]
+    NotPrivate { path: PathBuf, owner: u32, mode: u32 },
+    #[error("cannot write the manifest of {name:?}")]
+    Encode {
+        name: String,
+        #[source]
+        source: toml::ser::Error,
+    },
+}
+
+/// `<name>.toml`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredManifest {
+    generation: u64,
+    wasm_bytes: u64,
+    function: FunctionManifest,
+}
+
+/// A stored function, its module not yet read.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub manifest: FunctionManifest,
+    pub generation: u64,
+    pub wasm_bytes: u64,
+    path: PathBuf,
+}
+
+impl Stored {
+    /// The module's bytes. Errors: unreadable, or not as long as the manifest says.
+    pub fn read_wasm(&self) -> Result<Vec<u8>, String> {
+        let wasm = fs::read(&self.path).map_err(|error| format!("cannot read {}: {error}", self.path.display()))?;
+        if wasm.len() as u64 != self.wasm_bytes {
+            return Err(format!("{} has {} bytes instead of {}", self.path.display(), wasm.len(), self.wasm_bytes));
+        }
+        Ok(wasm)
+    }
+}
+
+/// What lies under one name: a deployment, or why its manifest cannot be read.
+pub(super) type Listed = (String, Result<Stored, String>);
+
+/// The state directory, locked by this process.
+pub struct Store {
+    functions: PathBuf,
+    /// Holds the lock until it is dropped.
+    _lock: File,
+    generation_last: u64,
+}
+
+impl Store {
+    /// Makes the directory if it is not there, locks it, and clears away what a crash left behind.
+    pub fn open(state_dir: &Path) -> Result<Store, StoreError> {
+        private_directory(state_dir)?;
+        let lock = lock(&state_dir.join("lock"))?;
+        let functions = state_dir.join("functions");
+        private_directory(&functions)?;
+        let mut store = Store { functions, _lock: lock, generation_last: 0 };
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// A generation that no deployment of this directory has had.
+    pub(super) fn next_generation(&mut self) -> u64 {
+        self.generation_last += 1;
+        self.generation_last
+    }
+
+    /// All deployments, by name.
+    pub(super) fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for file in self.file_names()? {
+            let Some(name) = file.strip_suffix(MANIFEST_SUFFIX).filter(|name| is_name(name.as_bytes())) else { continue };
+            listed.push((name.to_owned(), self.read_manifest(name)));
+        }
+        listed.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(listed)
+    }
+
+    /// Writes module and manifest so that only a rename is left to do. Dropping the result undoes it.
+    pub(super) fn prepare(&self, manifest: &FunctionManifest, wasm: &[u8], generation: u64) -> Result<Prepared, StoreError> {
+        let name = &manifest.name;
+        let content = StoredManifest { generation, wasm_bytes: wasm.len() as u64, function: manifest.clone() };
+        let text = toml::to_string(&content).map_err(|source| StoreError::Encode { name: name.clone(), source })?;
+        let module = self.wasm_path(name, generation);
+        // Made first, so that a failure below removes what is there already.
+        let prepared = Prepared {
+            functions: self.functions.clone(),
+            temporary: self.functions.join(format!("{name}@{generation}{MANIFEST_SUFFIX}{TEMPORARY_SUFFIX}")),
+            target: self.manifest_path(name),
+            former: self.read_manifest(name).ok().map(|stored| stored.path),
+            module,
+            committed: false,
+        };
+        write_synced(&prepared.module, wasm)?;
+        write_synced(&prepared.temporary, text.as_bytes())?;
+        sync_directory(&self.functions)?;
+        Ok(prepared)
+    }
+
+    /// True if a manifest lies under this name, readable or not.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        is_name(name.as_bytes()) && self.manifest_path(name).exists()
+    }
+
+    /// Takes a deployment away; none of that name is fine.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let module = self.read_manifest(name).ok().map(|stored| stored.path);
+        remove_file(&self.manifest_path(name))?;
+        sync_directory(&self.functions)?;
+        module.map_or(Ok(()), |path| remove_file(&path))
+    }
+
+    fn manifest_path(&self, name: &str) -> PathBuf {
+        self.functions.join(format!("{name}{MANIFEST_SUFFIX}"))
+    }
+
+    fn wasm_path(&self, name: &str, generation: u64) -> PathBuf {
+        self.functions.join(format!("{name}@{generation}{WASM_SUFFIX}"))
+    }
+
+    fn read_manifest(&self, name: &str) -> Result<Stored, String> {
+        let path = self.manifest_path(name);
+        let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let stored: StoredManifest = toml::from_str(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))?;
+        if stored.function.name != name {
+            return Err(format!("{} is the manifest of {:?}", path.display(), stored.function.name));
+        }
+        let path = self.wasm_path(name, stored.generation);
+        Ok(Stored { manifest: stored.function, generation: stored.generation, wasm_bytes: stored.wasm_bytes, path })
+    }
+
+    /// Removes temporary files and modules that no manifest names. A module whose manifest is damaged stays: someone may mend it.
+    fn sweep(&mut self) -> Result<(), StoreError> {
+        for file in self.file_names()? {
+            let path = self.functions.join(&file);
+            if file.ends_with(TEMPORARY_SUFFIX) {
+                remove_file(&path)?;
+                continue;
+            }
+            let Some((name, generation)) = parse_wasm_name(&file) else { continue };
+            self.generation_last = self.generation_last.max(generation);
+            let manifest = self.manifest_path(name);
+            let is_named = self.read_manifest(name).map_or(manifest.exists(), |stored| stored.generation == generation);
+            if !is_named {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file_names(&self) -> Result<Vec<String>, StoreError> {
+        let entries = fs::read_dir(&self.functions).map_err(io_error("list", &self.functions))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &self.functions))?;
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+/// A deployment on disk that does not count yet.
+#[must_use = "without a commit the deployment is undone"]
+pub(super) struct Prepared {
+    functions: PathBuf,
+    temporary: PathBuf,
+    target: PathBuf,
+    module: PathBuf,
+    former: Option<PathBuf>,
+    committed: bool,
+}
+
+impl Prepared {
+    /// From here on a restart finds this deployment instead of the former one.
+    pub fn commit(mut self) -> Result<(), StoreError> {
+        fs::rename(&self.temporary, &self.target).map_err(io_error("rename", &self.temporary))?;
+        // Renamed: even if the sync fails, the module must stay for the manifest that names it.
+        self.committed = true;
+        sync_directory(&self.functions)?;
+        if let Some(former) = &self.former
+            && let Err(error) = remove_file(former)
+        {
+            tracing::warn!(error = super::describe(&error), "a former module stays until the next start");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        for path in [&self.temporary, &self.module] {
+            if let Err(error) = remove_file(path) {
+                tracing::warn!(error = super::describe(&error), "a file of a refused deployment stays until the next start");
+            }
+        }
+    }
+}
+
+/// Makes `path` (and what lies above it) with mode 700 if it is not there.
+/// Errors: it cannot be made, or someone else owns it or may write to it: then its files could be swapped under us.
+pub fn private_directory(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("make the directory", path))?;
+    let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+        return Err(StoreError::NotPrivate { path: path.to_owned(), owner, mode });
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let mut file = open.map_err(io_error("open", path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let known = file.read_to_string(&mut pid).is_ok() && pid.trim().parse::<u32>().is_ok();
+            let owner = if known { format!(" (process {})", pid.trim()) } else { String::new() };
+            return Err(StoreError::Locked { path: path.parent().unwrap_or(path).to_owned(), owner });
+        }
+        Err(TryLockError::Error(source)) => return Err(StoreError::Io { operation: "lock", path: path.to_owned(), source }),
+    }
+    // Only for the text of that error: whose lock it is decides the kernel.
+    let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    write.map_err(io_error("write", path))?;
+    Ok(file)
+}
+
+fn parse_wasm_name(file: &str) -> Option<(&str, u64)> {
+    let (name, generation) = file.strip_suffix(WASM_SUFFIX)?.rsplit_once('@')?;
+    let generation = generation.parse().ok()?;
+    is_name(name.as_bytes()).then_some((name, generation))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(io_error("write", path))
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("sync", path))
+}
+
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", path)(source)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    move |source| StoreError::Io { operation, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;

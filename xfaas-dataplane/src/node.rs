@@ -1,0 +1,201 @@
+//! One node: sockets, steering, engine, shards and control, put together in the order in which they need each other.
+//! Called by `main.rs`; everything it starts ends with it.
+
+mod door;
+mod keys;
+
+use self::door::ShardsDoor;
+use crate::config::Config;
+use crate::control::{Control, ControlError, ControlOptions, DeployError, Deployer, StartReport, SteeringReport, SteeringStats, Store};
+use crate::session::{LocalPlacement, Placement, ProxyOptions};
+use crate::shard::{self, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
+use crate::steering::{Steering, SteeringError, SteeringOptions};
+use crate::sys::RingError;
+use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
+use crate::worker::{Engine, EngineError, EngineOptions};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// A worker idle for so long is dropped.
+const KEEP_WARM_S: u64 = 60;
+/// Remembered answers of idempotent datagrams, a shard.
+const REPLAY_BYTES_MAX: usize = 64 << 20;
+/// Draining answers 503 for at least so long before the sockets close.
+const DRAIN_MS_MIN: u64 = 200;
+/// How often the epoch ticks: the slice of a guest, and the grain of its deadline.
+const TICK_US: u64 = 1_000;
+const MS_NS: u64 = 1_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Keys(#[from] keys::KeysError),
+    #[error("cannot start the wasm engine")]
+    Engine(#[from] EngineError),
+    #[error("cannot start steering")]
+    Steering(#[from] SteeringError),
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    #[error("cannot make the folder {} for session state", path.display())]
+    Directory {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] crate::control::StoreError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
+    #[error("shard {shard} failed")]
+    Ring {
+        shard: usize,
+        #[source]
+        source: RingError,
+    },
+    #[error("shard {shard} panicked: see the message above")]
+    Panicked { shard: usize },
+}
+
+/// A running node.
+pub struct Node {
+    shards: RunningShards,
+    control: Control,
+    steering: Arc<Steering>,
+    report: StartReport,
+}
+
+impl Node {
+    /// Starts everything; returns when requests are answered.
+    pub fn start(config: &Config, ebpf_object: &[u8]) -> Result<Node, NodeError> {
+        ensure_free(config.http, true)?;
+        ensure_free(config.udp, false)?;
+        let store = Store::open(&config.state_dir)?;
+        let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
+        make_directory(&region_directory)?;
+        let keys = keys::load_or_create(&config.state_dir)?;
+        let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
+        let engine = Engine::new(&EngineOptions {
+            cache_directory: Some(config.compiled_dir()),
+            workers_live_max: config.limits.workers_live_max,
+            memory_mib_max: config.limits.memory_mib_max,
+            tick_us: TICK_US,
+        })?;
+        let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
+        let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
+        let steering = Arc::new(Steering::start(SteeringOptions {
+            mode: config.steering_mode,
+            iface: config.steering_iface.as_deref(),
+            udp_port: config.udp.port(),
+            tcp_port: config.http.port(),
+            cpus: &config.cpus,
+            slot_to_core: placement.slot_to_core(),
+            keys: placement.keys(),
+            session_header: config.session_header.as_bytes(),
+            udp_sockets: udp.iter().map(AsFd::as_fd).collect(),
+            tcp_sockets: tcp.iter().map(AsFd::as_fd).collect(),
+            ebpf_object,
+        })?);
+        tracing::info!("steering: {}", steering.explain());
+        let sockets = tcp.into_iter().zip(udp);
+        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan { cpu, tcp, udp, flows: steering.flow_table() });
+        let options = shard_options(config, region_directory);
+        let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
+        let door = Arc::new(ShardsDoor::new(&shards));
+        let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
+        let control = crate::control::spawn(ControlOptions {
+            listen: config.admin,
+            deployer: Arc::clone(&deployer),
+            shards: door,
+            steering: steering_stats(&steering),
+        })?;
+        let report = deployer.start(&config.functions)?;
+        Ok(Node { shards, control, steering, report })
+    }
+
+    /// Where the admin API listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.control.address()
+    }
+
+    /// How packets are steered, in words.
+    pub fn steering(&self) -> String {
+        self.steering.mode().to_string()
+    }
+
+    /// Shows what the kernel programs logged, in builds of them that log.
+    pub fn flush_kernel_logs(&self) {
+        self.steering.flush_logs();
+    }
+
+    /// What was loaded at start.
+    pub fn start_report(&self) -> &StartReport {
+        &self.report
+    }
+
+    /// True when a shard ended that should run.
+    pub fn has_failed(&self) -> bool {
+        self.shards.threads.iter().any(std::thread::JoinHandle::is_finished)
+    }
+
+    /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
+    pub fn stop(self) -> Result<(), NodeError> {
+        for door in &self.shards.doors {
+            // A full door belongs to a shard that is stuck: its thread is waited for below all the same.
+            drop(door.send(ShardCommand::Drain));
+        }
+        for (shard, thread) in self.shards.threads.into_iter().enumerate() {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return Err(NodeError::Ring { shard, source }),
+                Err(_) => return Err(NodeError::Panicked { shard }),
+            }
+        }
+        self.control.stop();
+        Ok(())
+    }
+}
+
+fn shard_options(config: &Config, region_directory: std::path::PathBuf) -> ShardOptions {
+    let limits = &config.limits;
+    let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
+    ShardOptions {
+        connections_max: limits.connections_max as usize,
+        body_bytes_max: limits.body_bytes_max as usize,
+        session_header: config.session_header.clone().into_bytes(),
+        proxy: ProxyOptions {
+            workers_live_max: (limits.workers_live_max as usize / config.cpus.len()).max(1),
+            keep_warm_ns: KEEP_WARM_S * 1_000 * MS_NS,
+            lock_wait_ns: ms_ns(limits.lock_wait_ms),
+            namespace_queue_calls_max: limits.namespace_queue_calls_max as usize,
+            queued_calls_max: limits.shard_calls_max as usize,
+        },
+        region_directory,
+        region_bytes_max: u64::from(limits.region_mib) << 20,
+        replay_bytes_max: REPLAY_BYTES_MAX,
+        timeouts: Timeouts {
+            head_ns: ms_ns(limits.head_timeout_ms),
+            body_stall_ns: ms_ns(limits.body_stall_ms),
+            body_ns: ms_ns(limits.body_timeout_ms),
+            idle_ns: ms_ns(limits.idle_timeout_ms),
+        },
+        drain_ns_min: DRAIN_MS_MIN * MS_NS,
+        drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
+    }
+}
+
+fn make_directory(path: &std::path::Path) -> Result<(), NodeError> {
+    std::fs::create_dir_all(path).map_err(|source| NodeError::Directory { path: path.to_owned(), source })
+}
+
+fn steering_stats(steering: &Arc<Steering>) -> SteeringStats {
+    let steering = Arc::clone(steering);
+    Arc::new(move || {
+        let counters = steering.counters().map_err(|error| crate::control::describe(&error))?;
+        Ok(SteeringReport { mode: steering.mode().to_string(), verdicts: counters.verdicts(), drops: counters.drops() })
+    })
+}

@@ -1,0 +1,183 @@
+//! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
+
+use crate::control::{
+    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionInfo, SessionsQuery, Shards,
+    ShardsError,
+};
+use crate::shard::{
+    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, FunctionCounters, OUTCOMES, RunningShards, ShardCommand, ShardView,
+};
+use crate::worker::Function;
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use xfaas_common::drop_reason::DropReason;
+
+/// How long a shard may take to answer a command.
+const COMMAND_MS_MAX: u64 = 5_000;
+
+pub(super) struct ShardsDoor {
+    doors: Vec<Arc<CommandDoor>>,
+    views: Vec<Arc<ShardView>>,
+    names: Mutex<Names>,
+}
+
+/// Names by index, for labels; indexes are never used twice while the process runs.
+#[derive(Default)]
+struct Names {
+    functions: HashMap<u16, String>,
+    apps: HashMap<u16, String>,
+}
+
+impl ShardsDoor {
+    pub(super) fn new(shards: &RunningShards) -> ShardsDoor {
+        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), names: Mutex::default() }
+    }
+
+    /// Sends one command to every shard and gathers the answers, in the shards' order.
+    fn ask_all<T>(&self, command: impl Fn(SyncSender<T>) -> ShardCommand) -> Result<Vec<T>, ShardsError> {
+        let mut answers: Vec<Receiver<T>> = Vec::with_capacity(self.doors.len());
+        for (shard, door) in self.doors.iter().enumerate() {
+            let (answer, receiver) = sync_channel(1);
+            door.send(command(answer)).map_err(|_| ShardsError::Busy { shard: shard as u16, waited_ms: 0 })?;
+            answers.push(receiver);
+        }
+        let wait = Duration::from_millis(COMMAND_MS_MAX);
+        let answer = |(shard, receiver): (usize, Receiver<T>)| {
+            receiver.recv_timeout(wait).map_err(|_| ShardsError::Busy { shard: shard as u16, waited_ms: COMMAND_MS_MAX })
+        };
+        answers.into_iter().enumerate().map(answer).collect()
+    }
+
+    fn ask_all_ok(&self, command: impl Fn(SyncSender<Result<(), String>>) -> ShardCommand) -> Result<(), ShardsError> {
+        for (shard, answer) in self.ask_all(command)?.into_iter().enumerate() {
+            answer.map_err(|reason| ShardsError::Refused { shard: shard as u16, reason })?;
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> std::sync::MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Visits the counters of every function that was ever installed, on every shard.
+    fn each_function(&self, mut visit: impl FnMut(&str, usize, &FunctionCounters)) {
+        let names = self.names();
+        let mut indexes: Vec<_> = names.functions.iter().collect();
+        indexes.sort();
+        for (index, name) in indexes {
+            for (shard, view) in self.views.iter().enumerate() {
+                visit(name, shard, &view.functions[usize::from(*index)]);
+            }
+        }
+    }
+}
+
+impl Shards for ShardsDoor {
+    fn count(&self) -> usize {
+        self.doors.len()
+    }
+
+    fn install(&self, function: Arc<Function>) -> Result<(), ShardsError> {
+        self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
+        let mut names = self.names();
+        names.functions.insert(function.index, function.manifest.name.clone());
+        names.apps.insert(function.app, function.manifest.app.clone());
+        Ok(())
+    }
+
+    fn remove(&self, index: u16) -> Result<(), ShardsError> {
+        self.ask_all_ok(|answer| ShardCommand::Remove(index, answer))
+    }
+
+    fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {
+        let apps = self.names().apps.clone();
+        let app = match &query.app {
+            None => None,
+            Some(name) => match apps.iter().find(|(_, known)| *known == name) {
+                Some((index, _)) => Some(*index),
+                None => return Ok(Vec::new()),
+            },
+        };
+        let prefix = query.prefix.clone().unwrap_or_default().into_bytes();
+        let query = shard::SessionsQuery { app, prefix, limit: query.limit };
+        let rows = self.ask_all(|answer| ShardCommand::Sessions(query.clone(), answer))?;
+        let listed = rows.into_iter().enumerate().flat_map(|(shard, rows)| rows.into_iter().map(move |row| (shard, row)));
+        let info = |(shard, row): (usize, shard::SessionRow)| SessionInfo {
+            app: apps.get(&row.app).cloned().unwrap_or_default(),
+            session: row.session.as_str().to_owned(),
+            shard: shard as u16,
+            state_bytes: row.state_bytes,
+            keys: u32::try_from(row.keys).unwrap_or(u32::MAX),
+            workers: row.workers as u32,
+        };
+        Ok(listed.take(query.limit).map(info).collect())
+    }
+
+    fn counters(&self) -> Vec<CounterSample> {
+        let mut samples = Vec::new();
+        for (shard, view) in self.views.iter().enumerate() {
+            let labels = || vec![("shard", shard.to_string())];
+            for exported in EXPORTED {
+                let kind = if exported.is_counter { MetricKind::Counter } else { MetricKind::Gauge };
+                let value = (exported.value)(&view.counters);
+                samples.push(CounterSample { name: exported.name, help: exported.help, kind, labels: labels(), value });
+            }
+            for reason in DropReason::ALL {
+                let mut labels = labels();
+                labels.push(("reason", reason.name().to_owned()));
+                samples.push(CounterSample {
+                    name: "xfaas_datagrams_dropped_total",
+                    help: "Malformed datagrams dropped in user space, without an answer.",
+                    kind: MetricKind::Counter,
+                    labels,
+                    value: view.counters.drops[reason as usize].get() as f64,
+                });
+            }
+        }
+        self.each_function(|name, shard, counters| {
+            for (outcome, count) in OUTCOMES.iter().zip(&counters.outcomes) {
+                samples.push(CounterSample {
+                    name: REQUESTS_TOTAL,
+                    help: "Requests by function and outcome.",
+                    kind: MetricKind::Counter,
+                    labels: vec![
+                        ("shard", shard.to_string()),
+                        ("function", name.to_owned()),
+                        ("outcome", (*outcome).to_owned()),
+                    ],
+                    value: count.get() as f64,
+                });
+            }
+        });
+        samples
+    }
+
+    fn histograms(&self) -> Vec<HistogramSample> {
+        let mut samples = Vec::new();
+        self.each_function(|name, shard, counters| {
+            let mut sum = 0;
+            let mut cumulative = |count: &shard::Count| {
+                sum += count.get();
+                sum
+            };
+            let mut counts: Vec<u64> = counters.duration_buckets.iter().map(&mut cumulative).collect();
+            let count = counts.pop().unwrap_or(0);
+            samples.push(HistogramSample {
+                name: REQUEST_DURATION_SECONDS,
+                help: "From the request's last byte read to its reply handed to the kernel.",
+                labels: vec![("shard", shard.to_string()), ("function", name.to_owned())],
+                bounds_seconds: &DURATION_BOUNDS_S,
+                counts,
+                sum_seconds: counters.duration_ns.get() as f64 / 1e9,
+                count,
+            });
+        });
+        samples
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(()) // `shard::start` returns only when every loop runs, and a shard that ends stops the process
+    }
+}

@@ -1,0 +1,13 @@
+//! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
+
+mod hint;
+mod idle;
+mod namespace;
+mod outcome;
+mod placement;
+mod proxy;
+
+pub use self::hint::FreshIds;
+pub use self::outcome::{Finished, Outcome};
+pub use self::placement::{LocalPlacement, Placement};
+pub use self::proxy::{Proxy, ProxyOptions, ProxyStats};

@@ -1,0 +1,128 @@
+//! The active namespaces of a shard: those with a worker or a waiting call. A namespace at rest is only its state in the region.
+
+use crate::worker::Call;
+use hashbrown::HashTable;
+use slab::Slab;
+use std::collections::VecDeque;
+use xfaas_common::ids::SessionId;
+
+/// Index of an active namespace on this shard.
+pub(super) type NamespaceId = u32;
+
+/// (app, session): the primary container of DESIGN.md section 2.
+pub(super) struct Namespace {
+    pub(super) app: u16,
+    pub(super) session: SessionId,
+    table_hash: u32,
+    /// Idle workers, the warmest last.
+    pub(super) idle: Vec<u32>,
+    /// Workers that run or are parked in an invocation.
+    pub(super) running: u16,
+    /// Calls that wait for a worker, oldest first.
+    pub(super) waiting: VecDeque<Box<Call>>,
+}
+
+pub(super) struct NamespaceTable {
+    by_session: HashTable<NamespaceId>,
+    namespaces: Slab<Namespace>,
+}
+
+impl NamespaceTable {
+    pub(super) fn new() -> NamespaceTable {
+        NamespaceTable { by_session: HashTable::new(), namespaces: Slab::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.namespaces.len()
+    }
+
+    /// `table_hash` is the well-mixed half of the session's keyed hash, so a client cannot crowd a bucket.
+    pub(super) fn find_or_insert(&mut self, app: u16, session: &SessionId, table_hash: u32) -> NamespaceId {
+        let hash = spread(table_hash, app);
+        let namespaces = &self.namespaces;
+        let same = |id: &NamespaceId| {
+            let namespace = &namespaces[*id as usize];
+            namespace.app == app && namespace.session == *session
+        };
+        if let Some(id) = self.by_session.find(hash, same) {
+            return *id;
+        }
+        let fresh = Namespace { app, session: *session, table_hash, idle: Vec::new(), running: 0, waiting: VecDeque::new() };
+        let id = self.namespaces.insert(fresh) as NamespaceId;
+        let namespaces = &self.namespaces;
+        self.by_session.insert_unique(hash, id, |id| {
+            let namespace = &namespaces[*id as usize];
+            spread(namespace.table_hash, namespace.app)
+        });
+        id
+    }
+
+    pub(super) fn get(&self, id: NamespaceId) -> &Namespace {
+        &self.namespaces[id as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, id: NamespaceId) -> &mut Namespace {
+        &mut self.namespaces[id as usize]
+    }
+
+    /// Forgets the namespace if nothing runs, waits or rests in it.
+    pub(super) fn remove_if_empty(&mut self, id: NamespaceId) {
+        let namespace = &self.namespaces[id as usize];
+        if namespace.running != 0 || !namespace.idle.is_empty() || !namespace.waiting.is_empty() {
+            return;
+        }
+        let hash = spread(namespace.table_hash, namespace.app);
+        if let Ok(entry) = self.by_session.find_entry(hash, |other| *other == id) {
+            entry.remove();
+        }
+        self.namespaces.remove(id as usize);
+    }
+
+    /// Namespaces with a waiting call.
+    pub(super) fn waiting_ids(&self) -> Vec<NamespaceId> {
+        self.namespaces.iter().filter(|(_, namespace)| !namespace.waiting.is_empty()).map(|(id, _)| id as NamespaceId).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.iter().map(|(_, namespace)| namespace)
+    }
+}
+
+/// hashbrown reads the upper 7 and the lower bits: both come from the mixed half.
+fn spread(table_hash: u32, app: u16) -> u64 {
+    let hash = table_hash.wrapping_add(u32::from(app).wrapping_mul(0x9E37_79B9));
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_found_again_until_it_is_empty() {
+        let mut table = NamespaceTable::new();
+        let session = SessionId::new(b"alice").unwrap();
+        let id = table.find_or_insert(0, &session, 7);
+        assert_eq!(table.find_or_insert(0, &session, 7), id);
+        assert_ne!(table.find_or_insert(1, &session, 7), id);
+        table.get_mut(id).running = 1;
+        table.remove_if_empty(id);
+        assert_eq!(table.find_or_insert(0, &session, 7), id);
+        table.get_mut(id).running = 0;
+        table.remove_if_empty(id);
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.iter().next().unwrap().app, 1);
+    }
+
+    #[test]
+    fn colliding_hashes_stay_apart() {
+        let mut table = NamespaceTable::new();
+        let ids: Vec<_> =
+            (0..100).map(|i| table.find_or_insert(0, &SessionId::new(format!("s{i}").as_bytes()).unwrap(), 1)).collect();
+        for (i, id) in ids.iter().enumerate() {
+            assert_eq!(table.get(*id).session.as_str(), format!("s{i}"));
+            table.remove_if_empty(*id);
+        }
+        assert_eq!(table.len(), 0);
+    }
+}

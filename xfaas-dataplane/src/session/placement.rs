@@ -1,0 +1,73 @@
+//! Who owns a slot. `Placement` is the one trait that knows; today slots belong to the cores of this machine.
+
+use rand::{Rng, SeedableRng};
+use xfaas_common::hash::{HASH_KEYS, HashKeys, SessionHash, session_hash};
+use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
+use xfaas_common::limits::{CORES_MAX, SLOTS};
+
+/// Knows the owner of every slot. Asked once a request: must neither block nor allocate.
+pub trait Placement: Send + Sync {
+    fn hash(&self, session: &SessionId) -> SessionHash;
+    fn owner(&self, slot: SlotIndex) -> CoreIndex;
+}
+
+/// Slots dealt to the shards of this process in turn, under keys that nobody outside knows.
+pub struct LocalPlacement {
+    keys: HashKeys,
+    slot_to_core: Box<[u16]>,
+}
+
+impl LocalPlacement {
+    /// Random keys from the operating system; `cores` 1..=CORES_MAX.
+    pub fn new(cores: usize) -> LocalPlacement {
+        let mut random = rand::rngs::StdRng::from_os_rng();
+        LocalPlacement::with_keys(cores, HashKeys { keys: std::array::from_fn::<u64, HASH_KEYS, _>(|_| random.random()) })
+    }
+
+    pub fn with_keys(cores: usize, keys: HashKeys) -> LocalPlacement {
+        assert!((1..=CORES_MAX).contains(&cores), "the configuration's CPU list is checked before");
+        LocalPlacement { keys, slot_to_core: (0..SLOTS).map(|slot| (slot % cores) as u16).collect() }
+    }
+
+    /// Entry `slot` is the `CoreIndex` of its owner: the contents of the map `SLOT_TO_CORE`.
+    pub fn slot_to_core(&self) -> &[u16] {
+        &self.slot_to_core
+    }
+
+    pub fn keys(&self) -> &HashKeys {
+        &self.keys
+    }
+}
+
+impl Placement for LocalPlacement {
+    fn hash(&self, session: &SessionId) -> SessionHash {
+        session_hash(&self.keys, session.padded(), session.length())
+    }
+
+    fn owner(&self, slot: SlotIndex) -> CoreIndex {
+        CoreIndex(self.slot_to_core[slot.index()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_an_owner_and_the_shares_are_even() {
+        let placement = LocalPlacement::new(3);
+        let mut owned = [0usize; 3];
+        for slot in 0..SLOTS {
+            owned[placement.owner(SlotIndex(slot as u16)).index()] += 1;
+        }
+        assert!(owned.iter().all(|count| count.abs_diff(SLOTS / 3) <= 1), "{owned:?}");
+    }
+
+    #[test]
+    fn two_nodes_hash_the_same_session_differently() {
+        let session = SessionId::new(b"alice").unwrap();
+        let (one, other) = (LocalPlacement::new(2), LocalPlacement::new(2));
+        assert_ne!(one.hash(&session), other.hash(&session));
+        assert_eq!(one.hash(&session), one.hash(&session));
+    }
+}

@@ -1,0 +1,430 @@
+//! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
+//! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
+
+use super::idle::{IdleList, LinkStore, Links};
+use super::namespace::{NamespaceId, NamespaceTable};
+use super::outcome::{Finished, Outcome};
+use crate::net::ErrorCode;
+use crate::state::{CallToken, RegionError, ShardState};
+use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use xfaas_common::limits::FUNCTIONS_MAX;
+
+/// Limits of one shard's proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyOptions {
+    /// Workers alive at once on this shard, idle ones included.
+    pub workers_live_max: usize,
+    /// An idle worker is dropped after this time, nanoseconds.
+    pub keep_warm_ns: u64,
+    /// A call waits for a lock at most this long, nanoseconds.
+    pub lock_wait_ns: u64,
+    /// Calls that wait for a worker: in one namespace, and on the whole shard.
+    pub namespace_queue_calls_max: usize,
+    pub queued_calls_max: usize,
+}
+
+/// Counts since start, and what is there now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProxyStats {
+    pub forks: u64,
+    pub fork_ns: u64,
+    pub evictions: u64,
+    pub workers: u64,
+    pub workers_idle: u64,
+    pub workers_parked: u64,
+    pub namespaces: u64,
+    pub queued: u64,
+    pub lock_waits: u64,
+    pub slices: u64,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle { since_ns: u64 },
+    /// In the run queue, or running right now.
+    Runnable,
+    /// Parked until a lock is handed over.
+    Parked { since_ns: u64 },
+}
+
+struct WorkerSlot {
+    worker: Worker,
+    namespace: NamespaceId,
+    function: u16,
+    generation: u64,
+    phase: Phase,
+    call: Option<Box<Call>>,
+    links: Links,
+}
+
+struct Workers(Slab<WorkerSlot>);
+
+impl LinkStore for Workers {
+    fn links(&mut self, id: u32) -> &mut Links {
+        &mut self.0[id as usize].links
+    }
+}
+
+pub struct Proxy {
+    options: ProxyOptions,
+    functions: Vec<Option<Arc<Function>>>,
+    workers: Workers,
+    idle: IdleList,
+    namespaces: NamespaceTable,
+    run_queue: VecDeque<u32>,
+    /// Lent to the guest that runs; here at all other times.
+    state: Option<Box<ShardState>>,
+    granted: Vec<CallToken>,
+    parked: usize,
+    queued: usize,
+    stats: ProxyStats,
+}
+
+impl Proxy {
+    pub fn new(options: ProxyOptions, state: Box<ShardState>) -> Proxy {
+        Proxy {
+            options,
+            functions: Vec::new(),
+            workers: Workers(Slab::new()),
+            idle: IdleList::new(),
+            namespaces: NamespaceTable::new(),
+            run_queue: VecDeque::new(),
+            state: Some(state),
+            granted: Vec::new(),
+            parked: 0,
+            queued: 0,
+            stats: ProxyStats::default(),
+        }
+    }
+
+    pub fn state(&self) -> &ShardState {
+        self.state.as_ref().expect("lent only while a guest runs")
+    }
+
+    /// Takes a function, or its new version, into service. Idle workers of an older version are dropped at once; running ones end first.
+    pub fn install(&mut self, function: Arc<Function>) -> Result<(), RegionError> {
+        let index = usize::from(function.index);
+        assert!(index < FUNCTIONS_MAX, "the deployer hands out indexes below the limit");
+        self.state.as_mut().expect("lent only while a guest runs").open_app(function.app, &function.manifest.app)?;
+        if self.functions.len() <= index {
+            self.functions.resize(index + 1, None);
+        }
+        self.functions[index] = Some(function);
+        self.drop_stale();
+        Ok(())
+    }
+
+    /// Takes a function out of service.
+    pub fn remove(&mut self, index: u16) {
+        if let Some(function) = self.functions.get_mut(usize::from(index)) {
+            *function = None;
+        }
+        self.drop_stale();
+    }
+
+    pub fn function(&self, index: u16) -> Option<&Arc<Function>> {
+        self.functions.get(usize::from(index))?.as_ref()
+    }
+
+    /// True while a worker could run now.
+    pub fn has_runnable(&self) -> bool {
+        !self.run_queue.is_empty()
+    }
+
+    /// True while a call runs, is parked or waits.
+    pub fn is_busy(&self) -> bool {
+        self.queued > 0 || self.parked > 0 || !self.run_queue.is_empty()
+    }
+
+    pub fn stats(&self) -> ProxyStats {
+        ProxyStats {
+            workers: self.workers.0.len() as u64,
+            workers_idle: self.idle.len() as u64,
+            workers_parked: self.parked as u64,
+            namespaces: self.namespaces.len() as u64,
+            queued: self.queued as u64,
+            ..self.stats
+        }
+    }
+
+    /// Live workers of a session, running and idle.
+    pub fn workers_of(&self, app: u16, session: &xfaas_common::ids::SessionId) -> usize {
+        let mut namespaces = self.namespaces.iter();
+        let found = namespaces.find(|namespace| namespace.app == app && namespace.session == *session);
+        found.map_or(0, |namespace| namespace.idle.len() + usize::from(namespace.running))
+    }
+
+    /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
+    pub fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
+        let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {
+            return refused(call, ErrorCode::NoFunction, "the function was removed");
+        };
+        call.set_function(&function.manifest);
+        let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
+        let namespace = self.namespaces.get_mut(id);
+        if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
+            match self.take_worker(id, &function, now_ns) {
+                Ok(worker) => {
+                    self.assign(worker, call, now_ns);
+                    return self.run(worker, now_ns);
+                }
+                Err(ForkError::PoolFull) => {}
+                Err(_) => {
+                    self.namespaces.remove_if_empty(id);
+                    return refused(call, ErrorCode::Overloaded, "a worker could not be made");
+                }
+            }
+        }
+        let namespace = self.namespaces.get_mut(id);
+        // Without a worker of its own nothing would ever start what waits here.
+        if namespace.running == 0 || namespace.waiting.len() >= self.options.namespace_queue_calls_max || self.queued >= self.options.queued_calls_max {
+            self.namespaces.remove_if_empty(id);
+            return refused(call, ErrorCode::Overloaded, "all workers are busy and the queue is full");
+        }
+        namespace.waiting.push_back(call);
+        self.queued += 1;
+        None
+    }
+
+    /// Runs the next runnable worker for one slice. Output: a call that is over.
+    pub fn run_next(&mut self, now_ns: u64) -> Option<Finished> {
+        let id = self.run_queue.pop_front()?;
+        self.run(id, now_ns)
+    }
+
+    /// An idle worker of the namespace, else a Fork.
+    fn take_worker(&mut self, id: NamespaceId, function: &Arc<Function>, now_ns: u64) -> Result<u32, ForkError> {
+        let namespace = self.namespaces.get_mut(id);
+        let workers = &self.workers.0;
+        let warm = namespace.idle.iter().rposition(|worker| workers[*worker as usize].function == function.index);
+        if let Some(at) = warm {
+            let worker = namespace.idle.remove(at);
+            self.idle.remove(&mut self.workers, worker);
+            return Ok(worker);
+        }
+        if self.workers.0.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
+            return Err(ForkError::PoolFull);
+        }
+        let worker = match Worker::fork(&function.program) {
+            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(&function.program)?,
+            forked => forked?,
+        };
+        self.stats.forks += 1;
+        self.stats.fork_ns += crate::sys::clock::monotonic_ns().saturating_sub(now_ns);
+        let slot = WorkerSlot {
+            worker,
+            namespace: id,
+            function: function.index,
+            generation: function.generation,
+            phase: Phase::Runnable,
+            call: None,
+            links: Links::default(),
+        };
+        Ok(self.workers.0.insert(slot) as u32)
+    }
+
+    fn assign(&mut self, id: u32, mut call: Box<Call>, now_ns: u64) {
+        let slot = &mut self.workers.0[id as usize];
+        call.token = CallToken(id);
+        call.started_ns = now_ns;
+        slot.call = Some(call);
+        slot.phase = Phase::Runnable;
+        slot.worker.start();
+        self.namespaces.get_mut(slot.namespace).running += 1;
+    }
+
+    fn run(&mut self, id: u32, now_ns: u64) -> Option<Finished> {
+        let slot = &mut self.workers.0[id as usize];
+        let call = slot.call.take().expect("a runnable worker has a call");
+        let state = self.state.take().expect("one guest runs at a time on a shard");
+        let (lent, progress) = slot.worker.poll(Lent { call, state });
+        let Lent { mut call, state } = lent;
+        self.state = Some(state);
+        self.stats.slices += 1;
+        self.granted.append(&mut call.granted);
+        let finished = match progress {
+            Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),
+            Progress::Finished(code) => {
+                let outcome =
+                    Outcome::Failed { code: ErrorCode::GuestError, detail: "handle returned a non-zero code", guest_code: Some(code) };
+                Some(self.end(id, call, outcome, true, now_ns))
+            }
+            Progress::Trapped(kind) => {
+                let outcome = Outcome::failed(ErrorCode::GuestTrapped, kind.detail());
+                Some(self.end(id, call, outcome, false, now_ns))
+            }
+            Progress::DeadlinePassed => {
+                let outcome = Outcome::failed(ErrorCode::Deadline, "the function ran longer than its deadline_ms");
+                Some(self.end(id, call, outcome, false, now_ns))
+            }
+            Progress::SliceOver => {
+                self.workers.0[id as usize].call = Some(call);
+                self.run_queue.push_back(id);
+                None
+            }
+            Progress::Waiting => {
+                let slot = &mut self.workers.0[id as usize];
+                slot.call = Some(call);
+                // Not the turn's clock: the guest may have run for a while before it had to wait.
+                slot.phase = Phase::Parked { since_ns: crate::sys::clock::monotonic_ns() };
+                self.parked += 1;
+                self.stats.lock_waits += 1;
+                None
+            }
+        };
+        self.resume_granted();
+        finished
+    }
+
+    /// Workers whose lock was handed over go to the run queue.
+    fn resume_granted(&mut self) {
+        if self.granted.is_empty() {
+            return;
+        }
+        let now_ns = crate::sys::clock::monotonic_ns();
+        while let Some(CallToken(id)) = self.granted.pop() {
+            let slot = &mut self.workers.0[id as usize];
+            let Phase::Parked { since_ns } = slot.phase else {
+                unreachable!("a lock is handed over only to a call that waits for it");
+            };
+            slot.phase = Phase::Runnable;
+            slot.call.as_mut().expect("a parked worker has a call").waited_ns += now_ns.saturating_sub(since_ns);
+            self.parked -= 1;
+            self.run_queue.push_back(id);
+        }
+    }
+
+    /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
+    fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
+        let slot = &mut self.workers.0[id as usize];
+        let (namespace_id, function) = (slot.namespace, slot.function);
+        let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);
+        let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !current.manifest.fresh);
+        let namespace = self.namespaces.get_mut(namespace_id);
+        namespace.running -= 1;
+        if keep {
+            slot.phase = Phase::Idle { since_ns: now_ns };
+            namespace.idle.push(id);
+            self.idle.push(&mut self.workers, id);
+        } else {
+            drop(self.workers.0.remove(id as usize));
+        }
+        if self.namespaces.get(namespace_id).waiting.is_empty() {
+            self.namespaces.remove_if_empty(namespace_id);
+        } else {
+            self.start_waiting(namespace_id, now_ns);
+        }
+        Finished { call, outcome }
+    }
+
+    /// Gives a freed place to the call that has waited longest. It runs from the run queue, so that no chain of calls grows the stack.
+    fn start_waiting(&mut self, id: NamespaceId, now_ns: u64) {
+        let Some(next) = self.namespaces.get(id).waiting.front() else { return };
+        let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
+            // Removed while the call waited: `sweep` answers it.
+            return;
+        };
+        if self.namespaces.get(id).running >= function.manifest.workers_max {
+            return;
+        }
+        let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
+        let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
+        self.queued -= 1;
+        self.assign(worker, call, now_ns);
+        self.run_queue.push_back(worker);
+    }
+
+    /// Drops the longest idle worker of the shard, for the good of `keep`, which stays even if empty. False: none is idle.
+    fn evict_oldest(&mut self, keep: NamespaceId) -> bool {
+        let Some(id) = self.idle.oldest() else { return false };
+        let namespace = self.workers.0[id as usize].namespace;
+        self.drop_idle(id);
+        if namespace != keep {
+            self.namespaces.remove_if_empty(namespace);
+        }
+        self.stats.evictions += 1;
+        true
+    }
+
+    fn drop_idle(&mut self, id: u32) {
+        self.idle.remove(&mut self.workers, id);
+        let slot = self.workers.0.remove(id as usize);
+        self.namespaces.get_mut(slot.namespace).idle.retain(|worker| *worker != id);
+    }
+
+    fn drop_stale(&mut self) {
+        let mut next = self.idle.oldest();
+        while let Some(id) = next {
+            let slot = &self.workers.0[id as usize];
+            next = IdleList::newer(&slot.links);
+            let current = self.functions[usize::from(slot.function)].as_ref();
+            if current.is_none_or(|current| current.generation != slot.generation) {
+                let namespace = slot.namespace;
+                self.drop_idle(id);
+                self.namespaces.remove_if_empty(namespace);
+            }
+        }
+    }
+
+    /// Timed work, some forty times a second: lock waits that lasted too long, calls that nothing will start, workers idle for too long.
+    pub fn sweep(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
+        if self.parked > 0 {
+            self.sweep_parked(now_ns, finished);
+        }
+        if self.queued > 0 {
+            self.sweep_waiting(now_ns, finished);
+        }
+        while let Some(id) = self.idle.oldest() {
+            let slot = &self.workers.0[id as usize];
+            let Phase::Idle { since_ns } = slot.phase else { unreachable!("the idle list holds idle workers") };
+            if now_ns.saturating_sub(since_ns) < self.options.keep_warm_ns {
+                break;
+            }
+            let namespace = slot.namespace;
+            self.drop_idle(id);
+            self.namespaces.remove_if_empty(namespace);
+        }
+    }
+
+    fn sweep_parked(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
+        let lock_wait_ns = self.options.lock_wait_ns;
+        let late = |slot: &WorkerSlot| matches!(slot.phase, Phase::Parked { since_ns } if now_ns.saturating_sub(since_ns) >= lock_wait_ns);
+        let late: Vec<u32> = self.workers.0.iter().filter(|(_, slot)| late(slot)).map(|(id, _)| id as u32).collect();
+        for id in late {
+            // An earlier one's locks may just have been handed to this one.
+            if !matches!(self.workers.0[id as usize].phase, Phase::Parked { .. }) {
+                continue;
+            }
+            let call = self.workers.0[id as usize].call.take().expect("a parked worker has a call");
+            self.parked -= 1;
+            self.state.as_mut().expect("no guest runs now").locks.release_all(CallToken(id), &mut self.granted);
+            let outcome = Outcome::failed(ErrorCode::LockWait, "a lock was not free within lock_wait_ms");
+            finished.push(self.end(id, call, outcome, false, now_ns));
+            self.resume_granted();
+        }
+    }
+
+    /// Calls whose function was removed while they waited, or whose namespace has room again that nobody noticed (a full pool).
+    fn sweep_waiting(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
+        for id in self.namespaces.waiting_ids() {
+            let functions = &self.functions;
+            let gone = |call: &Box<Call>| functions.get(usize::from(call.function)).and_then(Option::as_ref).is_none();
+            let namespace = self.namespaces.get_mut(id);
+            while let Some(at) = namespace.waiting.iter().position(gone) {
+                let call = namespace.waiting.remove(at).expect("found just above");
+                self.queued -= 1;
+                finished.extend(refused(call, ErrorCode::NoFunction, "the function was removed"));
+            }
+            self.start_waiting(id, now_ns);
+            self.namespaces.remove_if_empty(id);
+        }
+    }
+}
+
+fn refused(call: Box<Call>, code: ErrorCode, detail: &'static str) -> Option<Finished> {
+    Some(Finished { call, outcome: Outcome::failed(code, detail) })
+}

@@ -1,0 +1,74 @@
+//! What control asks of a shard, done between two turns.
+
+use super::mailbox::{SessionRow, SessionsQuery, ShardCommand};
+use super::turn::Shard;
+use crate::worker::Function;
+use std::sync::Arc;
+
+impl Shard {
+    pub(super) fn take_commands(&mut self) {
+        while let Some(command) = self.door.commands.pop() {
+            // A asker that gave up has dropped its end: then the answer has no reader, and that is all.
+            match command {
+                ShardCommand::Install(function, answer) => drop(answer.try_send(self.install(function))),
+                ShardCommand::Remove(index, answer) => {
+                    self.by_name.retain(|_, function| *function != index);
+                    self.by_hash.retain(|_, function| *function != index);
+                    self.proxy.remove(index);
+                    drop(answer.try_send(Ok(())));
+                }
+                ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
+            }
+        }
+    }
+
+    fn install(&mut self, function: Arc<Function>) -> Result<(), String> {
+        let (index, hash) = (function.index, function.hash);
+        let name = function.manifest.name.as_bytes().into();
+        self.proxy.install(function).map_err(|error| error_chain(&error))?;
+        self.by_name.insert(name, index);
+        self.by_hash.insert(hash.0, index);
+        Ok(())
+    }
+
+    fn sessions(&self, query: &SessionsQuery) -> Vec<SessionRow> {
+        let mut rows = Vec::new();
+        for (app, region) in self.proxy.state().regions() {
+            if query.app.is_some_and(|wanted| wanted != app) {
+                continue;
+            }
+            for (session, state_bytes, keys) in region.sessions() {
+                if rows.len() >= query.limit {
+                    return rows;
+                }
+                if session.as_bytes().starts_with(&query.prefix) {
+                    let workers = self.proxy.workers_of(app, &session) as u64;
+                    rows.push(SessionRow { app, session, state_bytes, keys, workers });
+                }
+            }
+        }
+        rows
+    }
+
+    /// True when draining and nothing is left to finish, or the time to finish is over.
+    pub(super) fn is_drained(&self) -> bool {
+        let Some(since_ns) = self.draining_since_ns else { return false };
+        let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
+        let busy = self.proxy.is_busy() || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
+        // A moment of 503 `draining` for those who are just asking, then the end.
+        let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;
+        late || (told && !busy && !self.post.has_unsent())
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,238 @@
+//! What one shard counts. Only the shard writes, so a count is a relaxed load and store; control reads at any time and never resets.
+
+use crate::net::ErrorCode;
+use crate::session::{Outcome, ProxyStats};
+use std::sync::atomic::{AtomicU64, Ordering};
+use xfaas_common::drop_reason::DropReason;
+use xfaas_common::limits::FUNCTIONS_MAX;
+
+/// One number that only its shard changes.
+#[derive(Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the duration histogram, seconds; one more bucket takes what is longer.
+pub const DURATION_BOUNDS_S: [f64; 20] = [
+    0.000_005, 0.000_010, 0.000_025, 0.000_050, 0.000_100, 0.000_250, 0.000_500, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+const BOUNDS_NS: [u64; DURATION_BOUNDS_S.len()] = {
+    let mut bounds = [0; DURATION_BOUNDS_S.len()];
+    let mut i = 0;
+    while i < bounds.len() {
+        bounds[i] = (DURATION_BOUNDS_S[i] * 1e9) as u64;
+        i += 1;
+    }
+    bounds
+};
+
+/// The `outcome` labels; the position is the index in `FunctionCounters::outcomes`.
+pub const OUTCOMES: [&str; 9] =
+    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "overloaded", "draining", "no_function", "other"];
+
+/// Counts of one function on one shard.
+#[derive(Default)]
+pub struct FunctionCounters {
+    /// `xfaas_requests_total{function,outcome}`.
+    pub outcomes: [Count; OUTCOMES.len()],
+    /// `xfaas_request_duration_seconds`: from the request's last byte read to its reply handed to the kernel; not cumulative here.
+    pub duration_buckets: [Count; DURATION_BOUNDS_S.len() + 1],
+    pub duration_ns: Count,
+}
+
+impl FunctionCounters {
+    pub fn record(&self, outcome: &Outcome, duration_ns: u64) {
+        let index = match outcome {
+            Outcome::Replied => 0,
+            Outcome::Failed { code, .. } => match code {
+                ErrorCode::GuestError => 1,
+                ErrorCode::GuestTrapped => 2,
+                ErrorCode::Deadline => 3,
+                ErrorCode::LockWait => 4,
+                ErrorCode::Overloaded => 5,
+                ErrorCode::Draining => 6,
+                ErrorCode::NoFunction => 7,
+                _ => 8,
+            },
+        };
+        self.outcomes[index].add(1);
+        let bucket = BOUNDS_NS.partition_point(|bound| *bound < duration_ns);
+        self.duration_buckets[bucket].add(1);
+        self.duration_ns.add(duration_ns);
+    }
+}
+
+/// Counts of one shard; exported name and meaning beside each.
+#[repr(align(128))] // the prefetcher fetches 64-byte lines in pairs
+#[derive(Default)]
+pub struct ShardCounters {
+    /// `xfaas_connections_accepted_total`.
+    pub accepted: Count,
+    /// `xfaas_connections`, open now.
+    pub connections: Count,
+    /// `xfaas_connections_refused_total`: over the limit.
+    pub connections_refused: Count,
+    /// `xfaas_connections_timed_out_total`: closed by a head, body, send or idle timeout.
+    pub timed_out: Count,
+    /// `xfaas_http_requests_total`: complete heads, good or refused.
+    pub http_requests: Count,
+    /// `xfaas_http_refused_total`: requests answered with an error before any function was chosen.
+    pub http_refused: Count,
+    /// `xfaas_datagrams_total`: received on the UDP port, well-formed or not.
+    pub datagrams: Count,
+    /// `xfaas_datagrams_dropped_total{reason}`, dropped in user space.
+    pub drops: [Count; DropReason::ALL.len()],
+    /// `xfaas_steered_total`: requests that arrived on the shard that owns their session.
+    pub steered: Count,
+    /// `xfaas_misrouted_total`: requests that arrived on another shard.
+    pub misrouted: Count,
+    /// `xfaas_forwarded_total`: calls sent to their owner through a mailbox.
+    pub forwarded: Count,
+    /// `xfaas_moved_total`: connections given to the shard that owns their session.
+    pub moved: Count,
+    /// `xfaas_shed_total`: requests answered 503 because a queue, mailbox or pool was full.
+    pub shed: Count,
+    /// `xfaas_replays_total`: idempotent datagrams answered from memory.
+    pub replays: Count,
+    /// `xfaas_replay_evictions_total`: remembered answers dropped before their time because the memory was full.
+    pub replay_evictions: Count,
+    /// `xfaas_forks_total`, `xfaas_fork_seconds_total`, and the other numbers of the proxy.
+    pub forks: Count,
+    pub fork_ns: Count,
+    pub evictions: Count,
+    pub workers: Count,
+    pub workers_idle: Count,
+    pub workers_parked: Count,
+    pub namespaces: Count,
+    pub queued: Count,
+    pub lock_waits: Count,
+    pub slices: Count,
+    /// `xfaas_sessions`, with state in the region.
+    pub sessions: Count,
+    /// `xfaas_state_bytes`: keys and values.
+    pub state_bytes: Count,
+    /// `xfaas_ring_enters_total`: system calls of the loop.
+    pub ring_enters: Count,
+    /// `xfaas_turns_total`.
+    pub turns: Count,
+    /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
+    pub buffers_exhausted: Count,
+}
+
+/// One exported number of a shard.
+pub struct Exported {
+    pub name: &'static str,
+    pub help: &'static str,
+    /// Only grows.
+    pub is_counter: bool,
+    pub value: fn(&ShardCounters) -> f64,
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+    Exported { name, help, is_counter: true, value }
+}
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+    Exported { name, help, is_counter: false, value }
+}
+
+/// Everything a shard exports but drops by reason and what belongs to functions.
+pub const EXPORTED: &[Exported] = &[
+    counter("xfaas_connections_accepted_total", "Connections accepted.", |c| c.accepted.get() as f64),
+    gauge("xfaas_connections", "Connections open now.", |c| c.connections.get() as f64),
+    counter("xfaas_connections_refused_total", "Connections closed at once because the shard had connections_max.", |c| {
+        c.connections_refused.get() as f64
+    }),
+    counter("xfaas_connections_timed_out_total", "Connections closed by a head, body, send or idle timeout.", |c| c.timed_out.get() as f64),
+    counter("xfaas_http_requests_total", "HTTP requests, good or refused.", |c| c.http_requests.get() as f64),
+    counter("xfaas_http_refused_total", "HTTP requests answered with an error before any function ran.", |c| c.http_refused.get() as f64),
+    counter("xfaas_datagrams_total", "Datagrams received, well-formed or not.", |c| c.datagrams.get() as f64),
+    counter("xfaas_steered_total", "Requests that arrived on the shard that owns their session.", |c| c.steered.get() as f64),
+    counter("xfaas_misrouted_total", "Requests that arrived on another shard than their session's owner.", |c| c.misrouted.get() as f64),
+    counter("xfaas_forwarded_total", "Calls sent to the owner's shard through a mailbox.", |c| c.forwarded.get() as f64),
+    counter("xfaas_moved_total", "Connections moved to the shard that owns their session.", |c| c.moved.get() as f64),
+    counter("xfaas_shed_total", "Requests answered 503 because a queue, mailbox or pool was full.", |c| c.shed.get() as f64),
+    counter("xfaas_replays_total", "Duplicates of idempotent datagrams answered from memory.", |c| c.replays.get() as f64),
+    counter("xfaas_replay_evictions_total", "Remembered answers dropped early because their memory was full.", |c| {
+        c.replay_evictions.get() as f64
+    }),
+    counter("xfaas_forks_total", "Workers made.", |c| c.forks.get() as f64),
+    counter("xfaas_fork_seconds_total", "Time spent making workers.", |c| c.fork_ns.get() as f64 / 1e9),
+    counter("xfaas_evictions_total", "Idle workers dropped to make room.", |c| c.evictions.get() as f64),
+    gauge("xfaas_workers", "Workers alive.", |c| c.workers.get() as f64),
+    gauge("xfaas_workers_idle", "Workers that wait for a call.", |c| c.workers_idle.get() as f64),
+    gauge("xfaas_workers_parked", "Workers that wait for a lock.", |c| c.workers_parked.get() as f64),
+    gauge("xfaas_namespaces_active", "Namespaces with a worker or a waiting call.", |c| c.namespaces.get() as f64),
+    gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
+    counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
+    counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
+    gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
+    gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
+    counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
+    counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
+    counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),
+];
+
+impl ShardCounters {
+    pub fn publish_proxy(&self, stats: &ProxyStats) {
+        self.forks.set(stats.forks);
+        self.fork_ns.set(stats.fork_ns);
+        self.evictions.set(stats.evictions);
+        self.workers.set(stats.workers);
+        self.workers_idle.set(stats.workers_idle);
+        self.workers_parked.set(stats.workers_parked);
+        self.namespaces.set(stats.namespaces);
+        self.queued.set(stats.queued);
+        self.lock_waits.set(stats.lock_waits);
+        self.slices.set(stats.slices);
+    }
+}
+
+/// What a shard shows to control: counters read from outside, nothing else.
+pub struct ShardView {
+    pub counters: ShardCounters,
+    /// Entry `i`: the function with index `i`.
+    pub functions: Box<[FunctionCounters]>,
+}
+
+impl ShardView {
+    pub fn new() -> ShardView {
+        ShardView { counters: ShardCounters::default(), functions: (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect() }
+    }
+}
+
+impl Default for ShardView {
+    fn default() -> ShardView {
+        ShardView::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_on_a_bound_belongs_to_that_bucket() {
+        let counters = FunctionCounters::default();
+        counters.record(&Outcome::Replied, 5_000);
+        counters.record(&Outcome::Replied, 5_001);
+        counters.record(&Outcome::failed(ErrorCode::Deadline, ""), 60_000_000_000);
+        assert_eq!(counters.duration_buckets[0].get(), 1);
+        assert_eq!(counters.duration_buckets[1].get(), 1);
+        assert_eq!(counters.duration_buckets[DURATION_BOUNDS_S.len()].get(), 1);
+        assert_eq!((counters.outcomes[0].get(), counters.outcomes[3].get()), (2, 1));
+    }
+}

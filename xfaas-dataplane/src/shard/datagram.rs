@@ -1,0 +1,138 @@
+//! The datagram stage: one datagram in, exactly one answer out, or silence and a counter. CONTRACT.md section 2.
+
+use super::replay::{Replay, ReplayKey};
+use super::turn::Shard;
+use crate::net::{DatagramHead, ErrorCode, decode_datagram, encode_datagram_error, encode_datagram_reply};
+use crate::session::{Finished, Outcome};
+use crate::shard::tag::Operation;
+use crate::sys::{Completion, ReceivedBuffer, clock};
+use crate::worker::{Call, Origin};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use xfaas_common::drop_reason::DropReason;
+
+impl Shard {
+    pub(super) fn on_datagram(&mut self, completion: Completion) {
+        if !completion.more {
+            self.datagrams_armed = false;
+        }
+        if completion.result == -libc::ENOBUFS {
+            self.view.counters.buffers_exhausted.add(1);
+        }
+        let Some(buffer) = completion.received else { return };
+        if completion.result >= 0 {
+            self.view.counters.datagrams.add(1);
+            match self.read_datagram(&buffer) {
+                Ok((head, peer, call)) => self.on_invoke_datagram(head, peer, call),
+                Err(reason) => self.view.counters.drops[reason as usize].add(1),
+            }
+        }
+        self.ring.recycle(buffer);
+    }
+
+    /// Decodes a datagram into a fresh call.
+    fn read_datagram(&mut self, buffer: &ReceivedBuffer) -> Result<(DatagramHead, SocketAddr, Box<Call>), DropReason> {
+        let (peer, bytes) = self.ring.datagram(buffer).ok_or(DropReason::Truncated)?;
+        let (head, payload) = decode_datagram(bytes)?;
+        let mut call = self.spare_calls.pop().unwrap_or_default();
+        call.request.set_datagram(head.session, payload);
+        Ok((head, peer, call))
+    }
+
+    fn on_invoke_datagram(&mut self, head: DatagramHead, peer: SocketAddr, mut call: Box<Call>) {
+        let refusal = if self.draining_since_ns.is_some() {
+            Some(ErrorCode::Draining)
+        } else if !self.by_hash.contains_key(&head.function.0) {
+            Some(ErrorCode::NoFunction)
+        } else {
+            None
+        };
+        if let Some(code) = refusal {
+            self.keep_call(call);
+            return self.send_datagram(peer, |out| encode_datagram_error(out, &head, code, None));
+        }
+        let index = self.by_hash[&head.function.0];
+        let hash = self.placement.hash(&head.session);
+        let owner = self.placement.owner(hash.slot());
+        let function = self.proxy.function(index).expect("by_hash holds functions in service only");
+        call.function = index;
+        call.app = function.app;
+        call.session = head.session;
+        call.table_hash = hash.table_hash();
+        call.invocation_id = self.fresh.invocation();
+        call.received_ns = clock::monotonic_ns();
+        call.function_hash = head.function;
+        call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
+        if owner == self.core {
+            self.view.counters.steered.add(1);
+            return self.run_datagram(call, peer, head.request_id);
+        }
+        self.view.counters.misrouted.add(1);
+        match self.post.invoke(owner.index(), call) {
+            Ok(()) => self.view.counters.forwarded.add(1),
+            Err(call) => {
+                self.view.counters.shed.add(1);
+                self.keep_call(call);
+                self.send_datagram(peer, |out| encode_datagram_error(out, &head, ErrorCode::Overloaded, None));
+            }
+        }
+    }
+
+    /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
+    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: SocketAddr, request_id: u64) {
+        let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
+        if idempotent {
+            let key = ReplayKey { function: call.function, session: call.session, request_id };
+            match self.replays.look_up(&key, peer, self.now_ns) {
+                Replay::New => {}
+                Replay::Running => {
+                    self.view.counters.replays.add(1);
+                    return self.keep_call(call);
+                }
+                Replay::Answered(answer) => {
+                    self.view.counters.replays.add(1);
+                    let mut out = self.spare_buffers.pop().unwrap_or_default();
+                    out.extend_from_slice(answer);
+                    self.keep_call(call);
+                    return self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+                }
+            }
+        }
+        let now_ns = clock::monotonic_ns();
+        if let Some(finished) = self.proxy.submit(call, now_ns) {
+            self.reply_datagram(finished);
+        }
+    }
+
+    /// Answers a datagram whose call is over, from this shard's own socket, whichever shard received it: the port is the same.
+    pub(super) fn reply_datagram(&mut self, finished: Finished) {
+        let Finished { call, outcome } = finished;
+        self.record(&call, &outcome);
+        let Origin::Datagram { peer, request_id, .. } = call.origin else {
+            unreachable!("`deliver` sends datagrams' calls here only");
+        };
+        let head = DatagramHead { session: call.session, request_id, function: call.function_hash };
+        let mut out = self.spare_buffers.pop().unwrap_or_default();
+        match outcome {
+            Outcome::Replied => encode_datagram_reply(&mut out, &head, &call.output),
+            Outcome::Failed { code, guest_code, .. } => encode_datagram_error(&mut out, &head, code, guest_code),
+        }
+        let key = ReplayKey { function: call.function, session: call.session, request_id };
+        if self.replays.is_running(&key) {
+            let evicted = self.replays.finish(&key, outcome.ran().then_some(&out[..]), self.now_ns);
+            self.view.counters.replay_evictions.add(evicted.evictions);
+            for other in evicted.waiters {
+                let copy = out.clone();
+                self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), copy, other);
+            }
+        }
+        self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+        self.keep_call(call);
+    }
+
+    fn send_datagram(&mut self, peer: SocketAddr, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = self.spare_buffers.pop().unwrap_or_default();
+        encode(&mut out);
+        self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+    }
+}

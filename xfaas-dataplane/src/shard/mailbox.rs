@@ -1,0 +1,149 @@
+//! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
+
+use super::connection::MovedConnection;
+use crate::session::Finished;
+use crate::sys::Waker;
+use crate::worker::{Call, Function};
+use crossbeam::queue::ArrayQueue;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use xfaas_common::limits::MAILBOX_MESSAGES_MAX;
+
+/// What one shard tells another.
+pub(super) enum Message {
+    /// Run this: the receiver owns the session.
+    Invoke(Box<Call>),
+    /// The answer to an `Invoke`.
+    Done(Finished),
+    /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
+    Moved(Box<MovedConnection>),
+}
+
+/// All mailboxes of a process.
+pub struct Mailboxes {
+    /// `queues[to][from]`.
+    queues: Vec<Vec<ArrayQueue<Message>>>,
+}
+
+impl Mailboxes {
+    pub fn new(shards: usize) -> Mailboxes {
+        let to_one = || (0..shards).map(|_| ArrayQueue::new(MAILBOX_MESSAGES_MAX)).collect();
+        Mailboxes { queues: (0..shards).map(|_| to_one()).collect() }
+    }
+}
+
+/// One shard's side of the mailboxes.
+pub(super) struct Post {
+    mailboxes: Arc<Mailboxes>,
+    me: usize,
+    /// Answers that found a full queue. They are not shed: the asker counts on them, and there are at most as many as calls it sent.
+    unsent: VecDeque<(usize, Message)>,
+    /// Shards to wake at the end of the turn.
+    wake: Vec<bool>,
+}
+
+impl Post {
+    pub(super) fn new(mailboxes: Arc<Mailboxes>, me: usize) -> Post {
+        let shards = mailboxes.queues.len();
+        Post { mailboxes, me, unsent: VecDeque::new(), wake: vec![false; shards] }
+    }
+
+    /// Asks `to` to run a call. Full: the call comes back, to be shed.
+    pub(super) fn invoke(&mut self, to: usize, call: Box<Call>) -> Result<(), Box<Call>> {
+        match self.mailboxes.queues[to][self.me].push(Message::Invoke(call)) {
+            Ok(()) => {
+                self.wake[to] = true;
+                Ok(())
+            }
+            Err(Message::Invoke(call)) => Err(call),
+            Err(_) => unreachable!("a full queue gives back what it was given"),
+        }
+    }
+
+    /// Sends what must not be lost: now, or at one of the next turns.
+    pub(super) fn send(&mut self, to: usize, message: Message) {
+        if let Err(message) = self.mailboxes.queues[to][self.me].push(message) {
+            self.unsent.push_back((to, message));
+        }
+        self.wake[to] = true;
+    }
+
+    /// Tries again what found a full queue.
+    pub(super) fn retry(&mut self) {
+        for _ in 0..self.unsent.len() {
+            let Some((to, message)) = self.unsent.pop_front() else { return };
+            self.send(to, message);
+        }
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// The next message from `from`.
+    pub(super) fn receive(&mut self, from: usize) -> Option<Message> {
+        self.mailboxes.queues[self.me][from].pop()
+    }
+
+    pub(super) fn shards(&self) -> usize {
+        self.wake.len()
+    }
+
+    /// True once for each shard that got a message since it was last asked.
+    pub(super) fn take_wake(&mut self, shard: usize) -> bool {
+        std::mem::take(&mut self.wake[shard])
+    }
+}
+
+/// What control asks of a shard.
+pub enum ShardCommand {
+    /// Take a function, or a new version of it, into service; answered when done.
+    Install(Arc<Function>, SyncSender<Result<(), String>>),
+    /// Take a function out of service.
+    Remove(u16, SyncSender<Result<(), String>>),
+    /// Sessions with state or workers here.
+    Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.
+    Drain,
+}
+
+/// Which sessions to list.
+#[derive(Clone, Debug)]
+pub struct SessionsQuery {
+    /// Only this app's, by index.
+    pub app: Option<u16>,
+    pub prefix: Vec<u8>,
+    pub limit: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    pub app: u16,
+    pub session: xfaas_common::ids::SessionId,
+    pub state_bytes: u64,
+    pub keys: u64,
+    pub workers: u64,
+}
+
+/// Commands that wait in a shard's door.
+const COMMANDS_MAX: usize = 64;
+
+/// The door by which control reaches a shard.
+pub struct CommandDoor {
+    pub(super) commands: ArrayQueue<ShardCommand>,
+    pub(super) waker: Waker,
+}
+
+impl CommandDoor {
+    pub fn new() -> std::io::Result<CommandDoor> {
+        Ok(CommandDoor { commands: ArrayQueue::new(COMMANDS_MAX), waker: Waker::new()? })
+    }
+
+    /// Hands over a command; full: it comes back.
+    pub fn send(&self, command: ShardCommand) -> Result<(), ShardCommand> {
+        self.commands.push(command)?;
+        self.waker.wake();
+        Ok(())
+    }
+}

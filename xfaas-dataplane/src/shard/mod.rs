@@ -1,0 +1,20 @@
+//! A shard: one pinned thread, one io_uring, the slots it owns. `turn.rs` drives; every other file is a stage it calls.
+
+mod commands;
+mod connection;
+mod counters;
+mod datagram;
+mod http;
+mod mailbox;
+mod moving;
+mod replay;
+mod start;
+mod sweep;
+mod tag;
+mod turn;
+mod tx;
+
+pub use self::counters::{Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView};
+pub use self::mailbox::{CommandDoor, Mailboxes, SessionRow, SessionsQuery, ShardCommand};
+pub use self::start::{RunningShards, ShardError, ShardOptions, ShardPlan, Timeouts, start};
+pub use self::turn::Shard;

@@ -1,0 +1,214 @@
+//! Starts the shards of a process: sockets, then threads, then rings, then the loops, which need each other's rings.
+
+use super::counters::ShardView;
+use super::mailbox::{CommandDoor, Mailboxes, Post};
+use super::turn::{Shard, ShardParts};
+use crate::session::{Placement, Proxy, ProxyOptions};
+use crate::state::ShardState;
+use crate::steering::FlowTable;
+use crate::sys::affinity::{AffinityError, pin_to};
+use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
+use xfaas_common::ids::CoreIndex;
+use xfaas_common::limits::DATAGRAM_BYTES_MAX;
+
+/// Buffer groups of a shard's ring.
+pub(super) const GROUP_STREAMS: u16 = 0;
+pub(super) const GROUP_DATAGRAMS: u16 = 1;
+const STREAM_BUFFERS: u16 = 512;
+const STREAM_BUFFER_BYTES: u32 = 16 << 10;
+const DATAGRAM_BUFFERS: u16 = 256;
+const SUBMISSION_ENTRIES: u32 = 2_048;
+const COMPLETION_ENTRIES: u32 = 16_384;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error("shard {shard} cannot start")]
+    Affinity {
+        shard: usize,
+        #[source]
+        source: AffinityError,
+    },
+    #[error("shard {shard} cannot start")]
+    Ring {
+        shard: usize,
+        #[source]
+        source: RingError,
+    },
+    #[error("make the command door of shard {shard}")]
+    Door {
+        shard: usize,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("start the thread of shard {shard}")]
+    Thread {
+        shard: usize,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("a shard ended before it was ready")]
+    Ended,
+}
+
+/// Limits and sizes that all shards share.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    pub connections_max: usize,
+    pub body_bytes_max: usize,
+    /// Lower case.
+    pub session_header: Vec<u8>,
+    pub proxy: ProxyOptions,
+    /// Where the regions' files lie: a folder on tmpfs.
+    pub region_directory: PathBuf,
+    pub region_bytes_max: u64,
+    /// Remembered answers of idempotent functions.
+    pub replay_bytes_max: usize,
+    pub timeouts: Timeouts,
+    /// Draining: how long 503 `draining` is answered at least, and how long running calls may take at most. Nanoseconds.
+    pub drain_ns_min: u64,
+    pub drain_ns_max: u64,
+}
+
+/// How long a client may take. Nanoseconds. CONTRACT.md section 1, "Limits".
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// First byte of a head to its end.
+    pub head_ns: u64,
+    /// No body byte for so long.
+    pub body_stall_ns: u64,
+    /// A whole body.
+    pub body_ns: u64,
+    /// Between requests.
+    pub idle_ns: u64,
+}
+
+/// What one shard starts with.
+pub struct ShardPlan {
+    pub cpu: u16,
+    pub tcp: OwnedFd,
+    pub udp: OwnedFd,
+    pub flows: Option<FlowTable>,
+}
+
+/// The shards of this process, running.
+pub struct RunningShards {
+    pub doors: Vec<Arc<CommandDoor>>,
+    pub views: Vec<Arc<ShardView>>,
+    pub threads: Vec<JoinHandle<Result<(), RingError>>>,
+}
+
+/// Starts one thread a plan and returns when every loop is about to run. Errors: the first shard's that could not start; the others end.
+pub fn start(plans: Vec<ShardPlan>, options: &ShardOptions, placement: &Arc<dyn Placement>) -> Result<RunningShards, ShardError> {
+    let shards = plans.len();
+    let mailboxes = Arc::new(Mailboxes::new(shards));
+    let started = Arc::new(Barrier::new(shards + 1));
+    let (ring_made, rings_made) = channel();
+    let mut running = RunningShards { doors: Vec::new(), views: Vec::new(), threads: Vec::new() };
+    let mut ring_senders = Vec::new();
+    for (shard, plan) in plans.into_iter().enumerate() {
+        let door = Arc::new(CommandDoor::new().map_err(|source| ShardError::Door { shard, source })?);
+        let view = Arc::new(ShardView::new());
+        let (all_rings, all_rings_here) = channel();
+        let seed = Seed {
+            core: CoreIndex(shard as u16),
+            plan,
+            options: options.clone(),
+            placement: Arc::clone(placement),
+            post: Post::new(Arc::clone(&mailboxes), shard),
+            door: Arc::clone(&door),
+            view: Arc::clone(&view),
+            ring_made: ring_made.clone(),
+            all_rings: all_rings_here,
+            started: Arc::clone(&started),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("xfaas-shard-{shard}"))
+            .spawn(move || seed.grow())
+            .map_err(|source| ShardError::Thread { shard, source })?;
+        running.doors.push(door);
+        running.views.push(view);
+        running.threads.push(thread);
+        ring_senders.push(all_rings);
+    }
+    drop(ring_made);
+    let mut rings: Vec<RawFd> = vec![-1; shards];
+    for _ in 0..shards {
+        let (core, ring) = rings_made.recv().map_err(|_| ShardError::Ended)??;
+        rings[core.index()] = ring;
+    }
+    let rings: Arc<[RawFd]> = rings.into();
+    for sender in ring_senders {
+        sender.send(Arc::clone(&rings)).map_err(|_| ShardError::Ended)?;
+    }
+    started.wait();
+    Ok(running)
+}
+
+/// What a shard's thread needs to make its ring and become a `Shard`.
+struct Seed {
+    core: CoreIndex,
+    plan: ShardPlan,
+    options: ShardOptions,
+    placement: Arc<dyn Placement>,
+    post: Post,
+    door: Arc<CommandDoor>,
+    view: Arc<ShardView>,
+    ring_made: Sender<Result<(CoreIndex, RawFd), ShardError>>,
+    all_rings: Receiver<Arc<[RawFd]>>,
+    started: Arc<Barrier>,
+}
+
+impl Seed {
+    fn grow(self) -> Result<(), RingError> {
+        let shard = self.core.index();
+        let made = pin_to(self.plan.cpu)
+            .map_err(|source| ShardError::Affinity { shard, source })
+            .and_then(|()| make_ring(&self.options).map_err(|source| ShardError::Ring { shard, source }));
+        let ring = match made {
+            Ok(ring) => ring,
+            Err(error) => {
+                self.ring_made.send(Err(error)).ok();
+                return Ok(());
+            }
+        };
+        self.ring_made.send(Ok((self.core, ring.raw_fd()))).ok();
+        // The starter is gone when another shard could not start.
+        let Ok(rings) = self.all_rings.recv() else { return Ok(()) };
+        let state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
+        let proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
+        let shard = Shard::new(ShardParts {
+            core: self.core,
+            options: self.options,
+            ring,
+            rings,
+            proxy,
+            placement: self.placement,
+            post: self.post,
+            view: self.view,
+            door: self.door,
+            tcp: self.plan.tcp,
+            udp: self.plan.udp,
+            flows: self.plan.flows,
+        });
+        self.started.wait();
+        shard.run()
+    }
+}
+
+fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
+    let streams = GroupOptions { buffers: STREAM_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
+    let datagrams =
+        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + DATAGRAM_BYTES_MAX).next_multiple_of(64) as u32 };
+    Ring::new(&RingOptions {
+        submission_entries: SUBMISSION_ENTRIES,
+        completion_entries: COMPLETION_ENTRIES,
+        // Some more than connections: one that closes and one that comes may overlap.
+        files: options.connections_max as u32 + 256,
+        groups: vec![streams, datagrams],
+    })
+}

@@ -1,0 +1,87 @@
+//! What a ring operation's 60-bit tag says: the kind of operation, the connection's generation, and its slot.
+
+use super::connection::Arrival;
+use crate::sys::Tag;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Accept,
+    Datagram,
+    DatagramSent,
+    Command,
+    Mail,
+    Receive { connection: u32, generation: u16 },
+    Sent { connection: u32, generation: u16 },
+    Closed,
+    /// A connection was handed to another shard, or not.
+    Handed { connection: u32, generation: u16 },
+    /// A connection's descriptor came from another shard.
+    Arrived(Arrival),
+    /// An ordinary descriptor of a connection, to ask its addresses.
+    Installed { connection: u32, generation: u16 },
+}
+
+const KIND_SHIFT: u32 = 56;
+const FROM_SHIFT: u32 = 48;
+const GENERATION_SHIFT: u32 = 32;
+
+impl Operation {
+    pub(super) fn tag(self) -> Tag {
+        let pack = |kind: u64, from: u8, generation: u16, connection: u32| {
+            Tag(kind << KIND_SHIFT | u64::from(from) << FROM_SHIFT | u64::from(generation) << GENERATION_SHIFT | u64::from(connection))
+        };
+        match self {
+            Operation::Accept => pack(1, 0, 0, 0),
+            Operation::Datagram => pack(2, 0, 0, 0),
+            Operation::DatagramSent => pack(3, 0, 0, 0),
+            Operation::Command => pack(4, 0, 0, 0),
+            Operation::Mail => pack(5, 0, 0, 0),
+            Operation::Closed => pack(6, 0, 0, 0),
+            Operation::Receive { connection, generation } => pack(7, 0, generation, connection),
+            Operation::Sent { connection, generation } => pack(8, 0, generation, connection),
+            Operation::Handed { connection, generation } => pack(9, 0, generation, connection),
+            Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
+            Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
+        }
+    }
+
+    pub(super) fn of(tag: Tag) -> Operation {
+        let connection = tag.0 as u32;
+        let generation = (tag.0 >> GENERATION_SHIFT) as u16;
+        match tag.0 >> KIND_SHIFT {
+            1 => Operation::Accept,
+            2 => Operation::Datagram,
+            3 => Operation::DatagramSent,
+            4 => Operation::Command,
+            5 => Operation::Mail,
+            6 => Operation::Closed,
+            7 => Operation::Receive { connection, generation },
+            8 => Operation::Sent { connection, generation },
+            9 => Operation::Handed { connection, generation },
+            10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
+            11 => Operation::Installed { connection, generation },
+            kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_tag_says_what_it_was_made_of(connection: u32, generation: u16, from: u8) {
+            for operation in [
+                Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed,
+                Operation::Receive { connection, generation }, Operation::Sent { connection, generation },
+                Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
+                Operation::Arrived(Arrival { from, connection, generation }),
+            ] {
+                prop_assert_eq!(Operation::of(operation.tag()), operation);
+                prop_assert_eq!(operation.tag().0 >> 60, 0);
+            }
+        }
+    }
+}

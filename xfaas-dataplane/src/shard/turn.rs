@@ -1,0 +1,302 @@
+//! The loop of one shard, read top to bottom: wait, take what completed, take the mail, run who waits, send. DESIGN.md section 6.
+//! A warm request allocates nothing here and makes no system call but the loop's own `io_uring_enter`.
+
+use super::connection::{Arrivals, Connection};
+use super::counters::ShardView;
+use super::mailbox::{CommandDoor, Message, Post};
+use super::replay::Replays;
+use super::start::ShardOptions;
+use super::tag::Operation;
+use crate::net::{HttpLimits, http_date};
+use crate::session::{Finished, FreshIds, Placement, Proxy};
+use crate::steering::FlowTable;
+use crate::sys::{Completion, Ring, RingError, clock};
+use crate::worker::{Call, Origin};
+use slab::Slab;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+use xfaas_common::ids::CoreIndex;
+
+/// Guests that used up a slice run again at most this long a turn, so that a new request waits for one slice and not for all.
+const SLICES_NS_MAX: u64 = 1_000_000;
+/// Messages taken from one neighbour a turn.
+const MAIL_MESSAGES_MAX: usize = 256;
+/// Calls kept to be used again.
+const SPARE_CALLS_MAX: usize = 1_024;
+/// How often timeouts are looked at: while calls are parked, while connections are open, and else.
+const SWEEP_PARKED_NS: u64 = 10_000_000;
+const SWEEP_OPEN_NS: u64 = 100_000_000;
+const SWEEP_REST_NS: u64 = 1_000_000_000;
+
+/// Everything one dataplane thread owns.
+pub struct Shard {
+    pub(super) core: CoreIndex,
+    pub(super) options: ShardOptions,
+    pub(super) limits: HttpLimits,
+    pub(super) ring: Ring,
+    pub(super) rings: Arc<[RawFd]>,
+    pub(super) proxy: Proxy,
+    pub(super) placement: Arc<dyn Placement>,
+    pub(super) connections: Slab<Connection>,
+    /// Generation of the next connection: tells a late completion of a closed one apart.
+    pub(super) generation: u16,
+    pub(super) arrivals: Arrivals,
+    /// Function index by name and by wire hash.
+    pub(super) by_name: HashMap<Box<[u8]>, u16>,
+    pub(super) by_hash: HashMap<u32, u16>,
+    pub(super) post: Post,
+    pub(super) fresh: FreshIds,
+    pub(super) replays: Replays,
+    pub(super) view: Arc<ShardView>,
+    pub(super) door: Arc<CommandDoor>,
+    pub(super) tcp: OwnedFd,
+    pub(super) udp: OwnedFd,
+    pub(super) flows: Option<FlowTable>,
+    pub(super) spare_calls: Vec<Box<Call>>,
+    pub(super) spare_buffers: Vec<Vec<u8>>,
+    /// Calls that end outside the stage that started them.
+    pub(super) finished: Vec<Finished>,
+    /// What a receive brought, copied out so that its buffer goes back at once.
+    pub(super) scratch: Vec<u8>,
+    /// Connections, and the UDP socket, whose receive found no buffer.
+    pub(super) starved: Vec<u32>,
+    pub(super) datagrams_armed: bool,
+    pub(super) accept_armed: bool,
+    pub(super) draining_since_ns: Option<u64>,
+    pub(super) swept_ns: u64,
+    date_s: u64,
+    pub(super) date: [u8; 29],
+    pub(super) now_ns: u64,
+}
+
+/// The parts of a shard that `start` prepares.
+pub(super) struct ShardParts {
+    pub(super) core: CoreIndex,
+    pub(super) options: ShardOptions,
+    pub(super) ring: Ring,
+    pub(super) rings: Arc<[RawFd]>,
+    pub(super) proxy: Proxy,
+    pub(super) placement: Arc<dyn Placement>,
+    pub(super) post: Post,
+    pub(super) view: Arc<ShardView>,
+    pub(super) door: Arc<CommandDoor>,
+    pub(super) tcp: OwnedFd,
+    pub(super) udp: OwnedFd,
+    pub(super) flows: Option<FlowTable>,
+}
+
+impl Shard {
+    pub(super) fn new(parts: ShardParts) -> Shard {
+        let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, flows } = parts;
+        let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
+        let now_ns = clock::monotonic_ns();
+        let replays = Replays::new(options.replay_bytes_max);
+        Shard {
+            core,
+            limits,
+            options,
+            ring,
+            rings,
+            proxy,
+            placement,
+            connections: Slab::with_capacity(1_024),
+            generation: 0,
+            arrivals: Arrivals::default(),
+            by_name: HashMap::new(),
+            by_hash: HashMap::new(),
+            post,
+            fresh: FreshIds::new(),
+            replays,
+            view,
+            door,
+            tcp,
+            udp,
+            flows,
+            spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
+            spare_buffers: Vec::with_capacity(SPARE_CALLS_MAX),
+            finished: Vec::new(),
+            scratch: Vec::with_capacity(128 << 10),
+            starved: Vec::new(),
+            datagrams_armed: false,
+            accept_armed: false,
+            draining_since_ns: None,
+            swept_ns: now_ns,
+            date_s: 0,
+            date: [0; 29],
+            now_ns,
+        }
+    }
+
+    /// Runs until drained. Errors: the ring itself failed.
+    pub fn run(mut self) -> Result<(), RingError> {
+        self.ring.poll_multi(Operation::Command.tag(), self.door.waker.descriptor());
+        while !self.is_drained() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), RingError> {
+        self.arm();
+        let timeout = self.wait_time();
+        self.ring.wait(1, Some(timeout))?;
+        self.now_ns = clock::monotonic_ns();
+        self.refresh_date();
+        while let Some(completion) = self.ring.next_completion() {
+            self.on_completion(completion);
+        }
+        self.take_mail();
+        self.run_slices();
+        if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
+            self.sweep();
+        }
+        self.post.retry();
+        self.wake_neighbours();
+        self.publish();
+        Ok(())
+    }
+
+    /// Arms what a receive without a buffer, or an error, ended.
+    fn arm(&mut self) {
+        if !self.accept_armed && self.draining_since_ns.is_none() {
+            self.ring.accept_multi(Operation::Accept.tag(), self.tcp.as_fd());
+            self.accept_armed = true;
+        }
+        if !self.datagrams_armed {
+            self.ring.recvmsg_multi(Operation::Datagram.tag(), self.udp.as_fd(), super::start::GROUP_DATAGRAMS);
+            self.datagrams_armed = true;
+        }
+        while let Some(id) = self.starved.pop() {
+            if self.connections.contains(id as usize) {
+                self.arm_receive(id);
+            }
+        }
+    }
+
+    fn wait_time(&self) -> Duration {
+        if self.proxy.has_runnable() || self.post.has_unsent() {
+            return Duration::ZERO;
+        }
+        let due_ns = self.swept_ns + self.sweep_interval_ns();
+        Duration::from_nanos(due_ns.saturating_sub(self.now_ns))
+    }
+
+    fn sweep_interval_ns(&self) -> u64 {
+        if self.proxy.is_busy() || self.draining_since_ns.is_some() {
+            SWEEP_PARKED_NS
+        } else if self.connections.is_empty() {
+            SWEEP_REST_NS
+        } else {
+            SWEEP_OPEN_NS
+        }
+    }
+
+    fn refresh_date(&mut self) {
+        let unix_s = clock::unix_s();
+        if unix_s != self.date_s {
+            self.date_s = unix_s;
+            self.date = http_date(unix_s);
+        }
+    }
+
+    fn on_completion(&mut self, completion: Completion) {
+        match Operation::of(completion.tag) {
+            Operation::Receive { connection, generation } => self.on_receive(connection, generation, completion),
+            Operation::Sent { connection, generation } => self.on_sent(connection, generation, completion),
+            Operation::Datagram => self.on_datagram(completion),
+            Operation::DatagramSent => self.keep_buffer(completion.sent),
+            Operation::Accept => self.on_accept(&completion),
+            Operation::Command => self.take_commands(),
+            Operation::Mail | Operation::Closed => {} // the mail is taken every turn; a closed slot needs nothing
+            Operation::Handed { connection, generation } => self.on_handed(connection, generation, completion.result),
+            Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
+            Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
+        }
+    }
+
+    fn take_mail(&mut self) {
+        for from in 0..self.post.shards() {
+            for _ in 0..MAIL_MESSAGES_MAX {
+                match self.post.receive(from) {
+                    Some(Message::Invoke(call)) => self.on_invoke(call),
+                    Some(Message::Done(finished)) => self.deliver(finished),
+                    Some(Message::Moved(state)) => self.on_moved(state),
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// A neighbour's request for a session of ours.
+    fn on_invoke(&mut self, call: Box<Call>) {
+        if let Origin::Datagram { peer, request_id, .. } = call.origin {
+            return self.run_datagram(call, peer, request_id);
+        }
+        let now_ns = clock::monotonic_ns();
+        if let Some(finished) = self.proxy.submit(call, now_ns) {
+            self.deliver(finished);
+        }
+    }
+
+    fn run_slices(&mut self) {
+        let started_ns = clock::monotonic_ns();
+        let mut now_ns = started_ns;
+        while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
+            if let Some(finished) = self.proxy.run_next(now_ns) {
+                self.deliver(finished);
+            }
+            now_ns = clock::monotonic_ns();
+        }
+    }
+
+    /// Brings a call that is over to whoever asked: a connection here, a datagram's sender, or the shard that forwarded it.
+    pub(super) fn deliver(&mut self, finished: Finished) {
+        match finished.call.origin {
+            Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
+            Origin::Http { connection, generation, .. } => {
+                self.reply_http(connection, generation, finished);
+                self.resume(connection, generation);
+            }
+            Origin::Datagram { .. } => self.reply_datagram(finished),
+            Origin::None => self.keep_call(finished.call),
+        }
+    }
+
+    fn wake_neighbours(&mut self) {
+        for shard in 0..self.post.shards() {
+            if self.post.take_wake(shard) {
+                self.ring.message(self.rings[shard], Operation::Mail.tag());
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let counters = &self.view.counters;
+        counters.publish_proxy(&self.proxy.stats());
+        counters.ring_enters.set(self.ring.enters());
+        counters.connections.set(self.connections.len() as u64);
+        counters.turns.add(1);
+    }
+
+    /// A call to fill, used before if there is one.
+    pub(super) fn fresh_call(&mut self) -> Box<Call> {
+        self.spare_calls.pop().unwrap_or_default()
+    }
+
+    pub(super) fn keep_call(&mut self, mut call: Box<Call>) {
+        if self.spare_calls.len() < SPARE_CALLS_MAX {
+            call.reset();
+            self.spare_calls.push(call);
+        }
+    }
+
+    pub(super) fn keep_buffer(&mut self, buffer: Option<Vec<u8>>) {
+        let Some(mut buffer) = buffer else { return };
+        if self.spare_buffers.len() < SPARE_CALLS_MAX && buffer.capacity() <= 64 << 10 {
+            buffer.clear();
+            self.spare_buffers.push(buffer);
+        }
+    }
+}

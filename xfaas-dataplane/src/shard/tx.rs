@@ -1,0 +1,170 @@
+//! The sending stage: ended calls become bytes, bytes become sends, and connections close in order.
+
+use super::connection::Closing;
+use super::start::GROUP_STREAMS;
+use super::tag::Operation;
+use super::turn::Shard;
+use crate::net::{ConnectionHeader, Problem, ReplyHead, encode_problem, encode_reply};
+use crate::session::{Finished, Outcome};
+use crate::sys::{Completion, clock};
+use crate::worker::Call;
+use std::net::Shutdown;
+
+impl Shard {
+    /// Writes the reply of an ended call into its connection's output. Sends nothing yet: pipelined replies leave together.
+    pub(super) fn reply_http(&mut self, id: u32, generation: u32, finished: Finished) {
+        let Finished { call, outcome } = finished;
+        self.record(&call, &outcome);
+        if let Some(connection) = self.connection(id, generation as u16) {
+            connection.busy = false;
+            let connection_closes = connection.ended && connection.pending.is_empty();
+            self.write_reply(id, &call, &outcome, connection_closes && !call.request.keep_alive());
+        }
+        self.keep_call(call);
+    }
+
+    pub(super) fn record(&self, call: &Call, outcome: &Outcome) {
+        let duration_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
+        self.view.functions[usize::from(call.function)].record(outcome, duration_ns);
+        if matches!(outcome, Outcome::Failed { code, .. } if *code == crate::net::ErrorCode::Overloaded) {
+            self.view.counters.shed.add(1);
+        }
+    }
+
+    /// Encodes a reply. `close`: the connection ends with it, whatever the request asked.
+    pub(super) fn write_reply(&mut self, id: u32, call: &Call, outcome: &Outcome, close: bool) {
+        let connection = &mut self.connections[id as usize];
+        let request = &call.request;
+        let stays = !close && request.keep_alive();
+        let header = match (stays, request.is_http10()) {
+            (false, _) => ConnectionHeader::Close,
+            (true, true) => ConnectionHeader::KeepAlive,
+            (true, false) => ConnectionHeader::None,
+        };
+        match outcome {
+            Outcome::Replied => {
+                let head = ReplyHead {
+                    status: 200,
+                    content_type: b"application/octet-stream",
+                    session: &call.session,
+                    invocation_id: call.invocation_id,
+                    date: &self.date,
+                    connection: header,
+                    extra: b"",
+                };
+                encode_reply(&mut connection.out, &head, &call.output, request.is_head());
+            }
+            Outcome::Failed { code, detail, guest_code } => {
+                let problem = Problem {
+                    code: *code,
+                    detail,
+                    guest_code: *guest_code,
+                    session: outcome.ran().then_some(&call.session),
+                    invocation_id: outcome.ran().then_some(call.invocation_id),
+                    date: &self.date,
+                    connection: header,
+                };
+                encode_problem(&mut connection.out, &problem, request.is_head());
+            }
+        }
+        if !stays {
+            connection.closing = Closing::AfterSend;
+            connection.pending = Vec::new();
+        }
+    }
+
+    /// Sends what is to be sent, unless a send is under way.
+    pub(super) fn flush(&mut self, id: u32) {
+        let connection = &mut self.connections[id as usize];
+        if connection.sending || connection.out.is_empty() || connection.closing == Closing::Shut {
+            return;
+        }
+        let buffer = std::mem::replace(&mut connection.out, self.spare_buffers.pop().unwrap_or_default());
+        connection.sending = true;
+        connection.send_since_ns = self.now_ns;
+        let tag = Operation::Sent { connection: id, generation: connection.generation }.tag();
+        self.ring.send(tag, connection.file, buffer);
+    }
+
+    pub(super) fn on_sent(&mut self, id: u32, generation: u16, completion: Completion) {
+        let bytes = completion.sent.as_ref().map_or(0, Vec::len);
+        self.keep_buffer(completion.sent);
+        let Some(connection) = self.connection(id, generation) else { return };
+        connection.sending = false;
+        connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
+        if completion.result < 0 || (completion.result as usize) < bytes {
+            connection.closing = Closing::Shut; // the client is gone
+        }
+        self.flush(id);
+        self.resume(id, u32::from(generation));
+    }
+
+    /// Goes on with a connection whose reply is out: the input that waited, then what is due of a move or a close.
+    pub(super) fn resume(&mut self, id: u32, generation: u32) {
+        let generation = generation as u16;
+        let Some(connection) = self.connection(id, generation) else { return };
+        if !connection.holds_input() && !connection.pending.is_empty() {
+            let pending = std::mem::take(&mut connection.pending);
+            self.feed(id, &pending);
+        }
+        let connection = &mut self.connections[id as usize];
+        if !connection.armed && !connection.ended && connection.closing == Closing::No && connection.moving_to.is_none() {
+            self.arm_receive(id);
+        }
+        self.flush(id);
+        self.settle(id, generation);
+    }
+
+    /// Takes the next step of a move or a close, if its time has come.
+    pub(super) fn settle(&mut self, id: u32, generation: u16) {
+        let now_ns = self.now_ns;
+        let Some(connection) = self.connection(id, generation) else { return };
+        if connection.ended && connection.closing == Closing::No && !connection.busy && connection.pending.is_empty() {
+            // The client asked all it had to ask. A request cut short runs nothing.
+            connection.closing = Closing::AfterSend;
+        }
+        match connection.closing {
+            Closing::No => self.settle_move(id),
+            Closing::AfterSend if connection.sending || connection.busy || !connection.out.is_empty() => {}
+            Closing::AfterSend if connection.ended => {
+                connection.closing = Closing::Shut;
+                self.settle(id, generation);
+            }
+            Closing::AfterSend => {
+                connection.closing = Closing::Lingering { since_ns: now_ns };
+                let file = connection.file;
+                self.ring.shutdown(file, Shutdown::Write);
+                self.arm_receive(id);
+            }
+            Closing::Lingering { .. } if connection.ended => {
+                connection.closing = Closing::Shut;
+                self.settle(id, generation);
+            }
+            Closing::Lingering { .. } => {}
+            Closing::Shut if connection.is_quiet() => self.remove_connection(id),
+            Closing::Shut => {
+                let file = connection.file;
+                if connection.armed {
+                    self.ring.cancel_receive(Operation::Receive { connection: id, generation }.tag(), GROUP_STREAMS);
+                }
+                self.ring.shutdown(file, Shutdown::Both);
+            }
+        }
+    }
+
+    /// Ends a connection at once, without a word.
+    pub(super) fn shut(&mut self, id: u32) {
+        let connection = &mut self.connections[id as usize];
+        connection.closing = Closing::Shut;
+        let generation = connection.generation;
+        self.settle(id, generation);
+    }
+
+    pub(super) fn remove_connection(&mut self, id: u32) {
+        let mut connection = self.connections.remove(id as usize);
+        if let Some(call) = connection.call.take() {
+            self.keep_call(call);
+        }
+        self.ring.close(Operation::Closed.tag(), connection.file);
+    }
+}

@@ -1,0 +1,233 @@
+//! A read stopped at every one of its loads in turn, while the owner does something there: all interleavings with one switch to the owner
+//! and back. What comes out must be a value the key had meanwhile, or "gone" or "missing" where that was true.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::region_tests::{Scratch, open, session};
+use super::test_points;
+use super::{NamespaceRef, ReadRefused, Region, RegionReader};
+
+const MAX: usize = 64 << 20;
+const KEY: &[u8] = b"key";
+
+/// Session 0 is the one that is read; 2 has another hash, 1 the same lower 32 bits.
+fn make(region: &mut Region, index: u8) -> NamespaceRef {
+    let (id, hash) = session(index);
+    region.find_or_create(&id, hash).unwrap()
+}
+
+fn write(region: &mut Region, index: u8, key: &[u8], value: &[u8]) {
+    let ns = make(region, index);
+    region.write(ns, key, value, MAX).unwrap();
+}
+
+fn remove(region: &mut Region, index: u8) {
+    let (id, hash) = session(index);
+    region.remove(region.find(&id, hash).unwrap());
+}
+
+fn other_key(number: u16) -> [u8; 3] {
+    [b'o', number as u8, (number >> 8) as u8]
+}
+
+/// Values of session 0 start with `0`, all others with something else; length and filling differ.
+fn own(length: usize, filling: u8) -> Vec<u8> {
+    let mut value = vec![filling; length];
+    value[0] = 0;
+    value
+}
+
+struct Case {
+    name: &'static str,
+    prepare: fn(&mut Region),
+    work: fn(&mut Region),
+    /// True when session 0 has the key afterwards.
+    key_stays: bool,
+}
+
+fn start(region: &mut Region, keys: u16, length: usize) {
+    for number in 0..keys {
+        write(region, 0, &other_key(number), b"x");
+    }
+    write(region, 0, KEY, &own(length, 1));
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "overwritten once in its slot",
+        prepare: |region| start(region, 0, 16),
+        work: |region| write(region, 0, KEY, &own(9, 2)),
+        key_stays: true,
+    },
+    Case {
+        name: "overwritten until slot and block are the same again",
+        prepare: |region| start(region, 2, 200),
+        work: |region| (2..6).for_each(|filling| write(region, 0, KEY, &own(200, filling))),
+        key_stays: true,
+    },
+    Case {
+        name: "overwritten from pieces by a short value, the pieces used by another session",
+        prepare: |region| start(region, 0, 20_000),
+        work: |region| {
+            write(region, 0, KEY, &own(3, 2));
+            write(region, 2, KEY, &[7; 20_000]);
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "deleted, cell and block used for the same key of another session",
+        prepare: |region| start(region, 1, 100),
+        work: |region| {
+            let ns = make(region, 0);
+            assert!(region.delete(ns, KEY));
+            write(region, 2, KEY, &[9; 100]);
+        },
+        key_stays: false,
+    },
+    Case {
+        name: "deleted, the block used elsewhere and the cell not",
+        prepare: |region| start(region, 1, 100),
+        work: |region| {
+            write(region, 2, b"longer key, another cell", b"");
+            let ns = make(region, 0);
+            assert!(region.delete(ns, KEY));
+            write(region, 2, b"longer key, another cell", &[9; 100]);
+        },
+        key_stays: false,
+    },
+    Case {
+        name: "removed, everything used for another session",
+        prepare: |region| start(region, 0, 100),
+        work: |region| {
+            remove(region, 0);
+            write(region, 6, KEY, &[9; 100]);
+        },
+        key_stays: false,
+    },
+    Case {
+        name: "removed and made again",
+        prepare: |region| start(region, 9, 100),
+        work: |region| {
+            remove(region, 0);
+            write(region, 6, KEY, &[9; 100]);
+            write(region, 0, KEY, &own(90, 3));
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "links become a table, and the old cells go",
+        prepare: |region| start(region, 3, 30),
+        work: |region| {
+            (10..20).for_each(|number| write(region, 0, &other_key(number), b"y"));
+            let ns = make(region, 0);
+            assert!(region.delete(ns, KEY));
+            write(region, 2, KEY, &[9; 30]);
+        },
+        key_stays: false,
+    },
+    Case {
+        name: "nodes collapse and are used by another table",
+        prepare: |region| start(region, 60, 30),
+        work: |region| {
+            let ns = make(region, 0);
+            (0..60).for_each(|number| assert!(region.delete(ns, &other_key(number))));
+            (0..60).for_each(|number| write(region, 2, &other_key(number), b"z"));
+            write(region, 2, KEY, &[9; 30]);
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "pages of cells become pages of values that look like cells",
+        prepare: |region| {
+            // The last key lies in a page of its own, and the page before it has room.
+            for number in 0..819 {
+                write(region, 2, &other_key(number), b"x");
+            }
+            start(region, 0, 16);
+            let ns = make(region, 2);
+            assert!(region.delete(ns, &other_key(5)));
+        },
+        work: |region| {
+            let ns = make(region, 0);
+            assert!(region.delete(ns, KEY));
+            // Each word is what the cell's version was, then what a length could be.
+            for number in 0..3u16 {
+                let value: Vec<u8> = 1u64.to_le_bytes().into_iter().chain(16u64.to_le_bytes()).cycle().take(65_536).collect();
+                write(region, 2, &[b'v', number as u8 + 1], &value);
+            }
+        },
+        key_stays: false,
+    },
+];
+
+/// Reads with the owner at work before load number `loads`. False when the read was over before.
+fn run(case: &Case, loads: u64) -> bool {
+    let scratch = Scratch::new();
+    let mut region = open(&scratch, 4).unwrap();
+    (case.prepare)(&mut region);
+    let ns = make(&mut region, 0);
+    let reader: RegionReader = region.reader();
+    let region = Rc::new(RefCell::new(region));
+    let (work, owner) = (case.work, Rc::clone(&region));
+    test_points::work_at_load(loads, Box::new(move || work(&mut owner.borrow_mut())));
+    let mut buf = vec![0xEE; 70_000];
+    let outcome = reader.read(ns, KEY, &mut buf);
+    if test_points::no_more_work() {
+        return false;
+    }
+    let place = format!("{}, at load {loads}: {outcome:?}", case.name);
+    let now = region.borrow().find(&session(0).0, session(0).1);
+    let was_removed = now != Some(ns);
+    match outcome {
+        Ok(Some(length)) => {
+            assert!(length > 0 && buf[0] == 0, "{place}: foreign, starts with {:?}", &buf[..16]);
+            let filling = buf[length - 1];
+            assert!(filling > 0 && filling < 6 && buf[1..length].iter().all(|byte| *byte == filling), "{place}: torn");
+        }
+        Ok(None) => assert!(!case.key_stays && !was_removed, "{place}: it was there all the time"),
+        Err(ReadRefused::Gone) => assert!(was_removed, "{place}: it was there all the time"),
+        Err(ReadRefused::Busy) => panic!("{place}: the owner worked once only"),
+    }
+    true
+}
+
+#[test]
+fn a_read_interrupted_at_any_load_returns_a_value_of_its_key_or_says_why_not() {
+    for case in CASES {
+        // A long copy is the same load again and again: every load at first, then some.
+        let mut loads = 0;
+        while run(case, loads) {
+            loads += 1 + loads / 40 * 7;
+        }
+        assert!(loads > 8, "{}: {loads} loads", case.name);
+    }
+}
+
+#[test]
+fn a_lookup_of_a_session_interrupted_at_any_load_finds_it_if_it_was_there_all_the_time() {
+    for loads in 0.. {
+        let scratch = Scratch::new();
+        let mut region = open(&scratch, 4).unwrap();
+        // Sessions 0, 1, 6 and 7 share all 32 bits that the node hashes, so their nodes lie deep and collapse when the others go.
+        let all = [0, 1, 6, 7, 12, 13];
+        all.iter().for_each(|index| _ = make(&mut region, *index));
+        let reader = region.reader();
+        let expected = make(&mut region, 0);
+        let region = Rc::new(RefCell::new(region));
+        let owner = Rc::clone(&region);
+        let work = move || {
+            let mut region = owner.borrow_mut();
+            all[1..].iter().for_each(|index| remove(&mut region, *index));
+            // The freed nodes become key tables.
+            (0..200).for_each(|number| write(&mut region, 2, &other_key(number), b"x"));
+        };
+        test_points::work_at_load(loads, Box::new(work));
+        let (id, hash) = session(0);
+        assert_eq!(reader.find(&id, hash), Ok(Some(expected)), "at load {loads}");
+        if test_points::no_more_work() {
+            assert!(loads > 8);
+            return;
+        }
+    }
+}

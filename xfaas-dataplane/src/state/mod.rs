@@ -1,0 +1,55 @@
+//! Session state in shared memory, the locks of strong sections, and what one shard owns of both.
+//! The owner shard is the only writer of a region; readers on other threads and processes take no lock.
+//!
+//! ```text
+//! region   the owner's handle: sessions, keys, values, limits        reader   lock-free reads from elsewhere
+//!    |  namespace   a session's record and its keys                     |
+//!    |  table       hash tries of sessions and of keys                  |
+//!    |  cell        one key and its value, swapped by one store         |
+//!    |  value       where a value's bytes are                           |
+//!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
+//!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
+//! lock     FIFO locks per key with deadlock detection                shard_state   a region an app, and the locks
+//! ```
+//!
+//! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
+//! memory, and release stores keep the compiler from moving them), each change is made visible by one 8-byte store after all it leads
+//! to, and memory is reused only after the store that unlinked it. So a re-mapped region holds every finished write, an unfinished one
+//! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
+
+mod alloc;
+mod cell;
+mod class;
+mod error;
+mod hash;
+mod layout;
+mod lock;
+mod namespace;
+mod open;
+mod reader;
+mod region;
+mod scan;
+mod shard_state;
+mod space;
+mod table;
+mod value;
+mod words;
+
+#[cfg(test)]
+mod interleave_tests;
+#[cfg(test)]
+mod lock_tests;
+#[cfg(test)]
+mod race_tests;
+#[cfg(test)]
+mod region_tests;
+#[cfg(test)]
+mod test_points;
+
+pub use self::error::{ReadRefused, RegionError, StateError};
+pub use self::layout::RegionOptions;
+pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
+pub use self::namespace::NamespaceRef;
+pub use self::reader::RegionReader;
+pub use self::region::{Region, RegionStats, StateKey};
+pub use self::shard_state::{ShardState, ShardStateStats, set_aside};

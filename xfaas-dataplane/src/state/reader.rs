@@ -1,0 +1,165 @@
+//! Lock-free reads of a region beside its owner, from any thread or process that maps it. No lock, no system call, no store.
+//!
+//! Why a reader never returns a torn or foreign value:
+//! 1. It loads the reclaim word, walks from the record (or the root) to the cell, loads the cell's version, and loads the reclaim word
+//!    again. Before the owner reuses any record, node or cell, it has raised the reclaim word and passed a release fence. So if the walk
+//!    saw a store into reused memory, the second load differs and the walk is void. If it does not differ, the walk saw what was linked at
+//!    one time: the right cell, or rightly none. The kind in the page table and the incarnation make sure that the walk starts in the
+//!    namespace meant, even if the reference is old.
+//! 2. The copy is then guarded by the version alone (see `cell`), so that a long copy is not disturbed by what others free. Its word
+//!    stays a version of cells as long as the retype word, loaded before the walk, has not risen.
+//! 3. Offsets from a void walk may be anything: each load is checked against the mapping.
+//!
+//! Each read is a moment between its call and its return, so reads and writes of a key are linearizable: the version did not change
+//! while it was copied, and a version is acknowledged only after it is visible.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use xfaas_common::ids::SessionId;
+
+use crate::sys::shm::SharedMemory;
+
+use super::cell;
+use super::error::{ReadRefused, RegionError};
+use super::hash::Secret;
+use super::layout::{self, HEADER, Kind, PageEntry, WORD_RECLAIM, WORD_RETYPE};
+use super::namespace::{self, NamespaceRef};
+use super::open;
+use super::region::SESSIONS;
+use super::words::{Offset, OutOfRange, Words, acquire_fence};
+
+/// Tries before `Busy`. A try of a long value counts for more: one more for each of these bytes.
+const TRIES_MAX: usize = 64;
+const TRY_BYTES: usize = 16 << 10;
+
+/// A shared handle for reading. Clones are cheap; any number of threads may use one.
+#[derive(Clone, Debug)]
+pub struct RegionReader {
+    memory: Arc<SharedMemory>,
+    secret: Secret,
+}
+
+/// The versions a read is held against, loaded at its start.
+#[derive(Clone, Copy)]
+struct Versions {
+    reclaim: u64,
+    retype: u64,
+}
+
+impl Versions {
+    #[inline(always)]
+    fn load(words: Words<'_>) -> Result<Versions, OutOfRange> {
+        // Reclaim rises after retype, so the older one is loaded first.
+        let reclaim = words.get_acquire(HEADER, WORD_RECLAIM)?;
+        Ok(Versions { reclaim, retype: words.get_acquire(HEADER, WORD_RETYPE)? })
+    }
+
+    /// True when nothing that was loaded since lay in memory that had been freed.
+    #[inline(always)]
+    fn walk_is_valid(self, words: Words<'_>) -> bool {
+        acquire_fence();
+        words.get(HEADER, WORD_RECLAIM) == Ok(self.reclaim)
+    }
+
+    /// True when every page of cells still is one. To be asked after the fence of `cell::is_still`.
+    #[inline(always)]
+    fn pages_are_valid(self, words: Words<'_>) -> bool {
+        words.get(HEADER, WORD_RETYPE) == Ok(self.retype)
+    }
+}
+
+/// What a try ended with.
+enum Try {
+    Done(Result<Option<usize>, ReadRefused>),
+    /// The owner changed what was being read; bytes copied in vain.
+    Again(usize),
+}
+
+impl RegionReader {
+    pub(super) fn new(memory: Arc<SharedMemory>, secret: Secret) -> RegionReader {
+        RegionReader { memory, secret }
+    }
+
+    /// Maps the region at `path` read-only, for another process than the owner's. When the owner opened the file with a larger
+    /// `bytes_max` since, what lies beyond this mapping reads as `Busy`: map it again.
+    /// Errors: `Io`, `NotARegion`, `LayoutVersion`, `HeaderChecksum`.
+    pub fn open(path: &Path) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_read_only(path)?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
+    #[inline(always)]
+    fn words(&self) -> Words<'_> {
+        Words::new(self.memory.words())
+    }
+
+    /// The namespace of a session, `Ok(None)` when it has none. Errors: `Busy`.
+    pub fn find(&self, session: &SessionId, table_hash: u32) -> Result<Option<NamespaceRef>, ReadRefused> {
+        let words = self.words();
+        let hash = self.secret.session_hash(session, table_hash);
+        for _ in 0..TRIES_MAX {
+            let Ok(versions) = Versions::load(words) else { return Err(ReadRefused::Busy) };
+            let found = SESSIONS.find(words, hash, |record| namespace::is_of(words, record, session));
+            let found = found.and_then(|found| found.map(|record| reference(words, record)).transpose());
+            if let (Ok(found), true) = (found, versions.walk_is_valid(words)) {
+                return Ok(found);
+            }
+            std::hint::spin_loop();
+        }
+        Err(ReadRefused::Busy)
+    }
+
+    /// Copies the value of `key` into `buf`, as much as fits; its full length in bytes, or `Ok(None)` when there is no such key.
+    /// After an error `buf` holds bytes that mean nothing.
+    ///
+    /// Errors: `Busy` when the owner changed the value during each of up to 64 tries (three for 1 MiB), `Gone` when the namespace was
+    /// removed.
+    pub fn read(&self, ns: NamespaceRef, key: &[u8], buf: &mut [u8]) -> Result<Option<usize>, ReadRefused> {
+        let words = self.words();
+        let hash = self.secret.hash(key);
+        let mut tries = 0;
+        while tries < TRIES_MAX {
+            match try_read(words, ns, hash, key, buf).unwrap_or(Try::Again(0)) {
+                Try::Done(outcome) => return outcome,
+                Try::Again(bytes) => tries += 1 + bytes / TRY_BYTES,
+            }
+            std::hint::spin_loop();
+        }
+        Err(ReadRefused::Busy)
+    }
+}
+
+fn reference(words: Words<'_>, record: Offset) -> Result<NamespaceRef, OutOfRange> {
+    Ok(NamespaceRef { record, incarnation: namespace::incarnation(words, record)? })
+}
+
+/// True when `at` lies in a page of namespace records, so that its first word is an incarnation and not a guest's bytes.
+fn is_record(words: Words<'_>, at: Offset) -> Result<bool, OutOfRange> {
+    let Some(page) = layout::page_of(at) else { return Ok(false) };
+    let entry = PageEntry::from_word(words.get_acquire(layout::page_entry_offset(page), 0)?);
+    Ok(matches!(entry, Ok(Some(entry)) if entry.kind == Kind::Namespace))
+}
+
+fn try_read(words: Words<'_>, ns: NamespaceRef, hash: u64, key: &[u8], buf: &mut [u8]) -> Result<Try, OutOfRange> {
+    let versions = Versions::load(words)?;
+    if !is_record(words, ns.record)? || namespace::incarnation(words, ns.record)? != ns.incarnation {
+        // An incarnation is given out once, so a record that lost it never gets it back: no need to look again.
+        return Ok(Try::Done(Err(ReadRefused::Gone)));
+    }
+    let found = namespace::find_key(words, ns.record, hash, key)?;
+    let Some(cell) = found else {
+        return Ok(if versions.walk_is_valid(words) { Try::Done(Ok(None)) } else { Try::Again(0) });
+    };
+    let version = cell::version(words, cell)?;
+    if !versions.walk_is_valid(words) {
+        return Ok(Try::Again(0));
+    }
+    let value = cell::value_under(words, cell, version)?;
+    let copied = value.bytes.min(buf.len());
+    let copy = value.copy_out(words, &mut buf[..copied]);
+    if copy.is_ok() && cell::is_still(words, cell, version) && versions.pages_are_valid(words) {
+        return Ok(Try::Done(Ok(Some(value.bytes))));
+    }
+    Ok(Try::Again(copied))
+}

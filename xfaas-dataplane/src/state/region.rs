@@ -1,0 +1,324 @@
+//! A region: the state of one app on one shard, in shared memory. This is the owner's handle, the only writer.
+//! Called by the shard's thread. Reads and writes allocate nothing on the heap; a write asks the system for memory once in 256 KiB.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use xfaas_common::ids::SessionId;
+use xfaas_common::limits::{KEY_BYTES_MAX, SESSION_KEYS_MAX, VALUE_BYTES_MAX};
+
+use super::alloc::{Allocator, Purpose};
+use super::class::PAGE_BYTES;
+use super::error::{RegionError, StateError};
+use super::hash::Secret;
+use super::layout::{self, HEADER, Kind, RegionOptions, WORD_INCARNATIONS, WORD_RECLAIM};
+use super::namespace::{self, NamespaceRef};
+use super::open;
+use super::reader::RegionReader;
+use super::space::Space;
+use super::table::Table;
+use super::value::ValueHead;
+use super::words::{Offset, Words, release_fence};
+use super::{cell, scan};
+
+pub(super) const SESSIONS: Table = Table { root: layout::ROOT, root_bits: layout::ROOT_BITS };
+
+/// Figures of a region, all of this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionStats {
+    /// Bytes of pages the region may take.
+    pub bytes_max: u64,
+    /// Bytes of pages taken by a size class: what is not left for others.
+    pub bytes_used: u64,
+    /// Bytes of blocks in use, records and tables included.
+    pub bytes_blocks: u64,
+    /// Bytes of keys and values, as the sessions' limits count them.
+    pub bytes_live: u64,
+    pub sessions: u64,
+    pub keys: u64,
+}
+
+/// A key as `Region::keys` gives it.
+#[derive(Clone, Copy)]
+pub struct StateKey {
+    length: u8,
+    bytes: [u8; KEY_BYTES_MAX],
+    value_bytes: usize,
+}
+
+impl StateKey {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+
+    /// Length of the key's value.
+    pub const fn value_bytes(&self) -> usize {
+        self.value_bytes
+    }
+}
+
+/// The owner's handle of a region. One writer: the file is locked as long as this lives.
+pub struct Region {
+    space: Space,
+    alloc: Allocator,
+    secret: Secret,
+    path: PathBuf,
+    totals: scan::Totals,
+}
+
+impl Region {
+    /// Maps the region at `path`, checking all of it, or makes an empty one when there is no such file.
+    ///
+    /// Cost: about a microsecond a key. Errors: all of `RegionError`; a file that is refused stays where it is, its sessions untouched.
+    pub fn open_or_create(path: &Path, options: &RegionOptions<'_>) -> Result<Region, RegionError> {
+        let (space, header, pages) = open::open_or_create(path, options)?;
+        let words = space.words();
+        let fresh = open::begin(words)?;
+        let mut alloc = Allocator::new(pages.max(fresh));
+        let totals = scan::scan(words, &mut alloc, fresh, header.secret)?;
+        Ok(Region { secret: header.secret, space, alloc, path: path.to_owned(), totals })
+    }
+
+    /// A handle for lock-free reads from other threads of this process.
+    pub fn reader(&self) -> RegionReader {
+        RegionReader::new(Arc::clone(&self.space.memory), self.secret)
+    }
+
+    /// The region's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The namespace of a session, if it has one. `table_hash`: `SessionHash::table_hash` of it, always under the same keys.
+    pub fn find(&self, session: &SessionId, table_hash: u32) -> Option<NamespaceRef> {
+        let words = self.space.words();
+        let hash = self.secret.session_hash(session, table_hash);
+        let found = SESSIONS.find(words, hash, |record| namespace::is_of(words, record, session));
+        let record = found.expect("the owner's tables lead into the region")?;
+        let incarnation = namespace::incarnation(words, record).expect("a record lies inside the region");
+        Some(NamespaceRef { record, incarnation })
+    }
+
+    /// The namespace of a session, made empty if it has none. Errors: `RegionFull`.
+    pub fn find_or_create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
+        if let Some(found) = self.find(session, table_hash) {
+            return Ok(found);
+        }
+        release_fence();
+        let Region { space, alloc, secret, .. } = self;
+        let bytes = namespace::record_bytes(usize::from(session.length()));
+        let record = alloc.allocate(space, Kind::Namespace, bytes, Purpose::Growth).ok_or(StateError::RegionFull)?;
+        let words = space.words();
+        words.bump(HEADER, WORD_INCARNATIONS); // before use: a crash may waste a number, never give it out twice
+        let incarnation = words.load(HEADER, WORD_INCARNATIONS);
+        namespace::create(words, record, session, table_hash, incarnation);
+        let hash = secret.session_hash(session, table_hash);
+        let inserted = SESSIONS.insert(space, alloc, hash, record, |record| namespace::hash(space.words(), record, *secret));
+        if inserted.is_err() {
+            namespace::retire(words, record);
+            alloc.free(words, record);
+            return Err(StateError::RegionFull);
+        }
+        self.totals.sessions += 1;
+        Ok(NamespaceRef { record, incarnation })
+    }
+
+    /// The record behind a reference, unless the namespace was removed since.
+    #[inline(always)]
+    fn record(&self, ns: NamespaceRef) -> Option<Offset> {
+        let is_record = self.alloc.kind_of(ns.record) == Some(Kind::Namespace);
+        (is_record && namespace::incarnation(self.space.words(), ns.record) == Ok(ns.incarnation)).then_some(ns.record)
+    }
+
+    #[inline(always)]
+    fn find_cell(&self, ns: NamespaceRef, key: &[u8]) -> Option<Offset> {
+        let record = self.record(ns)?;
+        namespace::find_key(self.space.words(), record, self.secret.hash(key), key).expect("the owner's tables lead into the region")
+    }
+
+    /// Copies the value of `key` into `buf`, as much as fits, and returns its full length in bytes. `None`: no such key, or no such
+    /// namespace any more. Never blocks, never allocates.
+    pub fn read(&self, ns: NamespaceRef, key: &[u8], buf: &mut [u8]) -> Option<usize> {
+        let words = self.space.words();
+        let value = cell::value(words, self.find_cell(ns, key)?);
+        let copied = value.bytes.min(buf.len());
+        value.copy_out(words, &mut buf[..copied]).expect("the owner's values lie inside the region");
+        Some(value.bytes)
+    }
+
+    /// Length in bytes of the value of `key`.
+    pub fn value_bytes(&self, ns: NamespaceRef, key: &[u8]) -> Option<usize> {
+        Some(cell::value(self.space.words(), self.find_cell(ns, key)?).bytes)
+    }
+
+    /// Sets `key` to `value`: visible at once and whole, or refused with nothing changed.
+    ///
+    /// `key`: 1..=255 bytes; `value`: 0..=1 MiB; `session_bytes_max`: bytes of keys and values the session may hold. A session that is
+    /// over it (the limit may have been lowered) can still be overwritten with values that are not longer.
+    /// Errors: all of `StateError`. Cost: no allocation on the heap; a system call when 256 KiB of fresh memory are begun.
+    pub fn write(&mut self, ns: NamespaceRef, key: &[u8], value: &[u8], session_bytes_max: usize) -> Result<(), StateError> {
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            return Err(StateError::BadKey { bytes: key.len() });
+        }
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(StateError::ValueTooLarge { bytes: value.len() });
+        }
+        let record = self.record(ns).ok_or(StateError::NoNamespace)?;
+        let hash = self.secret.hash(key);
+        let found = namespace::find_key(self.space.words(), record, hash, key).expect("the owner's tables lead into the region");
+        release_fence();
+        match found {
+            Some(cell) => self.overwrite(record, cell, value, session_bytes_max),
+            None => self.insert(record, hash, key, value, session_bytes_max),
+        }
+    }
+
+    #[inline(always)]
+    fn overwrite(&mut self, record: Offset, cell: Offset, value: &[u8], session_bytes_max: usize) -> Result<(), StateError> {
+        let Region { space, alloc, totals, .. } = self;
+        let words = space.words();
+        let old = cell::value(words, cell);
+        let (bytes, keys) = namespace::size(words, record);
+        let bytes_after = bytes - old.bytes as u64 + value.len() as u64;
+        if bytes_after > bytes && bytes_after > session_bytes_max as u64 {
+            return Err(StateError::SessionFull { bytes: bytes_after as usize, bytes_max: session_bytes_max });
+        }
+        // The reserve is repaid below only by a value of the same blocks.
+        let purpose = if value.len() == old.bytes { Purpose::Overwrite } else { Purpose::Growth };
+        let head = ValueHead::create(space, alloc, value, purpose).ok_or(StateError::RegionFull)?;
+        namespace::announce_change(words, record);
+        cell::swap(words, cell, head);
+        old.free(words, alloc);
+        namespace::set_size(words, record, bytes_after, keys);
+        totals.bytes = totals.bytes - bytes + bytes_after;
+        Ok(())
+    }
+
+    fn insert(&mut self, record: Offset, hash: u64, key: &[u8], value: &[u8], session_bytes_max: usize) -> Result<(), StateError> {
+        let Region { space, alloc, totals, secret, .. } = self;
+        let words = space.words();
+        let (bytes, keys) = namespace::size(words, record);
+        let bytes_after = bytes + (key.len() + value.len()) as u64;
+        if keys >= SESSION_KEYS_MAX as u64 {
+            return Err(StateError::TooManyKeys);
+        }
+        if bytes_after > session_bytes_max as u64 {
+            return Err(StateError::SessionFull { bytes: bytes_after as usize, bytes_max: session_bytes_max });
+        }
+        let cell = alloc.allocate(space, cell::KIND, cell::cell_bytes(key.len()), Purpose::Growth).ok_or(StateError::RegionFull)?;
+        let Some(head) = ValueHead::create(space, alloc, value, Purpose::Growth) else {
+            alloc.free(words, cell);
+            return Err(StateError::RegionFull);
+        };
+        cell::create(words, cell, key, head);
+        if namespace::insert_key(space, alloc, *secret, record, hash, cell).is_err() {
+            head.free(words, alloc); // the cell was never linked, so no reader can have it
+            alloc.free(words, cell);
+            return Err(StateError::RegionFull);
+        }
+        namespace::set_size(words, record, bytes_after, keys + 1);
+        totals.bytes += bytes_after - bytes;
+        totals.keys += 1;
+        Ok(())
+    }
+
+    /// Removes a key. False: there was none.
+    pub fn delete(&mut self, ns: NamespaceRef, key: &[u8]) -> bool {
+        let (Some(record), Some(cell)) = (self.record(ns), self.find_cell(ns, key)) else { return false };
+        release_fence();
+        let Region { space, alloc, totals, secret, .. } = self;
+        let words = space.words();
+        namespace::remove_key(words, alloc, record, secret.hash(key), cell);
+        words.bump(HEADER, WORD_RECLAIM);
+        let freed_bytes = free_cell(words, alloc, cell);
+        let (bytes, keys) = namespace::size(words, record);
+        namespace::set_size(words, record, bytes - freed_bytes, keys - 1);
+        totals.bytes -= freed_bytes;
+        totals.keys -= 1;
+        true
+    }
+
+    /// Removes a namespace with all its keys; a reference to one that is gone already is taken as done.
+    /// Cost: about 0.1 us a key, 65,536 of them at most.
+    pub fn remove(&mut self, ns: NamespaceRef) {
+        let Some(record) = self.record(ns) else { return };
+        release_fence();
+        let Region { space, alloc, totals, secret, .. } = self;
+        let words = space.words();
+        let removed = SESSIONS.remove(words, alloc, namespace::hash(words, record, *secret), record);
+        assert!(removed, "a record in use is in the session table");
+        namespace::retire(words, record);
+        // Before any cell's version: a reader that still got to one of them must see that its walk is void.
+        words.bump(HEADER, WORD_RECLAIM);
+        for cell in namespace::cells(words, record) {
+            totals.bytes -= free_cell(words, alloc, cell);
+            totals.keys -= 1;
+        }
+        if let Some(table) = namespace::table(words, record).expect("a record lies inside the region") {
+            table.free_nodes(words, alloc);
+        }
+        alloc.free(words, record);
+        totals.sessions -= 1;
+    }
+
+    /// The keys of a namespace with the lengths of their values, in no particular order; none when it is gone.
+    pub fn keys(&self, ns: NamespaceRef) -> impl Iterator<Item = StateKey> {
+        let words = self.space.words();
+        self.record(ns).into_iter().flat_map(move |record| namespace::cells(words, record)).map(move |cell| {
+            let length = cell::key_bytes(words, cell);
+            let mut key = StateKey { length: length as u8, bytes: [0; KEY_BYTES_MAX], value_bytes: cell::value(words, cell).bytes };
+            cell::copy_key(words, cell, &mut key.bytes[..length]);
+            key
+        })
+    }
+
+    /// Bytes of keys and values of a namespace, and its keys.
+    pub fn namespace_size(&self, ns: NamespaceRef) -> Option<(u64, u64)> {
+        Some(namespace::size(self.space.words(), self.record(ns)?))
+    }
+
+    /// All sessions with their bytes of keys and values and their keys, in no particular order.
+    pub fn sessions(&self) -> impl Iterator<Item = (SessionId, u64, u64)> {
+        let words = self.space.words();
+        SESSIONS.leaves(words).map(move |record| {
+            let (session, _) = namespace::session(words, record).expect("the record was checked when the region was opened");
+            let (bytes, keys) = namespace::size(words, record);
+            (session, bytes, keys)
+        })
+    }
+
+    pub fn stats(&self) -> RegionStats {
+        RegionStats {
+            bytes_max: u64::from(self.alloc.pages_max()) * PAGE_BYTES as u64,
+            bytes_used: self.alloc.page_bytes_used(),
+            bytes_blocks: self.alloc.block_bytes_used(),
+            bytes_live: self.totals.bytes,
+            sessions: self.totals.sessions,
+            keys: self.totals.keys,
+        }
+    }
+}
+
+const _: fn() = || {
+    fn moves_to_another_thread<T: Send>() {}
+    fn is_shared_between_threads<T: Send + Sync + Clone>() {}
+    moves_to_another_thread::<Region>();
+    is_shared_between_threads::<RegionReader>();
+};
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region").field("path", &self.path).field("stats", &self.stats()).finish()
+    }
+}
+
+/// Retires and frees a cell that nothing leads to any more, with its value. The caller has raised the reclaim word since.
+/// Output: the bytes of its key and value.
+fn free_cell(words: Words<'_>, alloc: &mut Allocator, cell: Offset) -> u64 {
+    let value = cell::value(words, cell);
+    let bytes = cell::key_bytes(words, cell) + value.bytes;
+    cell::retire(words, cell);
+    value.free(words, alloc);
+    alloc.free(words, cell);
+    bytes as u64
+}

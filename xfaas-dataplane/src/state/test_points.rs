@@ -1,0 +1,56 @@
+//! Points between the loads and stores of `words` at which a test takes over: to kill the owner, or to let it work in the middle of a read.
+//! By thread, so that tests do not disturb each other.
+
+use std::cell::{Cell, RefCell};
+
+type Work = Box<dyn FnOnce()>;
+
+thread_local! {
+    static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    static LOADS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    static WORK: RefCell<Option<Work>> = const { RefCell::new(None) };
+}
+
+/// What the unwinding carries, so that a test tells a kill from a failed assertion.
+pub(super) struct Killed;
+
+/// This thread is stopped before its store number `stores` from now; `None` takes that back.
+pub(super) fn kill_at_store(stores: Option<u64>) {
+    STORES_LEFT.set(stores);
+}
+
+/// `work` runs once on this thread, before its load number `loads` from now.
+pub(super) fn work_at_load(loads: u64, work: Work) {
+    WORK.set(Some(work));
+    LOADS_LEFT.set(Some(loads));
+}
+
+/// Takes `work_at_load` back. True when the work had not begun.
+pub(super) fn no_more_work() -> bool {
+    LOADS_LEFT.set(None);
+    WORK.take().is_some()
+}
+
+pub(super) fn pass_store() {
+    match STORES_LEFT.get() {
+        None => {}
+        Some(0) => {
+            STORES_LEFT.set(None);
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        Some(left) => STORES_LEFT.set(Some(left - 1)),
+    }
+}
+
+pub(super) fn pass_load() {
+    match LOADS_LEFT.get() {
+        None => {}
+        Some(0) => {
+            LOADS_LEFT.set(None); // the work loads too
+            if let Some(work) = WORK.take() {
+                work();
+            }
+        }
+        Some(left) => LOADS_LEFT.set(Some(left - 1)),
+    }
+}

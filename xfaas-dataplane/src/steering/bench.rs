@@ -1,0 +1,84 @@
+//! Runs a program on one packet without attaching it, by the kernel's test-run: for the bench and for tests.
+
+use aya::{TestRun, TestRunOptions};
+use xfaas_common::hash::HashKeys;
+use xfaas_common::map_layout::{PROGRAM_TC, PROGRAM_XDP};
+
+use super::error::SteeringError;
+use super::load::{self, Loaded, Plan};
+use super::maps::{Events, FlowTable, Pins, SteeringCounters};
+
+/// What the programs are to know; see `SteeringOptions`.
+#[derive(Clone, Copy)]
+pub struct SteerBenchOptions<'a> {
+    pub udp_port: u16,
+    pub tcp_port: u16,
+    /// CPU numbers, one a shard.
+    pub cpus: &'a [u16],
+    /// Core index of each slot, `SLOTS` of them.
+    pub slot_to_core: &'a [u16],
+    pub keys: &'a HashKeys,
+    pub session_header: &'a [u8],
+}
+
+/// A program that takes whole frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SteerProgram {
+    Xdp,
+    Tc,
+}
+
+/// What a program did with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteerRun {
+    /// `XDP_*` or `TC_ACT_*`.
+    pub action: u32,
+    /// Nanoseconds a packet, the mean of all repeats.
+    pub ns_per_packet: u64,
+}
+
+/// The programs, loaded and configured, attached to nothing.
+pub struct SteerBench {
+    loaded: Loaded,
+}
+
+impl SteerBench {
+    /// Loads the object and has the verifier look at all four programs.
+    pub fn load(object: &[u8], options: &SteerBenchOptions<'_>) -> Result<SteerBench, SteeringError> {
+        let SteerBenchOptions { udp_port, tcp_port, cpus, slot_to_core, keys, session_header } = *options;
+        let mut loaded = load::load(object, &Plan { udp_port, tcp_port, cpus, slot_to_core, keys, session_header })?;
+        load::xdp(&mut loaded.ebpf)?;
+        load::tc(&mut loaded.ebpf)?;
+        load::reuseport_udp(&mut loaded.ebpf)?;
+        load::reuseport_tcp(&mut loaded.ebpf)?;
+        Ok(SteerBench { loaded })
+    }
+
+    /// Runs a program on `frame`, which begins with its Ethernet header, `repeats` times on the calling CPU.
+    /// The maps keep what a repeat left in them.
+    pub fn run(&mut self, program: SteerProgram, frame: &[u8], repeats: u32) -> Result<SteerRun, SteeringError> {
+        let options = TestRunOptions { data_in: Some(frame), repeat: repeats, ..TestRunOptions::new() };
+        let result = match program {
+            SteerProgram::Xdp => load::xdp(&mut self.loaded.ebpf)?.test_run(options).map_err(SteeringError::program(PROGRAM_XDP))?,
+            SteerProgram::Tc => load::tc(&mut self.loaded.ebpf)?.test_run(options).map_err(SteeringError::program(PROGRAM_TC))?,
+        };
+        // The kernel has divided by the repeats already: net/bpf/test_run.c, bpf_test_timer_continue.
+        Ok(SteerRun { action: result.return_value, ns_per_packet: result.duration.as_nanos() as u64 })
+    }
+
+    pub fn counters(&self) -> Result<SteeringCounters, SteeringError> {
+        self.loaded.maps.counters()
+    }
+
+    pub fn flow_table(&self) -> Result<FlowTable, SteeringError> {
+        self.loaded.maps.flow_table()
+    }
+
+    pub fn pins(&self) -> Result<Pins, SteeringError> {
+        self.loaded.maps.pins()
+    }
+
+    pub fn events(&self) -> Result<Events, SteeringError> {
+        self.loaded.maps.events()
+    }
+}

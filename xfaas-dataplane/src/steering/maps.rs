@@ -1,0 +1,176 @@
+//! Handles on the maps that are used while the programs run: flows, pins, slot owners, counters, events.
+//! Every call is one system call; none belongs on a warm request's path.
+
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use xfaas_common::drop_reason::DropReason;
+use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
+use xfaas_common::map_layout::{
+    COUNTERS_ENTRIES, FlowKey, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_PINS, MAP_SLOT_TO_CORE, PinKey, SteerConfig, SteerEvent, Verdict,
+    drop_counter,
+};
+
+use super::error::SteeringError;
+
+/// Which core a TCP connection belongs to, as the programs know it. One handle a shard.
+pub struct FlowTable {
+    flows: HashMap<MapData, FlowKey, u32>,
+}
+
+impl FlowTable {
+    pub(super) fn new(flows: MapData) -> Result<FlowTable, SteeringError> {
+        let flows = HashMap::try_from(Map::LruHashMap(flows)).map_err(SteeringError::map(MAP_FLOWS))?;
+        Ok(FlowTable { flows })
+    }
+
+    /// From now on the connection's segments go to `core`. The table forgets its oldest entry when it is full.
+    pub fn remember(&mut self, flow: FlowKey, core: CoreIndex) -> Result<(), SteeringError> {
+        self.flows.insert(flow, u32::from(core.0), 0).map_err(SteeringError::map(MAP_FLOWS))
+    }
+
+    /// Segments of the connection are steered no more. Forgetting an unknown one is fine.
+    pub fn forget(&mut self, flow: FlowKey) -> Result<(), SteeringError> {
+        ignore_absent(self.flows.remove(&flow)).map_err(SteeringError::map(MAP_FLOWS))
+    }
+
+    /// The core of a connection, if the programs know one.
+    pub fn core(&self, flow: &FlowKey) -> Result<Option<CoreIndex>, SteeringError> {
+        match self.flows.get(flow, 0) {
+            Ok(core) => Ok(Some(CoreIndex(core as u16))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(SteeringError::Map { map: MAP_FLOWS, source }),
+        }
+    }
+}
+
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Sessions moved by hand, and the owners of slots. One handle a process: it alone writes the configuration.
+pub struct Pins {
+    pins: HashMap<MapData, PinKey, u32>,
+    slots: Array<MapData, u16>,
+    config: Array<MapData, SteerConfig>,
+}
+
+impl Pins {
+    pub(super) fn new(pins: MapData, slots: MapData, config: MapData) -> Result<Pins, SteeringError> {
+        Ok(Pins {
+            pins: HashMap::try_from(Map::LruHashMap(pins)).map_err(SteeringError::map(MAP_PINS))?,
+            slots: Array::try_from(Map::Array(slots)).map_err(SteeringError::map(MAP_SLOT_TO_CORE))?,
+            config: Array::try_from(Map::Array(config)).map_err(SteeringError::map(MAP_CONFIG))?,
+        })
+    }
+
+    /// From now on the session's packets go to `core`, whoever owns its slot. A full table drops the pin that was used least lately.
+    pub fn pin(&mut self, session: &SessionId, core: CoreIndex) -> Result<(), SteeringError> {
+        self.pins.insert(PinKey::new(session), u32::from(core.0), 0).map_err(SteeringError::map(MAP_PINS))?;
+        self.update_config(|config| config.pins = 1)
+    }
+
+    /// The session goes back to the owner of its slot. Unpinning an unpinned one is fine.
+    pub fn unpin(&mut self, session: &SessionId) -> Result<(), SteeringError> {
+        ignore_absent(self.pins.remove(&PinKey::new(session))).map_err(SteeringError::map(MAP_PINS))?;
+        if self.pins.keys().next().is_none() {
+            // Nobody looks for pins any more: a look-up less for every packet.
+            self.update_config(|config| config.pins = 0)?;
+        }
+        Ok(())
+    }
+
+    /// From now on the slot's packets go to `core`.
+    pub fn set_slot_owner(&mut self, slot: SlotIndex, core: CoreIndex) -> Result<(), SteeringError> {
+        self.slots.set(slot.index() as u32, core.0, 0).map_err(SteeringError::map(MAP_SLOT_TO_CORE))
+    }
+
+    /// On: every 1024th packet of each verdict leaves an event, for `Events`.
+    pub fn set_sampling(&mut self, is_on: bool) -> Result<(), SteeringError> {
+        self.update_config(|config| config.sample_events = u16::from(is_on))
+    }
+
+    /// The programs may read while this writes. Fields that do not change are written as they were, so only the changed one can be seen
+    /// as old or new, and either is right for a moment.
+    fn update_config(&mut self, change: impl FnOnce(&mut SteerConfig)) -> Result<(), SteeringError> {
+        let mut config = self.config.get(&0, 0).map_err(SteeringError::map(MAP_CONFIG))?;
+        change(&mut config);
+        self.config.set(0, config, 0).map_err(SteeringError::map(MAP_CONFIG))
+    }
+}
+
+/// What the programs counted since they were loaded, summed over all CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteeringCounters {
+    counts: [u64; COUNTERS_ENTRIES as usize],
+}
+
+impl SteeringCounters {
+    /// Steering is off: nothing was counted.
+    pub(super) const NONE: SteeringCounters = SteeringCounters { counts: [0; COUNTERS_ENTRIES as usize] };
+
+    pub(super) fn read(counters: &PerCpuArray<MapData, u64>) -> Result<SteeringCounters, SteeringError> {
+        let mut sums = SteeringCounters::NONE;
+        for (index, sum) in sums.counts.iter_mut().enumerate() {
+            let values = counters.get(&(index as u32), 0).map_err(SteeringError::map(MAP_COUNTERS))?;
+            *sum = values.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    /// Packets with this verdict.
+    pub fn verdict(&self, verdict: Verdict) -> u64 {
+        self.counts[verdict as usize]
+    }
+
+    /// Datagrams dropped in the kernel for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.counts[drop_counter(reason) as usize]
+    }
+
+    /// All verdicts by name.
+    pub fn verdicts(&self) -> Vec<(&'static str, u64)> {
+        Verdict::ALL.iter().map(|verdict| (verdict.name(), self.verdict(*verdict))).collect()
+    }
+
+    /// All drop reasons by name.
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        DropReason::ALL.iter().map(|reason| (reason.name(), self.dropped(*reason))).collect()
+    }
+}
+
+/// Sampled verdicts, oldest first; see `Pins::set_sampling`.
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+impl Events {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Events {
+        Events { ring }
+    }
+
+    /// The next event, or `None` when there is none yet. Never waits.
+    pub fn next_event(&mut self) -> Option<SteerEvent> {
+        let item = self.ring.next()?;
+        let bytes: &[u8; size_of::<SteerEvent>()] = item.first_chunk()?;
+        let (time_ns, rest) = bytes.split_first_chunk::<8>()?;
+        let (count, rest) = rest.split_first_chunk::<8>()?;
+        let (counter, cpu) = rest.split_first_chunk::<4>()?;
+        Some(SteerEvent {
+            time_ns: u64::from_ne_bytes(*time_ns),
+            count: u64::from_ne_bytes(*count),
+            counter: u32::from_ne_bytes(*counter),
+            cpu: u32::from_ne_bytes(*cpu.first_chunk()?),
+        })
+    }
+}
+
+/// A second handle on the same map.
+pub(super) fn duplicate(map: &MapData, name: &'static str) -> Result<MapData, SteeringError> {
+    let descriptor = map.fd().as_fd().try_clone_to_owned().map_err(|source| SteeringError::Duplicate { map: name, source })?;
+    MapData::from_fd(descriptor).map_err(SteeringError::map(name))
+}

@@ -1,0 +1,76 @@
+//! What `xfaas doctor` asks about steering: can this process use it, does the kernel take the programs. Attaches nothing.
+
+use std::path::Path;
+
+use xfaas_common::hash::{HASH_KEYS, HashKeys};
+use xfaas_common::limits::SLOTS;
+use xfaas_common::map_layout::SESSION_HEADER_DEFAULT;
+
+use super::bench::{SteerBench, SteerBenchOptions};
+use super::rights;
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub name: &'static str,
+    pub is_ok: bool,
+    /// What was found, and what to do about it when it is not well.
+    pub advice: String,
+}
+
+impl Probe {
+    fn good(name: &'static str, found: impl Into<String>) -> Probe {
+        Probe { name, is_ok: true, advice: found.into() }
+    }
+
+    fn bad(name: &'static str, advice: impl Into<String>) -> Probe {
+        Probe { name, is_ok: false, advice: advice.into() }
+    }
+}
+
+/// Input: the compiled programs and the interface that would be steered, if any. Cost: some ten milliseconds, for the verifier.
+pub fn probe(ebpf_object: &[u8], iface: Option<&str>) -> Vec<Probe> {
+    let missing = rights::missing();
+    let mut probes = vec![match &missing {
+        None => Probe::good("steering capabilities", "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there"),
+        Some(missing) => Probe::bad("steering capabilities", format!("without {missing} only `--steering off` works: run as root")),
+    }];
+    probes.push(if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        Probe::good("kernel type information", "/sys/kernel/btf/vmlinux is there")
+    } else {
+        Probe::bad("kernel type information", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+    });
+    if missing.is_none() {
+        probes.push(verifier(ebpf_object));
+    }
+    if let Some(iface) = iface.filter(|iface| is_veth(iface)) {
+        let advice = format!(
+            "{iface} is a veth: run `ethtool -K <device> tx off txvlan off` on both of its ends, or the kernel drops redirected packets"
+        );
+        probes.push(Probe { name: "steering interface", is_ok: true, advice });
+    }
+    probes
+}
+
+fn verifier(ebpf_object: &[u8]) -> Probe {
+    let name = "kernel programs";
+    let options = SteerBenchOptions {
+        udp_port: 0,
+        tcp_port: 0,
+        cpus: &[0],
+        slot_to_core: &[0; SLOTS],
+        keys: &HashKeys { keys: [0; HASH_KEYS] },
+        session_header: SESSION_HEADER_DEFAULT.as_bytes(),
+    };
+    match SteerBench::load(ebpf_object, &options) {
+        Ok(_) => Probe::good(name, "the kernel takes them"),
+        Err(error) => Probe::bad(name, error.in_one_line()),
+    }
+}
+
+/// A device without hardware whose other end has another index: a veth, or a tunnel's end, of which the same holds.
+fn is_veth(iface: &str) -> bool {
+    let directory = Path::new("/sys/class/net").join(iface);
+    let number = |file: &str| std::fs::read_to_string(directory.join(file)).ok().map(|text| text.trim().to_owned());
+    !directory.join("device").exists() && number("iflink").is_some() && number("iflink") != number("ifindex")
+}

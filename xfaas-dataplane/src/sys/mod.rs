@@ -1,0 +1,13 @@
+//! The door to the machine: io_uring, shared memory, CPU pinning, clocks, sockets. The only folder besides `state/cell.rs` with `unsafe`.
+
+pub mod affinity;
+mod buffers;
+pub mod clock;
+mod ring;
+pub mod shm;
+pub mod socket;
+mod wake;
+
+pub use self::buffers::{GroupOptions, ReceivedBuffer};
+pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};
+pub use self::wake::Waker;

@@ -1,0 +1,368 @@
+//! One io_uring with the features of DESIGN.md section 6, behind a safe door: buffers in flight are owned by the ring, received
+//! buffers by a token. Called by `shard/` and by the bench's echo limit; decides nothing, knows no protocol.
+
+use super::buffers::{BufferGroup, GroupOptions, ReceivedBuffer};
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use slab::Slab;
+use socket2::SockAddr;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    #[error("io_uring is not usable: the kernel lacks {feature}; Linux 6.1 or later is needed")]
+    Feature {
+        feature: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("io_uring: {operation}")]
+    Operation {
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Sizes of a ring. All counts are entries.
+#[derive(Clone, Debug)]
+pub struct RingOptions {
+    pub submission_entries: u32,
+    pub completion_entries: u32,
+    /// Direct descriptors, and so open connections.
+    pub files: u32,
+    /// Group `i` of provided buffers.
+    pub groups: Vec<GroupOptions>,
+}
+
+/// A connection's descriptor inside the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FixedFile(pub u32);
+
+/// The caller's name for an operation; comes back with its completions. The upper four bits belong to the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(pub u64);
+
+const RING_OWNED: u64 = 1 << 63;
+const IGNORED: u64 = 1 << 62;
+/// A receive carries the number of its buffer group here, because a completion names only the buffer.
+const GROUP_SHIFT: u32 = 60;
+const GROUP_MASK: u64 = 3 << GROUP_SHIFT;
+
+fn receive_user_data(tag: Tag, group: u16) -> u64 {
+    assert!(tag.0 >> GROUP_SHIFT == 0 && group < 4, "the upper four bits of a tag belong to the ring");
+    tag.0 | u64::from(group) << GROUP_SHIFT
+}
+
+#[derive(Debug)]
+pub struct Completion {
+    pub tag: Tag,
+    /// The operation's result: a count, a descriptor, or a negative errno.
+    pub result: i32,
+    /// A multishot operation that stays armed.
+    pub more: bool,
+    /// What a receive brought; give it back with `recycle`.
+    pub received: Option<ReceivedBuffer>,
+    /// The buffer that a send took, to be used again.
+    pub sent: Option<Vec<u8>>,
+}
+
+/// `struct io_uring_recvmsg_out`: name, control and payload lengths and flags, four `u32`. Source: include/uapi/linux/io_uring.h.
+const RECVMSG_OUT_BYTES: usize = 16;
+/// Bytes that a received datagram's buffer spends before the payload.
+pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::sockaddr_in6>();
+
+struct InFlight {
+    tag: Tag,
+    buffer: Vec<u8>,
+    peer: Option<Box<SockAddr>>,
+}
+
+pub struct Ring {
+    ring: IoUring,
+    groups: Vec<BufferGroup>,
+    /// Sends under way, boxed addresses and all: the kernel reads them until the completion.
+    in_flight: Slab<InFlight>,
+    /// Address boxes to use again, so that a datagram's answer allocates nothing.
+    #[expect(clippy::vec_box, reason = "spare boxes: what the kernel reads must not move while a send is under way")]
+    peers: Vec<Box<SockAddr>>,
+    /// Completions taken from the kernel's queue, not yet given out.
+    completed: VecDeque<cqueue::Entry>,
+    /// Shape of a received datagram: room for one address before the payload.
+    message: Box<libc::msghdr>,
+    enters: u64,
+}
+
+impl Ring {
+    /// Makes a ring for the calling thread, which must be the only one to use it. Errors: `Feature` names what the kernel lacks.
+    pub fn new(options: &RingOptions) -> Result<Ring, RingError> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(options.completion_entries)
+            .build(options.submission_entries)
+            .map_err(|source| RingError::Feature { feature: "IORING_SETUP_SINGLE_ISSUER and IORING_SETUP_DEFER_TASKRUN", source })?;
+        // Saves the descriptor look-up at each enter; a kernel or sandbox without it still works.
+        drop(ring.submitter().register_ring_fd());
+        ring.submitter()
+            .register_files_sparse(options.files)
+            .map_err(|source| RingError::Feature { feature: "direct descriptors (IORING_REGISTER_FILES2)", source })?;
+        let mut groups = Vec::with_capacity(options.groups.len());
+        for (id, group) in options.groups.iter().enumerate() {
+            let mut group = BufferGroup::new(id as u16, *group)
+                .map_err(|source| RingError::Operation { operation: "map the memory of a buffer group", source })?;
+            group
+                .register(&ring)
+                .map_err(|source| RingError::Feature { feature: "provided buffer rings (IORING_REGISTER_PBUF_RING)", source })?;
+            groups.push(group);
+        }
+        let message = Box::new(libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: size_of::<libc::sockaddr_in6>() as libc::socklen_t,
+            msg_iov: std::ptr::null_mut(),
+            msg_iovlen: 0,
+            msg_control: std::ptr::null_mut(),
+            msg_controllen: 0,
+            msg_flags: 0,
+        });
+        Ok(Ring {
+            ring,
+            groups,
+            in_flight: Slab::with_capacity(1_024),
+            peers: Vec::with_capacity(1_024),
+            completed: VecDeque::with_capacity(options.completion_entries as usize),
+            message,
+            enters: 0,
+        })
+    }
+
+    /// The descriptor by which other rings send messages to this one.
+    pub fn raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// `io_uring_enter` calls so far: the only system calls of a shard's loop.
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: every buffer, address and message header that an entry points to is owned by `self` until the operation's last completion:
+            // sends by `in_flight`, receives by `groups`, the header by `message`.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_ok() {
+                return;
+            }
+            self.enters += 1;
+            // A full queue is handed over; what an interrupted call left is taken by the next turn of this loop.
+            drop(self.ring.submit());
+        }
+    }
+
+    /// Accepts connections as direct descriptors until an error ends it: each completion's result is a `FixedFile`.
+    pub fn accept_multi(&mut self, tag: Tag, listener: BorrowedFd<'_>) {
+        let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).allocate_file_index(true).build();
+        self.push(entry.user_data(tag.0));
+    }
+
+    /// Receives into buffers of `group` until the stream ends or the group is empty (ENOBUFS).
+    pub fn recv_multi(&mut self, tag: Tag, file: FixedFile, group: u16) {
+        self.push(opcode::RecvMulti::new(Fixed(file.0), group).build().user_data(receive_user_data(tag, group)));
+    }
+
+    /// Receives datagrams with their source address into buffers of `group`; read them with `datagram`.
+    pub fn recvmsg_multi(&mut self, tag: Tag, socket: BorrowedFd<'_>, group: u16) {
+        let message: *const libc::msghdr = &*self.message;
+        let receive = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), message, group).build();
+        self.push(receive.user_data(receive_user_data(tag, group)));
+    }
+
+    /// Sends the whole buffer on a stream; it comes back in `Completion::sent`.
+    pub fn send(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
+        let entry = self.in_flight.vacant_entry();
+        let id = entry.key() as u64;
+        let sending = entry.insert(InFlight { tag, buffer, peer: None });
+        let (address, bytes) = (sending.buffer.as_ptr(), sending.buffer.len() as u32);
+        let send = opcode::Send::new(Fixed(file.0), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+        self.push(send.user_data(RING_OWNED | id));
+    }
+
+    /// Sends one datagram to `peer`; the buffer comes back in `Completion::sent`.
+    pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: SocketAddr) {
+        let address = SockAddr::from(peer);
+        let boxed = match self.peers.pop() {
+            Some(mut boxed) => {
+                *boxed = address;
+                boxed
+            }
+            None => Box::new(address),
+        };
+        let entry = self.in_flight.vacant_entry();
+        let id = entry.key() as u64;
+        let sending = entry.insert(InFlight { tag, buffer, peer: Some(boxed) });
+        let peer = sending.peer.as_ref().expect("set just above");
+        let send = opcode::Send::new(Fd(socket.as_raw_fd()), sending.buffer.as_ptr(), sending.buffer.len() as u32)
+            .flags(libc::MSG_NOSIGNAL)
+            .dest_addr(peer.as_ptr().cast())
+            .dest_addr_len(peer.len())
+            .build();
+        self.push(send.user_data(RING_OWNED | id));
+    }
+
+    /// Closes a direct descriptor.
+    pub fn close(&mut self, tag: Tag, file: FixedFile) {
+        self.push(opcode::Close::new(Fixed(file.0)).build().user_data(tag.0));
+    }
+
+    /// Ends the writing half of a connection, or both halves.
+    pub fn shutdown(&mut self, file: FixedFile, how: std::net::Shutdown) {
+        let how = match how {
+            std::net::Shutdown::Read => libc::SHUT_RD,
+            std::net::Shutdown::Write => libc::SHUT_WR,
+            std::net::Shutdown::Both => libc::SHUT_RDWR,
+        };
+        self.push(opcode::Shutdown::new(Fixed(file.0), how).build().user_data(IGNORED));
+    }
+
+    /// Cancels the receive of `target` from `group`; that one then completes, last, with ECANCELED or with what it had.
+    pub fn cancel_receive(&mut self, target: Tag, group: u16) {
+        let receive = CancelBuilder::user_data(receive_user_data(target, group));
+        self.push(opcode::AsyncCancel2::new(receive).build().user_data(IGNORED));
+    }
+
+    /// Completes each time `descriptor` becomes readable.
+    pub fn poll_multi(&mut self, tag: Tag, descriptor: BorrowedFd<'_>) {
+        let poll = opcode::PollAdd::new(Fd(descriptor.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+        self.push(poll.user_data(tag.0));
+    }
+
+    /// Wakes another ring with a completion that carries `remote_tag`.
+    pub fn message(&mut self, ring: RawFd, remote_tag: Tag) {
+        self.push(opcode::MsgRingData::new(Fd(ring), 0, remote_tag.0, None).build().user_data(IGNORED));
+    }
+
+    /// Gives a connection to another ring, where it appears as a completion of `remote_tag` whose result is its `FixedFile`. Here `tag`
+    /// completes with 0, or an error if the other ring has no room; the descriptor stays open here until closed.
+    pub fn message_file(&mut self, tag: Tag, ring: RawFd, file: FixedFile, remote_tag: Tag) {
+        let slot = DestinationSlot::auto_target();
+        self.push(opcode::MsgRingSendFd::new(Fd(ring), Fixed(file.0), slot, remote_tag.0).build().user_data(tag.0));
+    }
+
+    /// Makes an ordinary descriptor of a direct one (Linux 6.8); take it from the completion with `installed`.
+    pub fn install(&mut self, tag: Tag, file: FixedFile) {
+        self.push(opcode::FixedFdInstall::new(Fixed(file.0), 0).build().user_data(tag.0));
+    }
+
+    /// The descriptor that a completed `install` made; `None` where the kernel refused.
+    pub fn installed(completion: &Completion) -> Option<OwnedFd> {
+        if completion.result < 0 {
+            return None;
+        }
+        // SAFETY: the kernel just made this descriptor for us (FIXED_FD_INSTALL succeeded), and each completion is asked once.
+        Some(unsafe { OwnedFd::from_raw_fd(completion.result) })
+    }
+
+    /// Hands over what was pushed and waits for `at_least` completions, at most `timeout`. One system call.
+    pub fn wait(&mut self, at_least: usize, timeout: Option<Duration>) -> Result<(), RingError> {
+        self.enters += 1;
+        let waited = match timeout {
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                self.ring.submitter().submit_with_args(at_least.max(1), &SubmitArgs::new().timespec(&timespec))
+            }
+            None => self.ring.submitter().submit_and_wait(at_least),
+        };
+        match waited {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(source) => return Err(RingError::Operation { operation: "wait for completions", source }),
+        }
+        Ok(())
+    }
+
+    /// The next completion that is already there; makes no system call.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        loop {
+            if self.completed.is_empty() {
+                self.completed.extend(self.ring.completion());
+            }
+            let entry = self.completed.pop_front()?;
+            if entry.user_data() == IGNORED {
+                continue;
+            }
+            return Some(self.translate(&entry));
+        }
+    }
+
+    fn translate(&mut self, entry: &cqueue::Entry) -> Completion {
+        let (result, more) = (entry.result(), cqueue::more(entry.flags()));
+        if entry.user_data() & RING_OWNED == 0 {
+            let group = ((entry.user_data() & GROUP_MASK) >> GROUP_SHIFT) as u16;
+            let received = cqueue::buffer_select(entry.flags()).map(|id| ReceivedBuffer { group, id, bytes: result.max(0) as u32 });
+            return Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None };
+        }
+        let mut sent = self.in_flight.remove((entry.user_data() & !RING_OWNED) as usize);
+        self.peers.extend(sent.peer.take());
+        Completion { tag: sent.tag, result, more, received: None, sent: Some(sent.buffer) }
+    }
+
+    /// The bytes of a received buffer.
+    pub fn bytes(&self, buffer: &ReceivedBuffer) -> &[u8] {
+        self.groups[usize::from(buffer.group)].bytes(buffer)
+    }
+
+    /// A received datagram: who sent it and its payload; `None` if it is cut or its address is of no kind we know.
+    pub fn datagram(&self, buffer: &ReceivedBuffer) -> Option<(SocketAddr, &[u8])> {
+        let bytes = self.bytes(buffer);
+        let field = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let (name_bytes, payload_bytes, flags) = (field(0)?, field(8)?, field(12)?);
+        let payload_at = RECVMSG_OUT_BYTES + self.message.msg_namelen as usize;
+        let payload = bytes.get(payload_at..)?;
+        let name = bytes.get(RECVMSG_OUT_BYTES..payload_at)?.get(..name_bytes as usize)?;
+        if flags & libc::MSG_TRUNC as u32 != 0 || payload.len() != payload_bytes as usize {
+            return None;
+        }
+        Some((socket_address(name)?, payload))
+    }
+
+    /// Gives a received buffer back to the kernel.
+    pub fn recycle(&mut self, buffer: ReceivedBuffer) {
+        self.groups[usize::from(buffer.group)].give(buffer.id);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may still read sends and write receives of this ring for a moment after its descriptor is closed, so the memory is leaked
+        // rather than freed. A shard's ring lives as long as the process: this costs nothing but in tests.
+        std::mem::forget(std::mem::take(&mut self.in_flight));
+        std::mem::forget(std::mem::take(&mut self.groups));
+        let message = Box::new(libc::msghdr { ..*self.message });
+        std::mem::forget(std::mem::replace(&mut self.message, message));
+    }
+}
+
+/// A `sockaddr` as the kernel wrote it. Input: its bytes. Output: `None` unless a whole IPv4 or IPv6 address.
+fn socket_address(name: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(*name.first_chunk()?);
+    let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
+    match i32::from(family) {
+        libc::AF_INET => {
+            let address: [u8; 4] = *name.get(4..)?.first_chunk()?;
+            Some(SocketAddr::from((address, port)))
+        }
+        libc::AF_INET6 => {
+            let flow = u32::from_be_bytes(*name.get(4..)?.first_chunk()?);
+            let address: [u8; 16] = *name.get(8..)?.first_chunk()?;
+            let scope = u32::from_ne_bytes(*name.get(24..)?.first_chunk()?);
+            Some(std::net::SocketAddrV6::new(address.into(), port, flow, scope).into())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,72 @@
+//! The listening sockets of a shard: one TCP and one UDP socket a shard, all on the same port with SO_REUSEPORT.
+
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({kind}){hint}")]
+pub struct ListenError {
+    pub address: SocketAddr,
+    pub kind: &'static str,
+    hint: &'static str,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Connections that wait to be accepted, a socket.
+const BACKLOG_CONNECTIONS: i32 = 4_096;
+/// Asked of the kernel for datagrams on their way in; the kernel grants at most `net.core.rmem_max`.
+const UDP_RECEIVE_BYTES: usize = 4 << 20;
+
+/// Refuses an address that another process listens on. SO_REUSEPORT alone would share it without a word, when it is ours or we are root.
+/// Called once before the shards' sockets are made.
+pub fn ensure_free(address: SocketAddr, tcp: bool) -> Result<(), ListenError> {
+    bind(address, tcp, false).map(drop)
+}
+
+/// A TCP listener with SO_REUSEPORT.
+pub fn tcp_listener(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let socket = bind(address, true, true)?;
+    socket.listen(BACKLOG_CONNECTIONS).map_err(|source| listen_error(address, true, source))?;
+    Ok(socket.into())
+}
+
+/// A UDP socket with SO_REUSEPORT.
+pub fn udp_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let socket = bind(address, false, true)?;
+    // Refused only below the kernel's own minimum: then its default stands.
+    drop(socket.set_recv_buffer_size(UDP_RECEIVE_BYTES));
+    Ok(socket.into())
+}
+
+fn listen_error(address: SocketAddr, tcp: bool, source: std::io::Error) -> ListenError {
+    let hint = match source.kind() {
+        std::io::ErrorKind::AddrInUse => ": another process listens there; stop it or choose another port",
+        std::io::ErrorKind::PermissionDenied => ": a port below 1024 needs CAP_NET_BIND_SERVICE",
+        std::io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
+        _ => "",
+    };
+    ListenError { address, kind: if tcp { "TCP" } else { "UDP" }, hint, source }
+}
+
+fn bind(address: SocketAddr, tcp: bool, share: bool) -> Result<Socket, ListenError> {
+    let make = || {
+        let (kind, protocol) = if tcp { (Type::STREAM, Protocol::TCP) } else { (Type::DGRAM, Protocol::UDP) };
+        let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?; // `[::]` serves IPv4 too
+        }
+        if tcp {
+            socket.set_reuse_address(true)?;
+            // Inherited by accepted connections: a reply must not wait for the client's delayed ACK.
+            socket.set_tcp_nodelay(true)?;
+        }
+        if share {
+            socket.set_reuse_port(true)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    make().map_err(|source| listen_error(address, tcp, source))
+}

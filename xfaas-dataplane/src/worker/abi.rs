@@ -1,0 +1,98 @@
+//! Links the host functions into guests: the import table, and the way from a wasm call to `host_calls`.
+//! Host functions are synchronous, or each call would box a future. One that must wait returns `PARK` and makes the guest's next epoch
+//! check fire; the shim that `rewrite` put around it pauses there and calls again.
+
+use super::host_calls::{self, PARK};
+use super::lend;
+use super::worker::{Progress, WorkerData};
+use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
+use xfaas_common::guest_abi::{IMPORT_MODULE, READ_INPUT, READ_STATE, SET_OUTPUT, WRITE_STATE};
+
+/// The import module of what `rewrite` adds to a guest; a guest's own imports from it are refused.
+pub(super) const HOST_MODULE: &str = "xfaas:host";
+/// `done(code: i32)`: an invocation is over.
+pub(super) const HOST_DONE: &str = "done";
+
+/// A function that guests may import from `xfaas`: all parameters are `i32`, and so is the one result.
+pub(super) struct HostFunction {
+    pub(super) name: &'static str,
+    pub(super) parameters: usize,
+    /// It may return `PARK`, so calls go through a shim.
+    pub(super) may_park: bool,
+}
+
+pub(super) const HOST_FUNCTIONS: [HostFunction; 4] = [
+    HostFunction { name: READ_INPUT, parameters: 3, may_park: false },
+    HostFunction { name: SET_OUTPUT, parameters: 2, may_park: false },
+    HostFunction { name: READ_STATE, parameters: 4, may_park: true },
+    HostFunction { name: WRITE_STATE, parameters: 4, may_park: true },
+];
+
+/// The ticks a guest may run before its slice is over.
+const SLICE_TICKS: u64 = 1;
+
+/// The guest ran out of time.
+#[derive(Debug, thiserror::Error)]
+#[error("the deadline has passed")]
+pub(super) struct DeadlinePassed;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the guest's memory is not known yet")]
+struct NoMemory;
+
+pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
+    linker.func_wrap(IMPORT_MODULE, READ_INPUT, |mut caller: Caller<'_, WorkerData>, arg_index: i32, buf: i32, buf_len: i32| {
+        let memory = memory(&mut caller)?;
+        Ok(lend::borrow(|lent, _| host_calls::read_input(lent, memory, arg_index, buf, buf_len))?)
+    })?;
+    linker.func_wrap(IMPORT_MODULE, SET_OUTPUT, |mut caller: Caller<'_, WorkerData>, buf: i32, buf_len: i32| {
+        let memory = memory(&mut caller)?;
+        Ok(lend::borrow(|lent, _| host_calls::set_output(lent, memory, buf, buf_len))?)
+    })?;
+    linker.func_wrap(IMPORT_MODULE, READ_STATE, |mut caller: Caller<'_, WorkerData>, key: i32, buf: i32, buf_len: i32, mode: i32| {
+        let memory = memory(&mut caller)?;
+        let result = lend::borrow(|lent, _| host_calls::read_state(lent, memory, key, buf, buf_len, mode))?;
+        park_if_told(&mut caller, result)
+    })?;
+    linker.func_wrap(IMPORT_MODULE, WRITE_STATE, |mut caller: Caller<'_, WorkerData>, key: i32, buf: i32, buf_len: i32, mode: i32| {
+        let memory = memory(&mut caller)?;
+        let result = lend::borrow(|lent, _| host_calls::write_state(lent, memory, key, buf, buf_len, mode))?;
+        park_if_told(&mut caller, result)
+    })?;
+    linker.func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;
+    Ok(())
+}
+
+fn memory<'a>(caller: &'a mut Caller<'_, WorkerData>) -> Result<&'a mut [u8], NoMemory> {
+    let memory = caller.data().memory.ok_or(NoMemory)?;
+    Ok(memory.data_mut(caller))
+}
+
+fn park_if_told(caller: &mut Caller<'_, WorkerData>, result: i32) -> wasmtime::Result<i32> {
+    if result == PARK {
+        pause(caller, Progress::Waiting)?;
+    }
+    Ok(result)
+}
+
+/// Makes the guest's next epoch check fire, and says why.
+fn pause(caller: &mut Caller<'_, WorkerData>, reason: Progress) -> wasmtime::Result<()> {
+    lend::borrow(|_, progress| *progress = Some(reason))?;
+    caller.as_context_mut().set_epoch_deadline(0);
+    Ok(())
+}
+
+/// Runs when a guest's epoch check fires: it paused, or a tick has passed. Suspends the fiber, or stops the guest if it is out of time.
+pub(super) fn on_epoch(_store: StoreContextMut<'_, WorkerData>) -> wasmtime::Result<UpdateDeadline> {
+    lend::borrow(|lent, progress| {
+        if matches!(progress, Some(Progress::Finished(_))) {
+            return Ok(UpdateDeadline::Yield(SLICE_TICKS));
+        }
+        // Also when it parks: a guest that waits again and again never runs a whole slice.
+        if lent.call.is_over_deadline(crate::sys::clock::monotonic_ns()) {
+            return Err(DeadlinePassed.into());
+        }
+        progress.get_or_insert(Progress::SliceOver);
+        Ok(UpdateDeadline::Yield(SLICE_TICKS))
+    })?
+}

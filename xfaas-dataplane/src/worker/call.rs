@@ -1,0 +1,146 @@
+//! One invocation: what goes in, what comes out, and what it owns while it runs. Pooled and boxed by the shard, travels between shards.
+
+use super::manifest::FunctionManifest;
+use super::overlay::Overlay;
+use crate::net::Request;
+use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
+use std::net::SocketAddr;
+use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
+
+/// Bytes of output above which the buffer is given back between invocations.
+const OUTPUT_BYTES_KEPT_MAX: usize = 64 << 10;
+
+/// Who asked, and so where the reply goes. Set and read by the shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    #[default]
+    None,
+    /// A connection of `shard`; `generation` tells it from a later one with the same number.
+    Http {
+        connection: u32,
+        generation: u32,
+        shard: u16,
+    },
+    Datagram {
+        shard: u16,
+        peer: SocketAddr,
+        request_id: u64,
+    },
+}
+
+/// One invocation. Reused: `reset` makes it as new and keeps the buffers.
+pub struct Call {
+    pub request: Request,
+    pub origin: Origin,
+    pub invocation_id: u128,
+    pub app: u16,
+    /// The function's index on this node.
+    pub function: u16,
+    /// The function's name as a datagram gives it, to be repeated in the answer.
+    pub function_hash: FunctionHash,
+    pub session: SessionId,
+    /// The well-mixed half of the session's keyed hash.
+    pub table_hash: u32,
+    /// Who this invocation is to the shard's lock table.
+    pub token: CallToken,
+    /// Where the session's state lies, once known.
+    pub namespace: Option<NamespaceRef>,
+    pub read_only: bool,
+    pub atomic: bool,
+    /// Bytes of keys and values that the session may hold.
+    pub session_bytes_max: usize,
+    /// The reply's body: the last `set_output`.
+    pub output: Vec<u8>,
+    /// When the request's last byte was read, on the monotonic clock.
+    pub received_ns: u64,
+    /// When the invocation began, on the monotonic clock.
+    pub started_ns: u64,
+    /// Time spent waiting for locks so far; kept by whoever parks and resumes the worker.
+    pub waited_ns: u64,
+    /// The invocation is stopped when it has taken longer than this, not counting `waited_ns`.
+    pub deadline_ns: u64,
+    /// Calls that got a lock from this one: their workers must be polled again.
+    pub granted: Vec<CallToken>,
+    /// A strong write went to wait for its lock and has not been repeated yet: the lock is its own and goes back after it.
+    pub(super) parked_in_write: bool,
+    pub(super) overlay: Overlay,
+}
+
+impl Default for Call {
+    fn default() -> Call {
+        Call {
+            request: Request::default(),
+            origin: Origin::None,
+            invocation_id: 0,
+            app: 0,
+            function: 0,
+            function_hash: FunctionHash(0),
+            session: no_session(),
+            table_hash: 0,
+            token: CallToken(0),
+            namespace: None,
+            read_only: false,
+            atomic: false,
+            session_bytes_max: SESSION_STATE_BYTES_MAX,
+            output: Vec::new(),
+            received_ns: 0,
+            started_ns: 0,
+            waited_ns: 0,
+            deadline_ns: 0,
+            granted: Vec::new(),
+            parked_in_write: false,
+            overlay: Overlay::default(),
+        }
+    }
+}
+
+/// Stands in the field until the session is known.
+fn no_session() -> SessionId {
+    SessionId::new(b"-").expect("one visible byte")
+}
+
+impl Call {
+    /// Makes the call ready for another invocation. Small buffers are kept, large ones given back.
+    pub fn reset(&mut self) {
+        self.request.clear();
+        self.origin = Origin::None;
+        self.invocation_id = 0;
+        self.session = no_session();
+        self.table_hash = 0;
+        self.token = CallToken(0);
+        self.namespace = None;
+        self.output.clear();
+        self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
+        self.started_ns = 0;
+        self.waited_ns = 0;
+        self.granted.clear();
+        self.parked_in_write = false;
+        self.overlay.clear();
+    }
+
+    /// Takes over the limits of the function that is to run.
+    pub fn set_function(&mut self, manifest: &FunctionManifest) {
+        self.read_only = manifest.read_only;
+        self.atomic = manifest.atomic;
+        self.session_bytes_max = manifest.state_mib as usize * (1 << 20);
+        self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
+    }
+
+    /// True when the invocation has run longer than it may.
+    pub fn is_over_deadline(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns) > self.deadline_ns
+    }
+
+    /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.
+    /// Errors: a write was over a limit; then no write took effect.
+    pub fn commit(&mut self, state: &mut ShardState) -> Result<(), StateError> {
+        if self.overlay.is_empty() {
+            return Ok(());
+        }
+        let region = state.region_mut(self.app).ok_or(StateError::RegionFull)?;
+        let namespace = region.find_or_create(&self.session, self.table_hash)?;
+        self.namespace = Some(namespace);
+        self.overlay.commit(region, namespace, self.session_bytes_max)
+    }
+}

@@ -1,0 +1,237 @@
+//! What all programs of a process share: the compiler, the pool of instances, memories and stacks, the epoch ticker, the compile cache.
+//! Made once at start, by the control thread, before the shards.
+
+use super::abi;
+use super::worker::WorkerData;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use wasmtime::{Cache, CacheConfig, Config, Inlining, Linker, PoolingAllocationConfig};
+use xfaas_common::limits::MEMORY_MIB_DEFAULT;
+
+/// Workers beyond `workers_live_max` that the pool has room for: the ones a load needs, one load at a time.
+const LOAD_WORKERS: u32 = 2;
+/// Wasm frames of one call. A guest that recurses deeper traps.
+const GUEST_STACK_BYTES: usize = 512 << 10;
+/// A fiber's stack: the guest's frames, and the host function on top of them.
+const FIBER_STACK_BYTES: usize = 1 << 20;
+const TABLES_PER_MODULE_MAX: u32 = 4;
+/// Instance and table entries of one module: a large program has some ten thousand functions.
+const TABLE_ELEMENTS_MAX: usize = 20_000;
+/// Bytes of a worker's memory, from its start, that are cleared by hand when it is dropped, rather than given back to the kernel: page
+/// faults at the next fork cost more than clearing. It is also what an unused place may keep.
+const MEMORY_BYTES_KEPT: usize = 256 << 10;
+const TABLE_BYTES_KEPT: usize = 16 << 10;
+/// zstd level of compiled code on disk. The same for both of wasmtime's levels, so that its cache thread never recompresses.
+const CACHE_COMPRESSION_LEVEL: i32 = 3;
+
+/// How large the pool is and where compiled code is kept.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// An absolute path; made if it is not there. `None`: nothing is kept.
+    pub cache_directory: Option<PathBuf>,
+    /// Workers alive at once in the process, 1..=10_000. Each reserves 4 GiB of address space.
+    pub workers_live_max: u32,
+    /// The largest `memory_mib` of a manifest, 1..=4096.
+    pub memory_mib_max: u32,
+    /// Time slice of a guest while others wait, and how exactly its deadline is kept. Microseconds, 100..=100_000.
+    pub tick_us: u64,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { cache_directory: None, workers_live_max: 1_000, memory_mib_max: MEMORY_MIB_DEFAULT, tick_us: 1_000 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("{name} is {value}: it must be in {low}..={high}")]
+    OutOfRange { name: &'static str, value: u64, low: u64, high: u64 },
+    #[error("keep compiled code in {directory:?}")]
+    Cache {
+        directory: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("make the engine for {workers_live_max} workers of up to {memory_mib_max} MiB")]
+    Make {
+        workers_live_max: u32,
+        memory_mib_max: u32,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("start the epoch ticker")]
+    Ticker(#[source] std::io::Error),
+}
+
+/// The engine, shared by all threads. The ticker stops with the last clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    wasmtime: wasmtime::Engine,
+    linker: Linker<WorkerData>,
+    options: EngineOptions,
+    workers_live: Arc<AtomicU32>,
+    load: Mutex<()>,
+    _ticker: Ticker,
+}
+
+/// The right to one worker of the pool.
+pub(super) struct WorkerSlot {
+    workers_live: Option<Arc<AtomicU32>>,
+}
+
+impl Drop for WorkerSlot {
+    fn drop(&mut self) {
+        if let Some(workers_live) = &self.workers_live {
+            workers_live.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// One load at a time: it holds the pool's spare places.
+pub(super) struct LoadGuard<'a> {
+    _only: MutexGuard<'a, ()>,
+}
+
+impl LoadGuard<'_> {
+    pub(super) fn worker_slot(&self) -> WorkerSlot {
+        WorkerSlot { workers_live: None }
+    }
+}
+
+impl Engine {
+    /// Errors: an option out of range, no address space for the pool, a cache directory that cannot be made.
+    pub fn new(options: &EngineOptions) -> Result<Engine, EngineError> {
+        let EngineOptions { workers_live_max, memory_mib_max, tick_us, .. } = *options;
+        check("workers_live_max", u64::from(workers_live_max), 1, 10_000)?;
+        check("memory_mib_max", u64::from(memory_mib_max), 1, 4_096)?;
+        check("tick_us", tick_us, 100, 100_000)?;
+        let mut config = config(options);
+        config.cache(cache(options)?);
+        let make = |source: wasmtime::Error| EngineError::Make { workers_live_max, memory_mib_max, source: source.into() };
+        let wasmtime = wasmtime::Engine::new(&config).map_err(make)?;
+        let mut linker = Linker::new(&wasmtime);
+        abi::link(&mut linker).map_err(make)?;
+        let ticker = Ticker::start(wasmtime.clone(), Duration::from_micros(tick_us)).map_err(EngineError::Ticker)?;
+        let options = options.clone();
+        let inner = Inner { wasmtime, linker, options, workers_live: Arc::default(), load: Mutex::new(()), _ticker: ticker };
+        Ok(Engine { inner: Arc::new(inner) })
+    }
+
+    /// Workers alive now, in the whole process.
+    pub fn workers_live(&self) -> u32 {
+        self.inner.workers_live.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.inner.wasmtime
+    }
+
+    pub(super) fn linker(&self) -> &Linker<WorkerData> {
+        &self.inner.linker
+    }
+
+    pub(super) fn options(&self) -> &EngineOptions {
+        &self.inner.options
+    }
+
+    /// `None`: `workers_live_max` workers are alive.
+    pub(super) fn claim_worker(&self) -> Option<WorkerSlot> {
+        let Inner { workers_live, options, .. } = &*self.inner;
+        let more = |live| (live < options.workers_live_max).then_some(live + 1);
+        workers_live.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).ok()?;
+        Some(WorkerSlot { workers_live: Some(Arc::clone(workers_live)) })
+    }
+
+    pub(super) fn begin_load(&self) -> LoadGuard<'_> {
+        // It guards places in the pool, not data: a load that panicked has given its own back.
+        LoadGuard { _only: self.inner.load.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+fn check(name: &'static str, value: u64, low: u64, high: u64) -> Result<(), EngineError> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(EngineError::OutOfRange { name, value, low, high }) }
+}
+
+fn config(options: &EngineOptions) -> Config {
+    let workers = options.workers_live_max + LOAD_WORKERS;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_core_instances(workers)
+        .total_memories(workers)
+        .total_tables(workers * TABLES_PER_MODULE_MAX)
+        .total_stacks(workers)
+        .max_memories_per_module(1)
+        .max_tables_per_module(TABLES_PER_MODULE_MAX)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_memory_size((options.memory_mib_max as usize) << 20)
+        .max_unused_warm_slots(workers)
+        .linear_memory_keep_resident(MEMORY_BYTES_KEPT)
+        .table_keep_resident(TABLE_BYTES_KEPT);
+    let mut config = Config::new();
+    config
+        .allocation_strategy(pool)
+        .epoch_interruption(true)
+        .max_wasm_stack(GUEST_STACK_BYTES)
+        .async_stack_size(FIBER_STACK_BYTES)
+        // A guest cannot read its stack: what an earlier one left there needs no clearing.
+        .async_stack_zeroing(false)
+        // 4 GiB of address space and a guard behind it: no access needs a bounds check.
+        .memory_reservation(4 << 30)
+        .memory_may_move(false)
+        .compiler_inlining(Inlining::No)
+        .wasm_backtrace_max_frames(None)
+        .wasm_multi_memory(false)
+        .wasm_memory64(false);
+    config
+}
+
+fn cache(options: &EngineOptions) -> Result<Option<Cache>, EngineError> {
+    let Some(directory) = &options.cache_directory else { return Ok(None) };
+    let mut config = CacheConfig::new();
+    config
+        .with_directory(directory)
+        .with_baseline_compression_level(CACHE_COMPRESSION_LEVEL)
+        .with_optimized_compression_level(CACHE_COMPRESSION_LEVEL);
+    let cache = Cache::new(config).map_err(|source| EngineError::Cache { directory: directory.clone(), source: source.into() })?;
+    Ok(Some(cache))
+}
+
+/// The thread that advances the epoch, so that running guests see time pass.
+struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    fn start(engine: wasmtime::Engine, tick: Duration) -> std::io::Result<Ticker> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            while !stopped.load(Ordering::Acquire) {
+                // A wake-up without reason makes one tick short, which harms nobody.
+                thread::park_timeout(tick);
+                engine.increment_epoch();
+            }
+        };
+        let thread = thread::Builder::new().name("xfaas-ticker".to_owned()).spawn(run)?;
+        Ok(Ticker { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // Its loop cannot panic; if it did, time has stopped, and so has the engine.
+            drop(thread.join());
+        }
+    }
+}

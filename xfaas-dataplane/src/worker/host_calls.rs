@@ -1,0 +1,203 @@
+//! The four host functions of CONTRACT.md section 3, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
+//! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
+
+use super::lend::Lent;
+use super::overlay::SessionSize;
+use crate::state::{Acquire, LockKey, NamespaceRef, StateError};
+use std::ops::Range;
+use xfaas_common::guest_abi::{
+    ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
+};
+use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
+
+/// Tells the guest's shim to pause and call again: the lock is held by someone else. No result of the contract has this value.
+pub(super) const PARK: i32 = i32::MIN;
+
+/// A key copied out of the guest's memory: the guest's buffer may overlap it.
+struct Key {
+    bytes: [u8; KEY_BYTES_MAX],
+    length: usize,
+}
+
+impl Key {
+    /// Errors: -2 when the pointer is outside memory, the key empty, or memory ends before the NUL; -3 when 256 bytes hold no NUL.
+    fn read(memory: &[u8], pointer: i32) -> Result<Key, i32> {
+        let rest = memory.get(pointer as u32 as usize..).ok_or(BAD_ARGUMENT)?;
+        let window = &rest[..rest.len().min(KEY_BYTES_MAX + 1)];
+        match window.iter().position(|byte| *byte == 0) {
+            Some(0) => Err(BAD_ARGUMENT),
+            Some(length) => {
+                let mut bytes = [0; KEY_BYTES_MAX];
+                bytes[..length].copy_from_slice(&window[..length]);
+                Ok(Key { bytes, length })
+            }
+            None if window.len() > KEY_BYTES_MAX => Err(OVER_LIMIT),
+            None => Err(BAD_ARGUMENT),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// The bytes `[pointer, pointer + length)`, if all of them are memory and the length is not negative.
+fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
+    let start = pointer as u32 as usize;
+    let end = start.checked_add(usize::try_from(length).ok()?)?;
+    (end <= memory.len()).then_some(start..end)
+}
+
+/// The arguments that `read_state` and `write_state` share.
+fn state_arguments(memory: &[u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> Result<(Key, Range<usize>), i32> {
+    let key = Key::read(memory, key);
+    if matches!(key, Err(BAD_ARGUMENT)) || !matches!(mode, MODE_WEAK | MODE_STRONG) {
+        return Err(BAD_ARGUMENT);
+    }
+    let span = span(memory, buf, buf_len).ok_or(BAD_ARGUMENT)?;
+    Ok((key?, span))
+}
+
+/// `read_input(arg_index, buf, buf_len)`: the argument's full length, of which at most `buf_len` bytes are copied.
+pub(super) fn read_input(lent: &Lent, memory: &mut [u8], arg_index: i32, buf: i32, buf_len: i32) -> i32 {
+    let Some(span) = span(memory, buf, buf_len) else { return BAD_ARGUMENT };
+    let request = &lent.call.request;
+    let value = match arg_index {
+        ARG_BODY => request.body(),
+        ARG_SESSION => lent.call.session.as_bytes(),
+        ARG_METHOD => request.method(),
+        ARG_PATH => request.path_rest(),
+        ARG_QUERY => request.query(),
+        _ => return BAD_ARGUMENT,
+    };
+    copy(value, &mut memory[span])
+}
+
+/// `set_output(buf, buf_len)`: replaces the output.
+pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32) -> i32 {
+    let Some(span) = span(memory, buf, buf_len) else { return BAD_ARGUMENT };
+    if span.len() > OUTPUT_BYTES_MAX {
+        return OVER_LIMIT;
+    }
+    lent.call.output.clear();
+    lent.call.output.extend_from_slice(&memory[span]);
+    OK
+}
+
+/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock.
+pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
+    let (key, span) = match state_arguments(memory, key, buf, buf_len, mode) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    if mode == MODE_STRONG {
+        match acquire(lent, &key) {
+            Acquire::Granted | Acquire::Held => {}
+            Acquire::Waiting => return PARK,
+            Acquire::Deadlock => return DEADLOCK,
+            Acquire::Full => return OVER_LIMIT,
+        }
+    }
+    let buffer = &mut memory[span];
+    if let Some(value) = lent.call.overlay.get(key.as_bytes()) {
+        return copy(value, buffer);
+    }
+    let Some(namespace) = find_namespace(lent) else { return NOT_FOUND };
+    let region = lent.state.region(lent.call.app);
+    let length = region.and_then(|region| region.read(namespace, key.as_bytes(), buffer));
+    length.map_or(NOT_FOUND, |length| length as i32)
+}
+
+/// `write_state(key, buf, buf_len, mode)`: 0; `PARK` to wait for the lock.
+///
+/// A strong write ends the section that a strong read opened. Without one it locks, writes and releases. One that is refused leaves an
+/// open section open. In an atomic function the lock stays until the writes are committed, or others would read what is about to change.
+pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
+    let arguments = state_arguments(memory, key, buf, buf_len, mode);
+    if matches!(arguments, Err(BAD_ARGUMENT)) || lent.call.read_only {
+        return BAD_ARGUMENT;
+    }
+    let (key, span) = match arguments {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    if span.len() > VALUE_BYTES_MAX {
+        return OVER_LIMIT;
+    }
+    let value = &memory[span];
+    if mode == MODE_WEAK {
+        return store(lent, &key, value);
+    }
+    let parked_in_write = std::mem::take(&mut lent.call.parked_in_write);
+    let is_own_lock = match acquire(lent, &key) {
+        Acquire::Granted => true,
+        Acquire::Held => parked_in_write,
+        Acquire::Waiting => {
+            lent.call.parked_in_write = true;
+            return PARK;
+        }
+        Acquire::Deadlock => return DEADLOCK,
+        Acquire::Full => return OVER_LIMIT,
+    };
+    let result = store(lent, &key, value);
+    if (result == OK || is_own_lock) && !lent.call.atomic {
+        let Lent { call, state } = lent;
+        let lock = LockKey { app: call.app, session: &call.session, key: key.as_bytes() };
+        state.locks.release(&lock, call.token, &mut call.granted);
+    }
+    result
+}
+
+/// A call that waits already, because somebody polled too early, goes on waiting.
+fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
+    let Lent { call, state } = lent;
+    let lock = LockKey { app: call.app, session: &call.session, key: key.as_bytes() };
+    state.locks.acquire(&lock, call.token)
+}
+
+/// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
+fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
+    let Lent { call, state } = lent;
+    if call.namespace.is_none() {
+        call.namespace = state.region(call.app)?.find(&call.session, call.table_hash);
+    }
+    call.namespace
+}
+
+fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
+    let stored = if lent.call.atomic { store_later(lent, key.as_bytes(), value) } else { store_now(lent, key.as_bytes(), value) };
+    if stored.is_ok() { OK } else { OVER_LIMIT }
+}
+
+fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+    let Lent { call, state } = lent;
+    let region = state.region_mut(call.app).ok_or(StateError::RegionFull)?;
+    if let Some(namespace) = call.namespace {
+        match region.write(namespace, key, value, call.session_bytes_max) {
+            // The session was removed meanwhile: this write begins it anew.
+            Err(StateError::NoNamespace) => {}
+            written => return written,
+        }
+    }
+    let namespace = region.find_or_create(&call.session, call.table_hash)?;
+    call.namespace = Some(namespace);
+    region.write(namespace, key, value, call.session_bytes_max)
+}
+
+/// Keeps the write in the call until it is committed.
+fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+    let namespace = find_namespace(lent);
+    let Lent { call, state } = lent;
+    let region = state.region(call.app).ok_or(StateError::RegionFull)?;
+    let (bytes, keys) = namespace.and_then(|namespace| region.namespace_size(namespace)).unwrap_or((0, 0));
+    let value_bytes = namespace.and_then(|namespace| region.value_bytes(namespace, key));
+    let session = SessionSize { bytes, keys, bytes_max: call.session_bytes_max, value_bytes };
+    call.overlay.set(key, value, &session)
+}
+
+/// Copies what fits. Output: the value's full length.
+fn copy(value: &[u8], buffer: &mut [u8]) -> i32 {
+    let length = value.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&value[..length]);
+    value.len() as i32
+}

@@ -1,0 +1,104 @@
+//! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
+
+use serde::{Deserialize, Serialize};
+use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
+
+/// A function's name, app and limits. An app left out is the function's own name; a limit left out has its default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ManifestText")]
+pub struct FunctionManifest {
+    /// `[A-Za-z0-9_.-]{1,64}`, unique on a node.
+    pub name: String,
+    /// The functions of one app share session state.
+    pub app: String,
+    /// Writes are refused with -2; the call may run on any shard.
+    pub read_only: bool,
+    /// Writes take effect together, when `handle` has returned 0, or not at all.
+    pub atomic: bool,
+    /// A datagram seen twice within 60 s gets its first answer again.
+    pub idempotent: bool,
+    /// Every call gets a worker of its own.
+    pub fresh: bool,
+    /// A call that runs longer is stopped. Waiting for a lock does not count.
+    pub deadline_ms: u32,
+    /// Linear memory of one worker.
+    pub memory_mib: u32,
+    /// Workers that run at once in one namespace.
+    pub workers_max: u16,
+    /// Keys and values of one session.
+    pub state_mib: u32,
+}
+
+/// The manifest as it is written down.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManifestText {
+    name: String,
+    app: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    atomic: bool,
+    #[serde(default)]
+    idempotent: bool,
+    #[serde(default)]
+    fresh: bool,
+    deadline_ms: Option<u32>,
+    memory_mib: Option<u32>,
+    workers_max: Option<u16>,
+    state_mib: Option<u32>,
+}
+
+impl From<ManifestText> for FunctionManifest {
+    fn from(text: ManifestText) -> FunctionManifest {
+        FunctionManifest {
+            app: text.app.unwrap_or_else(|| text.name.clone()),
+            name: text.name,
+            read_only: text.read_only,
+            atomic: text.atomic,
+            idempotent: text.idempotent,
+            fresh: text.fresh,
+            deadline_ms: text.deadline_ms.unwrap_or(DEADLINE_MS_DEFAULT),
+            memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
+            workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
+            state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
+        }
+    }
+}
+
+impl FunctionManifest {
+    /// The manifest of a function deployed without a flag.
+    pub fn named(name: &str) -> FunctionManifest {
+        FunctionManifest {
+            name: name.to_owned(),
+            app: name.to_owned(),
+            read_only: false,
+            atomic: false,
+            idempotent: false,
+            fresh: false,
+            deadline_ms: DEADLINE_MS_DEFAULT,
+            memory_mib: MEMORY_MIB_DEFAULT,
+            workers_max: WORKERS_MAX_DEFAULT,
+            state_mib: STATE_MIB_DEFAULT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_alone_gets_the_defaults_and_comes_back_the_same() {
+        let manifest: FunctionManifest = serde_json::from_str(r#"{"name":"echo"}"#).unwrap();
+        assert_eq!(manifest, FunctionManifest::named("echo"));
+        let text = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<FunctionManifest>(&text).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = serde_json::from_str::<FunctionManifest>(r#"{"name":"echo","deadline":5}"#).unwrap_err();
+        assert!(error.to_string().contains("deadline"), "{error}");
+    }
+}

@@ -1,0 +1,34 @@
+//! Workers: wasm instances, each parked on a fiber of its own between calls. DESIGN.md section 8, CONTRACT.md section 3.
+//!
+//! ```text
+//! load:  module -> checks (shape) -> init() once (init) -> host loop and shims added (rewrite) -> compiled, kept on disk -> Program
+//! fork:  Program -> instance from its image + fiber = Worker
+//! call:  start, poll(Lent) -> Progress, again while the call waits or its slice is over
+//! ```
+//! Used by `session` (runs workers) and `control` (loads programs). Knows nothing of connections, shards or other workers.
+
+mod abi;
+mod call;
+mod engine;
+mod host_calls;
+mod init;
+mod lend;
+mod manifest;
+mod overlay;
+mod prepared;
+mod program;
+mod rewrite;
+mod shape;
+mod trap;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::call::{Call, Origin};
+pub use self::engine::{Engine, EngineError, EngineOptions};
+pub use self::lend::Lent;
+pub use self::manifest::FunctionManifest;
+pub use self::program::{Function, LoadError, Program};
+pub use self::trap::TrapKind;
+pub use self::worker::{ForkError, Progress, Worker};

@@ -1,0 +1,165 @@
+//! Loading a program: checks that say exactly why a deploy is refused, `init`, rewriting, compiling. Runs on the control thread.
+
+use super::engine::Engine;
+use super::manifest::FunctionManifest;
+use super::prepared::PreparedFile;
+use super::rewrite::{self, EXPORT_RUN};
+use super::shape::{self, Shape};
+use super::trap::TrapKind;
+use super::worker::{ForkError, Worker, WorkerData};
+use super::{init, worker};
+use wasmtime::{InstancePre, Module, ModuleExport};
+use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_MEMORY};
+use xfaas_common::ids::FunctionHash;
+
+/// Bytes of a module, as deployed and after `init`.
+const MODULE_BYTES_MAX: usize = 64 << 20;
+
+/// Why a deploy is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the module has {bytes} bytes: at most {bytes_max} are possible{}", if *after_init { " after init()" } else { "" })]
+    ModuleTooLarge { bytes: usize, bytes_max: usize, after_init: bool },
+    #[error("memory_mib is {memory_mib}: it must be in 1..={memory_mib_max}, the engine's limit")]
+    MemoryLimit { memory_mib: u32, memory_mib_max: u32 },
+    #[error("not a wasm module that can run here: {reason}")]
+    NotWasm { reason: String },
+    #[error("this is a component: deploy a core module")]
+    Component,
+    #[error("the module does not export `{EXPORT_HANDLE}`, a function () -> (i32)")]
+    NoHandle,
+    #[error("the export `{name}` is {found}: it must be a function {expected}")]
+    ExportType { name: &'static str, expected: String, found: String },
+    #[error("the module does not export a memory of its own as `{EXPORT_MEMORY}`")]
+    NoMemory,
+    #[error("the module has several memories: one is possible")]
+    SeveralMemories,
+    #[error("the module's memory is shared between threads: guests have one thread")]
+    SharedMemory,
+    #[error("the module's memory is 64-bit: build it for wasm32")]
+    Memory64,
+    #[error("the module's memory starts with {declared_bytes} bytes: memory_mib allows {limit_bytes}")]
+    MemoryTooLarge { declared_bytes: u64, limit_bytes: u64 },
+    #[error("the import {name} is unknown: xfaas offers read_input, set_output, read_state and write_state")]
+    UnknownImport { name: String },
+    #[error("the import {name} is {found}: it must be a function {expected}")]
+    ImportType { name: String, expected: String, found: String },
+    #[error("the export `{name}` has a reserved name")]
+    ReservedExport { name: String },
+    #[error("init() called xfaas.{name}: there is no session yet")]
+    InitCalledImport { name: &'static str },
+    #[error("init() trapped: {}", kind.detail())]
+    InitTrapped { kind: TrapKind },
+    #[error("init() ran longer than {deadline_s} s")]
+    InitTookTooLong { deadline_s: u64 },
+    #[error("the module has init() and uses what an image taken after it cannot hold")]
+    InitUnsupported {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the module could not be prepared: {reason}")]
+    Rewrite { reason: String },
+    #[error("the module does not compile")]
+    Compile {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("no instance can be made of the module")]
+    Instantiate {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A loaded function: the image that its workers are forked from. Cheap to clone, shared by all shards.
+#[derive(Clone)]
+pub struct Program {
+    pub(super) engine: Engine,
+    pub(super) image: InstancePre<WorkerData>,
+    pub(super) run: ModuleExport,
+    pub(super) memory: ModuleExport,
+    pub(super) memory_bytes_max: usize,
+}
+
+/// A deployed function, shared by all shards.
+pub struct Function {
+    pub manifest: FunctionManifest,
+    pub program: Program,
+    /// The function's index on this node.
+    pub index: u16,
+    /// Its app's index on this node.
+    pub app: u16,
+    pub hash: FunctionHash,
+    /// Counts the deploys of this name: a worker of an older one is not used again.
+    pub generation: u64,
+}
+
+impl Engine {
+    /// Makes a program of a module. Input: hostile bytes. Cost: a compilation, the first time this node sees the module; `init` may take 10 s.
+    /// Errors: the reason to refuse the deploy.
+    pub fn load(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<Program, LoadError> {
+        check_size(wasm, false)?;
+        let memory_mib_max = self.options().memory_mib_max;
+        if !(1..=memory_mib_max).contains(&manifest.memory_mib) {
+            return Err(LoadError::MemoryLimit { memory_mib: manifest.memory_mib, memory_mib_max });
+        }
+        let memory_bytes_max = (manifest.memory_mib as usize) << 20;
+        let shape = shape::read(wasm, memory_bytes_max as u64)?;
+        Module::validate(self.wasmtime(), wasm).map_err(|error| LoadError::NotWasm { reason: format!("{error:#}") })?;
+        let program = if shape.has_init || shape.has_initialize {
+            let prepared = self.prepare(wasm, &shape, memory_bytes_max)?;
+            let shape = shape::read(&prepared, memory_bytes_max as u64)?;
+            self.compile(&prepared, &shape, memory_bytes_max)?
+        } else {
+            self.compile(wasm, &shape, memory_bytes_max)?
+        };
+        self.try_fork(&program)?;
+        Ok(program)
+    }
+
+    /// The module after `init`: from disk, if it was prepared before.
+    fn prepare(&self, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Vec<u8>, LoadError> {
+        let directory = self.options().cache_directory.as_deref();
+        let file = directory.map(|directory| PreparedFile::new(directory, wasm, memory_bytes_max));
+        if let Some(prepared) = file.as_ref().and_then(PreparedFile::read) {
+            return Ok(prepared);
+        }
+        let prepared = init::run(self, &self.begin_load(), wasm, shape, memory_bytes_max)?;
+        check_size(&prepared, true)?;
+        if let Some(file) = file {
+            // Without it the next start prepares the module again; the deploy itself is good.
+            file.write(&prepared).ok();
+        }
+        Ok(prepared)
+    }
+
+    fn compile(&self, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Program, LoadError> {
+        let wasm = rewrite::rewrite(wasm, shape).map_err(|error| LoadError::Rewrite { reason: error.to_string() })?;
+        let compile_error = |error: wasmtime::Error| LoadError::Compile { source: error.into() };
+        let module = Module::new(self.wasmtime(), wasm).map_err(compile_error)?;
+        let export = |name| module.get_export_index(name).expect("checked or added above");
+        let (run, memory) = (export(EXPORT_RUN), export(EXPORT_MEMORY));
+        let image = self.linker().instantiate_pre(&module).map_err(compile_error)?;
+        Ok(Program { engine: self.clone(), image, run, memory, memory_bytes_max })
+    }
+
+    /// What only an instance shows, a data segment outside memory for one, is found here rather than at the first request.
+    fn try_fork(&self, program: &Program) -> Result<(), LoadError> {
+        let load = self.begin_load();
+        match Worker::fork_into(program, load.worker_slot()) {
+            Ok(worker) => {
+                drop(worker);
+                Ok(())
+            }
+            Err(worker::ForkError::Instantiate(source)) => Err(LoadError::Instantiate { source }),
+            Err(error @ ForkError::PoolFull) => Err(LoadError::Instantiate { source: error.into() }),
+        }
+    }
+}
+
+fn check_size(wasm: &[u8], after_init: bool) -> Result<(), LoadError> {
+    if wasm.len() > MODULE_BYTES_MAX {
+        return Err(LoadError::ModuleTooLarge { bytes: wasm.len(), bytes_max: MODULE_BYTES_MAX, after_init });
+    }
+    Ok(())
+}

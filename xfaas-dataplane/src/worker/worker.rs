@@ -1,0 +1,136 @@
+//! One worker: a wasm instance whose fiber never ends between calls, so a warm call neither makes a fiber nor allocates.
+//! Run by the session proxy, on one thread at a time.
+
+use super::abi::{self, DeadlinePassed};
+use super::engine::WorkerSlot;
+use super::lend::{self, Lent};
+use super::program::Program;
+use super::trap::TrapKind;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use wasmtime::{Memory, PoolConcurrencyLimitError, Store, StoreLimits, StoreLimitsBuilder};
+use xfaas_common::guest_abi::OVER_LIMIT;
+
+/// Why a poll came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// `handle` returned this code. The invocation is over: locks are handed on, an atomic function's writes took effect if it is 0.
+    Finished(i32),
+    /// Parked for a lock; poll again once it was granted.
+    Waiting,
+    /// The guest has used up its slice; poll again when others have had theirs.
+    SliceOver,
+    /// The invocation is over and the worker must be dropped.
+    Trapped(TrapKind),
+    /// The invocation is over and the worker must be dropped.
+    DeadlinePassed,
+}
+
+/// Why there is no new worker.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    #[error("all places for live workers are taken")]
+    PoolFull,
+    #[error("make an instance of the program")]
+    Instantiate(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a guest's store holds.
+pub(super) struct WorkerData {
+    /// The guest's memory, known once the instance is there.
+    pub(super) memory: Option<Memory>,
+    limits: StoreLimits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    InCall,
+    /// The guest trapped or was stopped: only dropping is left.
+    Dead,
+}
+
+/// One instance on its fiber. Dropping it is safe at any time, in the middle of a call too; its locks are then the caller's to release.
+pub struct Worker {
+    /// Ends only with an error. Before `slot`: the instance must be gone when its place is free again.
+    guest: Pin<Box<dyn Future<Output = wasmtime::Error> + Send>>,
+    phase: Phase,
+    _slot: WorkerSlot,
+}
+
+impl Worker {
+    /// Makes a worker from the program's image. Runs no guest code.
+    /// Errors: `PoolFull` when `workers_live_max` workers are alive.
+    pub fn fork(program: &Program) -> Result<Worker, ForkError> {
+        let slot = program.engine.claim_worker().ok_or(ForkError::PoolFull)?;
+        Worker::fork_into(program, slot)
+    }
+
+    pub(super) fn fork_into(program: &Program, slot: WorkerSlot) -> Result<Worker, ForkError> {
+        let data = WorkerData { memory: None, limits: limits(program.memory_bytes_max) };
+        let mut store = Store::new(program.engine.wasmtime(), data);
+        store.limiter(|data| &mut data.limits);
+        store.epoch_deadline_callback(abi::on_epoch);
+        store.set_epoch_deadline(1);
+        let instance = program.image.instantiate(&mut store).map_err(fork_error)?;
+        let memory = instance.get_module_export(&mut store, &program.memory).and_then(wasmtime::Extern::into_memory);
+        store.data_mut().memory = memory;
+        let run = instance.get_module_export(&mut store, &program.run).and_then(wasmtime::Extern::into_func);
+        let run = run.expect("load added and looked up this function").typed::<(), ()>(&store).map_err(fork_error)?;
+        let guest = Box::pin(async move {
+            match run.call_async(&mut store, ()).await {
+                Ok(()) => unreachable!("the loop that load added has no exit"),
+                Err(error) => error,
+            }
+        });
+        Ok(Worker { guest, phase: Phase::Idle, _slot: slot })
+    }
+
+    /// The next poll begins a new invocation.
+    pub fn start(&mut self) {
+        assert_eq!(self.phase, Phase::Idle, "a worker runs one invocation at a time");
+        self.phase = Phase::InCall;
+    }
+
+    /// Runs the guest until it finishes, waits, or has used up its slice. `lent.call.token` must be the same in all polls of an invocation.
+    pub fn poll(&mut self, lent: Lent) -> (Lent, Progress) {
+        assert_eq!(self.phase, Phase::InCall, "only a started and living worker is polled");
+        lend::put(lent);
+        let polled = self.guest.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let (mut lent, reason) = lend::take();
+        let progress = match polled {
+            Poll::Pending => reason.expect("whoever makes a guest yield says why"),
+            Poll::Ready(error) if error.is::<DeadlinePassed>() => Progress::DeadlinePassed,
+            Poll::Ready(error) => Progress::Trapped(TrapKind::of(&error)),
+        };
+        let progress = match progress {
+            Progress::Waiting | Progress::SliceOver => progress,
+            Progress::Finished(code) => {
+                self.phase = Phase::Idle;
+                Progress::Finished(finish(&mut lent, code))
+            }
+            Progress::Trapped(_) | Progress::DeadlinePassed => {
+                self.phase = Phase::Dead;
+                lent.end_invocation();
+                progress
+            }
+        };
+        (lent, progress)
+    }
+}
+
+/// Commits an atomic function's writes, then ends the invocation. Output: the code; -3 where a write turned out to be over a limit.
+fn finish(lent: &mut Lent, code: i32) -> i32 {
+    let committed = if code == 0 { lent.call.commit(&mut lent.state) } else { Ok(()) };
+    lent.end_invocation();
+    if committed.is_ok() { code } else { OVER_LIMIT }
+}
+
+/// Limits of a store that holds one instance.
+pub(super) fn limits(memory_bytes_max: usize) -> StoreLimits {
+    StoreLimitsBuilder::new().memory_size(memory_bytes_max).instances(1).build()
+}
+
+fn fork_error(error: wasmtime::Error) -> ForkError {
+    if error.is::<PoolConcurrencyLimitError>() { ForkError::PoolFull } else { ForkError::Instantiate(error.into()) }
+}

@@ -1,0 +1,411 @@
+//! The kernel programs, run by the kernel on frames of ours without being attached: what they decide and what they count.
+
+use std::path::PathBuf;
+
+use xfaas_common::drop_reason::DropReason;
+use xfaas_common::hash::{HASH_KEYS, HashKeys, session_hash};
+use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
+use xfaas_common::limits::SLOTS;
+use xfaas_common::map_layout::{FlowKey, Verdict};
+use xfaas_dataplane::steering::{SteerBench, SteerBenchOptions, SteerProgram};
+use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request};
+
+const PORT: u16 = 8_080;
+/// include/uapi/linux/bpf.h, `enum xdp_action`.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+/// include/uapi/linux/pkt_cls.h.
+const TC_ACT_OK: u32 = 0;
+const TC_ACT_SHOT: u32 = 2;
+/// The CPU on which the tests run, and the core it stands for.
+const HERE: u16 = 0;
+const ELSEWHERE: u16 = 1;
+
+/// Two cores, on CPUs 0 and 1; this thread runs on CPU 0 from now on. Slots go to the cores in turn.
+struct Lab {
+    bench: SteerBench,
+    keys: HashKeys,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        Lab::with_header(b"x-session-id")
+    }
+
+    fn with_header(session_header: &[u8]) -> Lab {
+        assert!(core_affinity::set_for_current(core_affinity::CoreId { id: usize::from(HERE) }), "pin to CPU {HERE}");
+        let keys = HashKeys { keys: std::array::from_fn::<_, HASH_KEYS, _>(|i| 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(2 * i as u64 + 1)) };
+        let slot_to_core: Vec<u16> = (0..SLOTS).map(|slot| (slot % 2) as u16).collect();
+        let options = SteerBenchOptions {
+            udp_port: PORT,
+            tcp_port: PORT,
+            cpus: &[HERE, ELSEWHERE],
+            slot_to_core: &slot_to_core,
+            keys: &keys,
+            session_header,
+        };
+        let bench = SteerBench::load(&object(), &options).unwrap();
+        Lab { bench, keys }
+    }
+
+    fn slot(&self, session: &SessionId) -> SlotIndex {
+        session_hash(&self.keys, session.padded(), session.length()).slot()
+    }
+
+    fn owner(&self, session: &SessionId) -> u16 {
+        self.slot(session).0 % 2
+    }
+
+    /// A session whose owner is `core`, its ID `length` bytes long.
+    fn session_of(&self, core: u16, length: usize) -> SessionId {
+        let ids = (0..).map(|i| SessionId::new(format!("{i:x>length$}").as_bytes()).unwrap());
+        ids.into_iter().find(|id| self.owner(id) == core).unwrap()
+    }
+
+    fn xdp(&mut self, frame: &[u8]) -> u32 {
+        self.bench.run(SteerProgram::Xdp, frame, 1).unwrap().action
+    }
+
+    fn tc(&mut self, frame: &[u8]) -> u32 {
+        self.bench.run(SteerProgram::Tc, frame, 1).unwrap().action
+    }
+
+    fn verdict(&self, verdict: Verdict) -> u64 {
+        self.bench.counters().unwrap().verdict(verdict)
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.bench.counters().unwrap().dropped(reason)
+    }
+
+    /// Runs XDP on a frame and asserts that it passes, counted as `verdict` and as nothing else.
+    fn passes_as(&mut self, verdict: Verdict, frame: &[u8]) {
+        let before = self.bench.counters().unwrap();
+        assert_eq!(self.xdp(frame), XDP_PASS, "{verdict:?}");
+        let after = self.bench.counters().unwrap();
+        for other in Verdict::ALL {
+            let counted = u64::from(other == verdict);
+            assert_eq!(after.verdict(other) - before.verdict(other), counted, "{other:?} for {verdict:?}");
+        }
+        assert_eq!(before.drops(), after.drops());
+    }
+}
+
+fn object() -> Vec<u8> {
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/xfaas-ebpf.o");
+    let path = std::env::var_os("XFAAS_EBPF_OBJECT").map_or(default, PathBuf::from);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask build`", path.display()))
+}
+
+fn envelopes() -> Vec<Envelope> {
+    let plain = Envelope::to_port(PORT);
+    let options = Envelope { option_words: 10, tcp_option_words: 3, ..plain.clone() };
+    vec![
+        plain.clone(),
+        plain.clone().tagged(TAG_8021Q),
+        plain.clone().tagged(TAG_8021AD).tagged(TAG_8021Q),
+        options.clone(),
+        options.tagged(TAG_8021Q),
+        plain.clone().v6(),
+        plain.clone().v6().tagged(TAG_8021Q),
+        plain.v6().tagged(TAG_8021AD).tagged(TAG_8021Q),
+    ]
+}
+
+fn flow(envelope: &Envelope) -> FlowKey {
+    let mut source = [0; 16];
+    let mut destination = [0; 16];
+    if envelope.is_v6 {
+        (source[0], source[15], destination[0], destination[15]) = (0xFD, 2, 0xFD, 1);
+    } else {
+        source[10..].copy_from_slice(&[0xFF, 0xFF, 10, 0, 0, 2]);
+        destination[10..].copy_from_slice(&[0xFF, 0xFF, 10, 0, 0, 1]);
+    }
+    let ports = (envelope.source_port.to_be_bytes(), envelope.destination_port.to_be_bytes());
+    FlowKey { source, destination, source_port: ports.0, destination_port: ports.1 }
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn kernel_verifier_accepts_the_object() {
+    Lab::new();
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn datagrams_go_to_the_core_that_owns_their_slot() {
+    let mut lab = Lab::new();
+    let (mut here, mut elsewhere) = (0, 0);
+    for envelope in envelopes() {
+        for length in 1..=64 {
+            let session = SessionId::new(format!("{:.>length$}", length % 7).as_bytes()).unwrap();
+            let frame = envelope.udp(&request(&session, &vec![b'p'; length % 5]));
+            let is_here = lab.owner(&session) == HERE;
+            assert_eq!(lab.xdp(&frame), if is_here { XDP_PASS } else { XDP_REDIRECT }, "{session} in {envelope:?}");
+            if is_here { here += 1 } else { elsewhere += 1 }
+        }
+    }
+    assert!(here > 100 && elsewhere > 100, "{here} and {elsewhere}");
+    assert_eq!((lab.verdict(Verdict::UdpLocal), lab.verdict(Verdict::UdpRedirected)), (here, elsewhere));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn malformed_datagrams_are_dropped_with_their_reason() {
+    let mut lab = Lab::new();
+    let session = SessionId::new(b"session-of-16-by").unwrap();
+    let good = request(&session, b"payload");
+    let broken = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let cases = [
+        (DropReason::Truncated, good[..31].to_vec()),
+        (DropReason::Truncated, Vec::new()),
+        (DropReason::BadMagic, broken(0, b'Y')),
+        (DropReason::BadMagic, broken(1, b'f')),
+        (DropReason::BadVersion, broken(2, 2)),
+        (DropReason::BadKind, broken(3, 2)),
+        (DropReason::BadKind, broken(3, 16)),
+        (DropReason::BadReserved, broken(4, 1)),
+        (DropReason::BadReserved, broken(5, 1)),
+        (DropReason::BadReserved, broken(7, 1)),
+        (DropReason::BadReserved, broken(24, 1)),
+        (DropReason::BadReserved, broken(31, 1)),
+        (DropReason::BadSessionLength, broken(6, 0)),
+        (DropReason::BadSessionLength, broken(6, 65)),
+        (DropReason::BadSessionLength, broken(6, 255)),
+        (DropReason::BadLength, broken(23, 8)),
+        (DropReason::BadLength, broken(20, 255)),
+        (DropReason::BadLength, good[..good.len() - 1].to_vec()),
+        (DropReason::BadLength, [&good[..], b"x"].concat()),
+        (DropReason::BadSessionByte, broken(32, b' ')),
+        (DropReason::BadSessionByte, broken(40, 0x7F)),
+        (DropReason::BadSessionByte, broken(47, 0x80)),
+        (DropReason::BadSessionByte, broken(47, 0)),
+    ];
+    for envelope in envelopes() {
+        for (reason, payload) in &cases {
+            let frame = envelope.udp(payload);
+            let before = lab.dropped(*reason);
+            assert_eq!(lab.xdp(&frame), XDP_DROP, "{reason:?}");
+            assert_eq!(lab.tc(&frame), TC_ACT_SHOT, "{reason:?}");
+            assert_eq!(lab.dropped(*reason), before + 2, "{reason:?}");
+        }
+    }
+    assert!(lab.bench.counters().unwrap().verdicts().iter().all(|(_, count)| *count == 0), "no verdict beside the drops");
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn foreign_traffic_passes_untouched() {
+    let mut lab = Lab::new();
+    let session = lab.session_of(ELSEWHERE, 16);
+    for envelope in envelopes() {
+        let other = Envelope { destination_port: PORT + 1, ..envelope.clone() };
+        lab.passes_as(Verdict::Foreign, &other.udp(&request(&session, b"")));
+        lab.passes_as(Verdict::Foreign, &other.tcp(TCP_PSH | TCP_ACK, &http_head(0, b"x-session-id: a")));
+        let mut icmp = envelope.udp(b"0123456789");
+        icmp[envelope.network_offset() + if envelope.is_v6 { 6 } else { 9 }] = 1;
+        lab.passes_as(Verdict::Foreign, &icmp);
+    }
+    let mut arp = Envelope::to_port(PORT).udp(&request(&session, b""));
+    arp[12..14].copy_from_slice(&0x0806_u16.to_be_bytes());
+    lab.passes_as(Verdict::Foreign, &arp);
+    let three_tags = Envelope::to_port(PORT).tagged(TAG_8021AD).tagged(TAG_8021Q).tagged(TAG_8021Q);
+    lab.passes_as(Verdict::Foreign, &three_tags.udp(&request(&session, b"")));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn fragments_pass_to_the_stack() {
+    let mut lab = Lab::new();
+    let session = lab.session_of(ELSEWHERE, 16);
+    let envelope = Envelope::to_port(PORT);
+    for bits in [0x20_u8, 0x01] {
+        let mut fragment = envelope.udp(&request(&session, b""));
+        fragment[envelope.network_offset() + 6] = bits;
+        lab.passes_as(Verdict::Fragment, &fragment);
+    }
+    let envelope = envelope.v6();
+    let mut fragment = envelope.udp(&request(&session, b""));
+    fragment[envelope.network_offset() + 6] = 44;
+    fragment.splice(envelope.transport_offset()..envelope.transport_offset(), [17, 0, 0, 1, 0, 0, 0, 9]);
+    lab.passes_as(Verdict::Fragment, &fragment);
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn contradicting_lengths_pass_to_the_stack() {
+    let mut lab = Lab::new();
+    let session = lab.session_of(ELSEWHERE, 16);
+    for envelope in envelopes() {
+        let good = envelope.udp(&request(&session, b"payload"));
+        lab.passes_as(Verdict::Inconsistent, &good[..good.len() - 1]);
+        for length in [0_u8, 7, 8, 200] {
+            let mut frame = good.clone();
+            frame[envelope.transport_offset() + 5] = length;
+            lab.passes_as(Verdict::Inconsistent, &frame);
+        }
+        let mut segment = envelope.tcp(TCP_ACK, b"");
+        segment[envelope.transport_offset() + 12] = 0x40;
+        lab.passes_as(Verdict::Inconsistent, &segment);
+        segment[envelope.transport_offset() + 12] = 0xF0;
+        lab.passes_as(Verdict::Inconsistent, &segment);
+    }
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn flow_is_learned_from_its_first_segment_wherever_the_header_is() {
+    let mut lab = Lab::new();
+    let flows = lab.bench.flow_table().unwrap();
+    let mut port = 20_000;
+    for envelope in envelopes() {
+        for (offset, name) in [(0, "x-session-id"), (70, "X-Session-Id"), (350, "X-SESSION-ID"), (508, "x-sEsSiOn-Id"), (511, "x-session-id")] {
+            for (core, action) in [(HERE, XDP_PASS), (ELSEWHERE, XDP_REDIRECT)] {
+                let session = lab.session_of(core, 1 + offset % 64);
+                port += 1;
+                let envelope = envelope.clone().from_port(port);
+                let head = http_head(offset, format!("{name}:{session} \t ").as_bytes());
+                let learned = lab.verdict(Verdict::TcpFlowLearned);
+                assert_eq!(lab.xdp(&envelope.tcp(TCP_PSH | TCP_ACK, &head)), action, "{name} at {offset} in {envelope:?}");
+                assert_eq!(lab.verdict(Verdict::TcpFlowLearned), learned + 1);
+                assert_eq!(flows.core(&flow(&envelope)).unwrap(), Some(CoreIndex(core)));
+                let known = if core == HERE { Verdict::TcpFlowLocal } else { Verdict::TcpFlowRedirected };
+                let before = lab.verdict(known);
+                assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, b"")), action);
+                assert_eq!(lab.verdict(known), before + 1);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn segment_without_a_usable_session_header_passes() {
+    let mut lab = Lab::new();
+    let envelope = Envelope::to_port(PORT);
+    let long = [&b"x-session-id: "[..], &[b'a'; 65]].concat();
+    let lines: [&[u8]; 8] = [
+        b"x-session: a",
+        b"x-session-id:",
+        b"x-session-id: \t ",
+        b"x-session-id: a b",
+        b"x-session-id: a\x80",
+        b"y: x-session-id: a",
+        b"host: a\r\n\r\nx-session-id: a",
+        &long,
+    ];
+    for line in lines {
+        lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_PSH | TCP_ACK, &http_head(0, line)));
+    }
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_PSH | TCP_ACK, &http_head(512, b"x-session-id: a")));
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_PSH | TCP_ACK, b"body\r\nx-session-id: a\r\n\r\n"));
+    let cut = http_head(0, b"x-session-id: abc");
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_PSH | TCP_ACK, &cut[..38]));
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_SYN, b""));
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_ACK, b""));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn flow_ends_with_fin_rst_and_a_new_syn() {
+    let mut lab = Lab::new();
+    let flows = lab.bench.flow_table().unwrap();
+    let envelope = Envelope::to_port(PORT);
+    let session = lab.session_of(ELSEWHERE, 16);
+    let first = envelope.tcp(TCP_PSH | TCP_ACK, &http_head(70, format!("x-session-id: {session}").as_bytes()));
+    for (flags, action) in [(TCP_FIN | TCP_ACK, XDP_REDIRECT), (TCP_RST, XDP_REDIRECT), (TCP_SYN, XDP_PASS)] {
+        assert_eq!(lab.xdp(&first), XDP_REDIRECT);
+        assert_eq!(flows.core(&flow(&envelope)).unwrap(), Some(CoreIndex(ELSEWHERE)));
+        // The last segment still goes where the others went; a SYN begins anew.
+        assert_eq!(lab.xdp(&envelope.tcp(flags, b"")), action);
+        assert_eq!(flows.core(&flow(&envelope)).unwrap(), None);
+    }
+    let with_fin = envelope.tcp(TCP_FIN | TCP_PSH | TCP_ACK, &http_head(0, format!("x-session-id: {session}").as_bytes()));
+    assert_eq!(lab.xdp(&with_fin), XDP_REDIRECT);
+    assert_eq!(flows.core(&flow(&envelope)).unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn user_space_moves_flows_sessions_and_slots() {
+    let mut lab = Lab::new();
+    let envelope = Envelope::to_port(PORT);
+    let mut flows = lab.bench.flow_table().unwrap();
+    flows.remember(flow(&envelope), CoreIndex(ELSEWHERE)).unwrap();
+    assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, b"body")), XDP_REDIRECT);
+    flows.forget(flow(&envelope)).unwrap();
+    flows.forget(flow(&envelope)).unwrap();
+    assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, b"body")), XDP_PASS);
+
+    let session = lab.session_of(HERE, 16);
+    let frame = envelope.udp(&request(&session, b""));
+    let mut pins = lab.bench.pins().unwrap();
+    pins.pin(&session, CoreIndex(ELSEWHERE)).unwrap();
+    assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
+    pins.unpin(&session).unwrap();
+    pins.unpin(&session).unwrap();
+    assert_eq!(lab.xdp(&frame), XDP_PASS);
+
+    pins.set_slot_owner(lab.slot(&session), CoreIndex(ELSEWHERE)).unwrap();
+    assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn a_core_that_does_not_exist_is_not_steered_to() {
+    let mut lab = Lab::new();
+    let session = lab.session_of(HERE, 16);
+    lab.bench.pins().unwrap().set_slot_owner(lab.slot(&session), CoreIndex(2)).unwrap();
+    lab.passes_as(Verdict::RedirectFailed, &Envelope::to_port(PORT).udp(&request(&session, b"")));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn session_header_can_have_another_name() {
+    let mut lab = Lab::with_header(b"Cart");
+    let session = lab.session_of(ELSEWHERE, 5);
+    let envelope = Envelope::to_port(PORT);
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_ACK, &http_head(0, format!("x-session-id: {session}").as_bytes())));
+    assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, &http_head(0, format!("cArT: {session}").as_bytes()))), XDP_REDIRECT);
+
+    let mut lab = Lab::with_header(&[b'h'; 40]);
+    lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_ACK, &http_head(0, b"host: a")));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn every_1024th_verdict_leaves_an_event_when_asked() {
+    let mut lab = Lab::new();
+    let session = lab.session_of(HERE, 16);
+    let frame = Envelope::to_port(PORT).udp(&request(&session, b""));
+    let mut events = lab.bench.events().unwrap();
+    lab.bench.run(SteerProgram::Xdp, &frame, 3_000).unwrap();
+    assert_eq!(events.next_event(), None);
+    lab.bench.pins().unwrap().set_sampling(true).unwrap();
+    lab.bench.run(SteerProgram::Xdp, &frame, 2_120).unwrap();
+    for count in [3_072, 4_096, 5_120] {
+        let event = events.next_event().unwrap();
+        assert_eq!((event.count, event.counter, event.cpu), (count, Verdict::UdpLocal as u32, u32::from(HERE)));
+    }
+    assert_eq!(events.next_event(), None);
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn tc_passes_what_it_cannot_move_and_counts_it() {
+    let mut lab = Lab::new();
+    let envelope = Envelope::to_port(PORT);
+    let session = lab.session_of(ELSEWHERE, 16);
+    let head = http_head(0, format!("x-session-id: {session}").as_bytes());
+    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, &head)), TC_ACT_OK);
+    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, b"")), TC_ACT_OK);
+    assert_eq!((lab.verdict(Verdict::TcpFlowLearned), lab.verdict(Verdict::Unmoved)), (1, 1));
+    // No socket listens here, so there is none to assign.
+    assert_eq!(lab.tc(&envelope.udp(&request(&session, b""))), TC_ACT_OK);
+    assert_eq!(lab.verdict(Verdict::RedirectFailed), 1);
+}

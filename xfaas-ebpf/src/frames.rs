@@ -1,0 +1,155 @@
+//! Builds frames to try the programs on: well-formed ones, of which a test then breaks what it wants to break.
+//! For tests and benches only; the kernel programs are built without it.
+
+use alloc::vec::Vec;
+
+use network_types::ip::IpProto;
+use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::wire::{Header, KIND_INVOKE};
+
+/// FIN, SYN, RST, PSH and ACK of a TCP header, RFC 9293 section 3.1.
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_PSH: u8 = 0x08;
+pub const TCP_ACK: u8 = 0x10;
+
+/// Tags of IEEE 802.1Q and 802.1ad.
+pub const TAG_8021Q: u16 = 0x8100;
+pub const TAG_8021AD: u16 = 0x88A8;
+
+/// What surrounds a payload.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    pub is_v6: bool,
+    /// Types of the VLAN tags, outermost first.
+    pub tags: Vec<u16>,
+    /// 32-bit words of IPv4 options, 0..=10.
+    pub option_words: u8,
+    /// 32-bit words of TCP options, 0..=10.
+    pub tcp_option_words: u8,
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+impl Envelope {
+    /// Plain IPv4 from port 40,000.
+    pub fn to_port(destination_port: u16) -> Envelope {
+        Envelope { is_v6: false, tags: Vec::new(), option_words: 0, tcp_option_words: 0, source_port: 40_000, destination_port }
+    }
+
+    pub fn v6(self) -> Envelope {
+        Envelope { is_v6: true, ..self }
+    }
+
+    pub fn from_port(self, source_port: u16) -> Envelope {
+        Envelope { source_port, ..self }
+    }
+
+    /// One more VLAN tag, inside those already there.
+    pub fn tagged(mut self, tag: u16) -> Envelope {
+        self.tags.push(tag);
+        self
+    }
+
+    /// Where the IP header begins, in bytes.
+    pub fn network_offset(&self) -> usize {
+        14 + 4 * self.tags.len()
+    }
+
+    /// Where the UDP or TCP header begins, in bytes.
+    pub fn transport_offset(&self) -> usize {
+        self.network_offset() + if self.is_v6 { 40 } else { 20 + 4 * usize::from(self.option_words) }
+    }
+
+    /// A frame with a UDP datagram. Its checksum is left out, which IPv4 allows.
+    pub fn udp(&self, payload: &[u8]) -> Vec<u8> {
+        let mut segment = Vec::with_capacity(8 + payload.len());
+        segment.extend(self.source_port.to_be_bytes());
+        segment.extend(self.destination_port.to_be_bytes());
+        segment.extend(((8 + payload.len()) as u16).to_be_bytes());
+        segment.extend([0, 0]);
+        segment.extend(payload);
+        self.frame(IpProto::Udp as u8, &segment)
+    }
+
+    /// A frame with a TCP segment; sequence numbers, window and checksum are no one's.
+    pub fn tcp(&self, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut segment = Vec::with_capacity(20 + payload.len());
+        segment.extend(self.source_port.to_be_bytes());
+        segment.extend(self.destination_port.to_be_bytes());
+        segment.extend([0; 8]);
+        segment.extend([(5 + self.tcp_option_words) << 4, flags]);
+        segment.extend([0xFF, 0xFF, 0, 0, 0, 0]);
+        segment.extend(core::iter::repeat_n(1_u8, 4 * usize::from(self.tcp_option_words))); // kind 1: no operation
+        segment.extend(payload);
+        self.frame(IpProto::Tcp as u8, &segment)
+    }
+
+    fn frame(&self, protocol: u8, segment: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::with_capacity(self.transport_offset() + segment.len());
+        frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        for tag in &self.tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        if self.is_v6 {
+            frame.extend(0x86DD_u16.to_be_bytes());
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend((segment.len() as u16).to_be_bytes());
+            frame.extend([protocol, 64]);
+            frame.extend([0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+            frame.extend([0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        } else {
+            frame.extend(0x0800_u16.to_be_bytes());
+            frame.extend(self.ipv4_header(protocol, segment.len()));
+        }
+        frame.extend(segment);
+        frame
+    }
+
+    fn ipv4_header(&self, protocol: u8, segment_bytes: usize) -> Vec<u8> {
+        let header_bytes = 20 + 4 * usize::from(self.option_words);
+        let mut header = Vec::with_capacity(header_bytes);
+        header.extend([0x40 | (header_bytes / 4) as u8, 0]);
+        header.extend(((header_bytes + segment_bytes) as u16).to_be_bytes());
+        header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+        header.extend([10, 0, 0, 2]);
+        header.extend([10, 0, 0, 1]);
+        header.resize(header_bytes, 1); // option 1: no operation
+        let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        let checksum = !((sum & 0xFFFF) + (sum >> 16)) as u16; // RFC 1071; sixty bytes carry once at most into the upper half
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        header
+    }
+}
+
+/// A request datagram's payload.
+pub fn request(session: &SessionId, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::from(Header::new(KIND_INVOKE, 0, session, 1, FunctionHash::of(b"echo"), payload.len() as u32).to_bytes());
+    bytes.extend(session.as_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A GET request's head whose line with the session begins `offset` bytes in, or right behind the first line if that is longer.
+/// The lines between are of common length.
+pub fn http_head(offset: usize, session_line: &[u8]) -> Vec<u8> {
+    let mut head = Vec::from(&b"GET /f/echo HTTP/1.1\r\n"[..]);
+    let mut number = 0_u8;
+    while head.len() < offset {
+        let line_bytes = if offset - head.len() >= 60 { 32 } else { offset - head.len() };
+        // Too short for a header: the first line's target grows instead.
+        if line_bytes < 6 {
+            head.splice(11..11, core::iter::repeat_n(b'a', line_bytes));
+            continue;
+        }
+        head.extend([b'a' + number % 26, b':', b' ']);
+        head.extend(core::iter::repeat_n(b'v', line_bytes - 5));
+        head.extend(b"\r\n");
+        number += 1;
+    }
+    head.extend(session_line);
+    head.extend(b"\r\nhost: localhost\r\n\r\n");
+    head
+}

@@ -1,0 +1,296 @@
+//! The maps, and the helper calls that need a pointer. Called by `steer`, `redirect` and the entry points; knows nothing of packets.
+
+use core::ptr::from_ref;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::{
+    bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_sk_assign, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
+    bpf_xdp_load_bytes,
+};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, CpuMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf};
+use aya_ebpf::programs::{SkReuseportContext, TcContext, XdpContext};
+use xfaas_common::drop_reason::DropReason;
+use xfaas_common::hash::HashKeys;
+use xfaas_common::ids::SlotIndex;
+use xfaas_common::map_layout::{
+    COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES,
+    SteerConfig, SteerEvent, Verdict, drop_counter,
+};
+use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
+use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Segment, opaque_zero};
+use xfaas_ebpf::session::SessionWords;
+
+// The names are those of `xfaas_common::map_layout`; the loader refuses an object in which one is missing.
+#[map]
+static CONFIG: Array<SteerConfig> = Array::with_max_entries(1, 0);
+#[map]
+static KEYS: Array<HashKeys> = Array::with_max_entries(1, 0);
+#[map]
+static SLOT_TO_CORE: Array<u16> = Array::with_max_entries(SLOT_TO_CORE_ENTRIES, 0);
+#[map]
+static PINS: LruHashMap<PinKey, u32> = LruHashMap::with_max_entries(PINS_ENTRIES, 0);
+#[map]
+static FLOWS: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(FLOWS_ENTRIES, 0);
+#[map]
+static CPUS: CpuMap = CpuMap::with_max_entries(CPUS_ENTRIES, 0);
+#[map]
+static UDP_SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(SOCKETS_ENTRIES, 0);
+#[map]
+static TCP_SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(SOCKETS_ENTRIES, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_ENTRIES, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+#[map]
+static HEADS: PerCpuArray<HeadBytes> = PerCpuArray::with_max_entries(1, 0);
+
+// Several helpers are open to programs of this licence only; the project's own stays as its files say.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Every 1024th count leaves an event.
+const SAMPLE_MASK: u64 = 1_023;
+/// In `bpf_sk_lookup_udp`: look in the network namespace of the packet.
+const CURRENT_NETNS: u64 = -1_i32 as u64;
+/// Bytes of a UDP header, over which the copy of a datagram's payload steps.
+const UDP_HEADER_BYTES: u32 = 8;
+/// Bytes of a datagram's payload that hold header and session ID.
+const REQUEST_BYTES_MAX: u32 = 96;
+
+/// `None` before the loader has filled it in: cannot happen once a program is attached.
+#[inline(always)]
+pub fn config() -> Option<&'static SteerConfig> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn keys() -> Option<&'static HashKeys> {
+    KEYS.get(0)
+}
+
+/// The core that owns a slot.
+#[inline(always)]
+pub fn slot_core(slot: SlotIndex) -> Option<u32> {
+    SLOT_TO_CORE.get(u32::from(slot.0)).map(|core| u32::from(*core))
+}
+
+/// The core to which a session was moved by hand.
+#[inline(always)]
+pub fn pinned_core(session: &SessionWords) -> Option<u32> {
+    let mut padded = [0; 64];
+    let mut i = 0;
+    while i < session.words.len() {
+        let bytes = session.words[i].to_le_bytes();
+        let mut j = 0;
+        while j < bytes.len() {
+            padded[8 * i + j] = bytes[j];
+            j += 1;
+        }
+        i += 1;
+    }
+    // One word that the compiler stores whole, instead of a call that clears seven bytes.
+    let [length, pad @ ..] = (u64::from(session.length) | opaque_zero()).to_le_bytes();
+    let core = PINS.get_ptr(PinKey { padded, length, pad })?;
+    // SAFETY: a pointer into an element of the map, null excluded by `?`; the kernel keeps the element's memory while the program runs,
+    // and one aligned `u32` is read whole even while someone else replaces it.
+    Some(unsafe { core.read_volatile() })
+}
+
+#[inline(always)]
+pub fn flow_core(flow: &FlowKey) -> Option<u32> {
+    let core = FLOWS.get_ptr(flow)?;
+    // SAFETY: as in `pinned_core`: an element of the map, alive while the program runs, one aligned `u32`.
+    Some(unsafe { core.read_volatile() })
+}
+
+/// A full map drops its oldest flow; if even that fails, the flow is looked for again in its next segment.
+#[inline(always)]
+pub fn learn_flow(flow: &FlowKey, core: u32) -> bool {
+    FLOWS.insert(flow, core, 0).is_ok()
+}
+
+/// True when the flow was known.
+#[inline(always)]
+pub fn forget_flow(flow: &FlowKey) -> bool {
+    FLOWS.remove(flow).is_ok()
+}
+
+/// CPU number on which this program runs.
+#[inline(always)]
+pub fn this_cpu() -> u32 {
+    // SAFETY: the helper takes no argument and reads a number of the running CPU.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+/// Queues the frame for a CPU. Output: the action to return, or `None` when the CPU takes none.
+#[inline(always)]
+pub fn redirect_to_cpu(cpu: u32) -> Option<u32> {
+    CPUS.redirect(cpu, 0).ok()
+}
+
+#[inline(always)]
+pub fn select_udp_socket(ctx: &SkReuseportContext, core: u32) -> bool {
+    UDP_SOCKETS.select_reuseport(ctx, core).is_ok()
+}
+
+#[inline(always)]
+pub fn select_tcp_socket(ctx: &SkReuseportContext, core: u32) -> bool {
+    TCP_SOCKETS.select_reuseport(ctx, core).is_ok()
+}
+
+#[inline(always)]
+pub fn count(config: &SteerConfig, verdict: Verdict) {
+    count_at(config, verdict as u32);
+}
+
+#[inline(always)]
+pub fn count_drop(config: &SteerConfig, reason: DropReason) {
+    count_at(config, drop_counter(reason));
+}
+
+#[inline(always)]
+fn count_at(config: &SteerConfig, counter: u32) {
+    let Some(count) = COUNTERS.get_ptr_mut(counter) else { return };
+    // SAFETY: this CPU's element of the map, null excluded above; a program that interrupts this one may lose a count, never more.
+    let now = unsafe { count.read() }.wrapping_add(1);
+    // SAFETY: the same element, aligned for `u64` by the kernel.
+    unsafe { count.write(now) };
+    if config.sample_events != 0 && now & SAMPLE_MASK == 0 {
+        sample(counter, now);
+    }
+}
+
+#[inline(always)]
+fn sample(counter: u32, count: u64) {
+    // SAFETY: the helper takes no argument and reads the clock.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let event = SteerEvent { time_ns, count, counter, cpu: this_cpu() };
+    // A full ring means that nobody reads: the sample is dropped, the counters still tell.
+    EVENTS.output::<SteerEvent>(&event, 0).unwrap_or_default();
+}
+
+/// A context from which bytes can be copied.
+pub trait LoadBytes {
+    /// Copies `bytes` bytes, 1..=640, from `offset` to the beginning of `head`. Output: true when they were there.
+    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool;
+}
+
+impl LoadBytes for XdpContext {
+    #[inline(always)]
+    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, whose size is more than the largest `bytes`: the verifier
+        // checks both.
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset, head.cast(), bytes) == 0 }
+    }
+}
+
+impl LoadBytes for TcContext {
+    #[inline(always)]
+    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, larger than `bytes`: the verifier checks both.
+        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, head.cast(), bytes) == 0 }
+    }
+}
+
+impl LoadBytes for SkReuseportContext {
+    #[inline(always)]
+    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, larger than `bytes`: the verifier checks both.
+        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, head.cast(), bytes) == 0 }
+    }
+}
+
+/// This CPU's buffer with a copy of a packet's bytes from `offset` on; `bytes` is 1..=640.
+#[inline(always)]
+fn copy_head<C: LoadBytes>(ctx: &C, offset: u32, bytes: u32) -> Option<&'static HeadBytes> {
+    let head = HEADS.get_ptr_mut(0)?;
+    // Keeps the compiler from dropping, as known, the bound that the verifier has to see.
+    let bytes = core::hint::black_box(bytes);
+    if bytes == 0 || bytes > HEAD_COPY_BYTES || !ctx.load(offset, head, bytes) {
+        return None;
+    }
+    // SAFETY: this CPU's element of the map, null excluded by `?`. Programs of one hook do not interrupt each other on a CPU; one of
+    // another hook may overwrite the bytes, which then name another core or none: a worse choice, never a wrong answer.
+    Some(unsafe { &*head })
+}
+
+/// The first bytes of a datagram's payload behind its UDP header, where the packet's bytes cannot be read in place.
+#[inline(always)]
+pub fn copy_request(ctx: &SkReuseportContext, payload_bytes: u32) -> Option<&'static HeadBytes> {
+    let bytes = if payload_bytes > REQUEST_BYTES_MAX { REQUEST_BYTES_MAX } else { payload_bytes };
+    copy_head(ctx, UDP_HEADER_BYTES, bytes)
+}
+
+/// Looks for the session header in a segment's payload. Output: true when `session` is filled.
+#[inline(always)]
+pub fn scan_head<C: LoadBytes>(ctx: &C, config: &'static SteerConfig, segment: Segment, session: &mut SessionWords) -> bool {
+    if config.header.bytes == 0 {
+        return false;
+    }
+    let bytes = if segment.payload_bytes > HEAD_COPY_BYTES { HEAD_COPY_BYTES } else { segment.payload_bytes };
+    let Some(head) = copy_head(ctx, segment.payload_offset, bytes) else { return false };
+    let mut scan = Scan::new(head, &config.header, bytes);
+    let turn = turn_scan as unsafe extern "C" fn(u64, *mut Scan<'static>) -> i64;
+    // SAFETY: `turn_scan` is the callback the helper asks for, `scan` lives on this stack until the call returns, no flag is set.
+    unsafe { bpf_loop(SCAN_STEPS_MAX, turn as *mut _, (&raw mut scan).cast(), 0) };
+    scan.read(session)
+}
+
+/// One turn of `bpf_loop`. Output: 0 to go on, 1 to stop.
+unsafe extern "C" fn turn_scan(_index: u64, scan: *mut Scan<'static>) -> i64 {
+    // SAFETY: `bpf_loop` hands over the pointer that `scan_head` gave it, to a `Scan` on that function's stack, used by nobody else.
+    let scan = unsafe { &mut *scan };
+    if scan.step() { 0 } else { 1 }
+}
+
+/// Gives the packet to the group of sockets that listens for it; the group's own program then picks the owner's.
+/// Output: false when no socket listens, or the kernel (before 6.6) assigns none of a group.
+#[inline(always)]
+pub fn assign_udp_socket(ctx: &TcContext, flow: &FlowKey) -> bool {
+    let socket = lookup_udp_socket(ctx, flow);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the context is the kernel's and `socket` a reference it just gave, not yet given back.
+    let assigned = unsafe { bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0) } == 0;
+    // SAFETY: gives back the reference of the look-up, once; it is not used afterwards.
+    unsafe { bpf_sk_release(socket.cast()) };
+    assigned
+}
+
+#[inline(always)]
+fn lookup_udp_socket(ctx: &TcContext, flow: &FlowKey) -> *mut bpf_sock {
+    let tuple = from_ref(flow).cast_mut();
+    if is_mapped(&flow.source) {
+        // The kernel's IPv4 tuple is the two addresses and the two ports without gaps.
+        let mut short = [[0_u8; 4]; 3];
+        let mut i = 0;
+        while i < 4 {
+            short[0][i] = flow.source[12 + i];
+            short[1][i] = flow.destination[12 + i];
+            i += 1;
+        }
+        short[2] = [flow.source_port[0], flow.source_port[1], flow.destination_port[0], flow.destination_port[1]];
+        // SAFETY: the context is the kernel's; the tuple is 12 bytes on this stack, as the size says.
+        return unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), (&raw mut short).cast::<bpf_sock_tuple>(), 12, CURRENT_NETNS, 0) };
+    }
+    // SAFETY: the context is the kernel's; `FlowKey` has the kernel's IPv6 tuple's 36 bytes in its order.
+    unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), tuple.cast::<bpf_sock_tuple>(), size_of::<FlowKey>() as u32, CURRENT_NETNS, 0) }
+}
+
+#[inline(always)]
+fn is_mapped(address: &[u8; 16]) -> bool {
+    let mut ones = 0xFF;
+    let mut others = 0;
+    let mut i = 0;
+    while i < 12 {
+        if i < 10 { others |= address[i] } else { ones &= address[i] }
+        i += 1;
+    }
+    ones == 0xFF && others == 0
+}
+
+const _: () = assert!(HEAD_COPY_BYTES as usize <= HEAD_BUFFER_BYTES);
