@@ -20,7 +20,7 @@ pub struct ForkReport {
 /// Errors: the module is refused or the guest fails.
 pub fn measure_fork(module: &Path, forks: u32, interrupt: &Interrupt) -> Result<Option<ForkReport>, GuestError> {
     let mut guest = Guest::load(module)?;
-    let mut times_ns = Histogram::<u64>::new_with_bounds(100, 1_000_000_000, 3).expect("constant bounds in order");
+    let mut times_ns = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).expect("constant bounds in order");
     for i in 0..WARM_UP_FORKS + forks {
         if interrupt.is_set() {
             return Ok(None);

@@ -94,20 +94,20 @@ fn an_address_where_nobody_listens_is_an_error() {
 
 /// Answers invocations with `7`, but for those whose number of arrival `is_dropped` names.
 fn start_datagrams(is_dropped: fn(usize) -> bool) -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = socket.local_addr().unwrap();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = socket.local_addr().expect("a bound socket has an address");
     std::thread::spawn(move || {
         let mut buffer = [0; 2_048];
         for arrival in 0.. {
-            let (bytes, peer) = socket.recv_from(&mut buffer).unwrap();
-            let mut header = Header::read(&buffer[..bytes]).unwrap();
+            let (bytes, peer) = socket.recv_from(&mut buffer).expect("a datagram");
+            let mut header = Header::read(&buffer[..bytes]).expect("a whole header");
             header.kind = KIND_REPLY;
             header.payload_len = 1_u32.to_be_bytes();
             let mut answer = header.to_bytes().to_vec();
             answer.extend_from_slice(&buffer[32..32 + usize::from(header.session_len)]);
             answer.push(b'7');
             if !is_dropped(arrival) {
-                socket.send_to(&answer, peer).unwrap();
+                socket.send_to(&answer, peer).expect("room for an answer");
             }
         }
     });
@@ -115,10 +115,10 @@ fn start_datagrams(is_dropped: fn(usize) -> bool) -> SocketAddr {
 }
 
 fn load_datagrams(target: SocketAddr, requests_max: u64) -> LoadReport {
-    let sessions: Vec<SessionId> = (0..3).map(|i| SessionId::new(format!("s-{i}").as_bytes()).unwrap()).collect();
+    let sessions: Vec<SessionId> = (0..3).map(|i| SessionId::new(format!("s-{i}").as_bytes()).expect("visible ASCII")).collect();
     let interrupt = Interrupt::default();
     let load = DatagramLoad { target, function: "counter", sessions: &sessions, payload: b"", in_flight: 8, body: BodyRule::Number };
-    run_datagrams(&load, &plan(&interrupt, requests_max)).unwrap()
+    run_datagrams(&load, &plan(&interrupt, requests_max)).expect("the server answers")
 }
 
 #[test]

@@ -76,6 +76,8 @@ impl Node {
         ensure_free(config.udp, false)?;
         let store = Store::open(&config.state_dir)?;
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
+        // The parent of this folder may be writable by everyone, as /dev/shm is.
+        crate::control::private_directory(&config.shared_memory_dir)?;
         make_directory(&region_directory)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
@@ -103,7 +105,7 @@ impl Node {
         tracing::info!("steering: {}", steering.explain());
         let sockets = tcp.into_iter().zip(udp);
         let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan { cpu, tcp, udp, flows: steering.flow_table() });
-        let options = shard_options(config, region_directory);
+        let options = shard_options(config, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let door = Arc::new(ShardsDoor::new(&shards));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
@@ -160,7 +162,7 @@ impl Node {
     }
 }
 
-fn shard_options(config: &Config, region_directory: std::path::PathBuf) -> ShardOptions {
+fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag: u64) -> ShardOptions {
     let limits = &config.limits;
     let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
     ShardOptions {
@@ -176,6 +178,7 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf) -> Shard
         },
         region_directory,
         region_bytes_max: u64::from(limits.region_mib) << 20,
+        hash_tag,
         replay_bytes_max: REPLAY_BYTES_MAX,
         timeouts: Timeouts {
             head_ns: ms_ns(limits.head_timeout_ms),

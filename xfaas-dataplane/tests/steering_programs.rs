@@ -1,16 +1,16 @@
 //! The kernel programs, run by the kernel on frames of ours without being attached: what they decide and what they count.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
-use std::path::PathBuf;
+mod steering_lab;
 
 use xfaas_common::drop_reason::DropReason;
-use xfaas_common::hash::{HASH_KEYS, HashKeys, session_hash};
-use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
-use xfaas_common::limits::SLOTS;
+use xfaas_common::ids::{CoreIndex, SessionId};
 use xfaas_common::map_layout::{FlowKey, Verdict};
 use xfaas_dataplane::steering::{SteerBench, SteerBenchOptions, SteerProgram};
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request};
 
-const PORT: u16 = 8_080;
+use crate::steering_lab::{PORT, hash_keys, object, owner, slot, slot_to_core};
+
 /// include/uapi/linux/bpf.h, `enum xdp_action`.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -22,10 +22,9 @@ const TC_ACT_SHOT: u32 = 2;
 const HERE: u16 = 0;
 const ELSEWHERE: u16 = 1;
 
-/// Two cores, on CPUs 0 and 1; this thread runs on CPU 0 from now on. Slots go to the cores in turn.
+/// Two cores, on CPUs 0 and 1; this thread runs on CPU 0 from now on.
 struct Lab {
     bench: SteerBench,
-    keys: HashKeys,
 }
 
 impl Lab {
@@ -35,32 +34,15 @@ impl Lab {
 
     fn with_header(session_header: &[u8]) -> Lab {
         assert!(core_affinity::set_for_current(core_affinity::CoreId { id: usize::from(HERE) }), "pin to CPU {HERE}");
-        let keys = HashKeys { keys: std::array::from_fn::<_, HASH_KEYS, _>(|i| 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(2 * i as u64 + 1)) };
-        let slot_to_core: Vec<u16> = (0..SLOTS).map(|slot| (slot % 2) as u16).collect();
         let options = SteerBenchOptions {
             udp_port: PORT,
             tcp_port: PORT,
             cpus: &[HERE, ELSEWHERE],
-            slot_to_core: &slot_to_core,
-            keys: &keys,
+            slot_to_core: &slot_to_core(),
+            keys: &hash_keys(),
             session_header,
         };
-        let bench = SteerBench::load(&object(), &options).unwrap();
-        Lab { bench, keys }
-    }
-
-    fn slot(&self, session: &SessionId) -> SlotIndex {
-        session_hash(&self.keys, session.padded(), session.length()).slot()
-    }
-
-    fn owner(&self, session: &SessionId) -> u16 {
-        self.slot(session).0 % 2
-    }
-
-    /// A session whose owner is `core`, its ID `length` bytes long.
-    fn session_of(&self, core: u16, length: usize) -> SessionId {
-        let ids = (0..).map(|i| SessionId::new(format!("{i:x>length$}").as_bytes()).unwrap());
-        ids.into_iter().find(|id| self.owner(id) == core).unwrap()
+        Lab { bench: SteerBench::load(&object(), &options).unwrap() }
     }
 
     fn xdp(&mut self, frame: &[u8]) -> u32 {
@@ -92,10 +74,10 @@ impl Lab {
     }
 }
 
-fn object() -> Vec<u8> {
-    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/xfaas-ebpf.o");
-    let path = std::env::var_os("XFAAS_EBPF_OBJECT").map_or(default, PathBuf::from);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask build`", path.display()))
+/// A session whose owner is `core`, its ID `length` bytes long.
+fn session_of(core: u16, length: usize) -> SessionId {
+    let mut ids = (0..).map(|i| SessionId::new(format!("{i:x>length$}").as_bytes()).unwrap());
+    ids.find(|id| owner(id) == core).unwrap()
 }
 
 fn envelopes() -> Vec<Envelope> {
@@ -141,7 +123,7 @@ fn datagrams_go_to_the_core_that_owns_their_slot() {
         for length in 1..=64 {
             let session = SessionId::new(format!("{:.>length$}", length % 7).as_bytes()).unwrap();
             let frame = envelope.udp(&request(&session, &vec![b'p'; length % 5]));
-            let is_here = lab.owner(&session) == HERE;
+            let is_here = owner(&session) == HERE;
             assert_eq!(lab.xdp(&frame), if is_here { XDP_PASS } else { XDP_REDIRECT }, "{session} in {envelope:?}");
             if is_here { here += 1 } else { elsewhere += 1 }
         }
@@ -202,7 +184,7 @@ fn malformed_datagrams_are_dropped_with_their_reason() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn foreign_traffic_passes_untouched() {
     let mut lab = Lab::new();
-    let session = lab.session_of(ELSEWHERE, 16);
+    let session = session_of(ELSEWHERE, 16);
     for envelope in envelopes() {
         let other = Envelope { destination_port: PORT + 1, ..envelope.clone() };
         lab.passes_as(Verdict::Foreign, &other.udp(&request(&session, b"")));
@@ -222,7 +204,7 @@ fn foreign_traffic_passes_untouched() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn fragments_pass_to_the_stack() {
     let mut lab = Lab::new();
-    let session = lab.session_of(ELSEWHERE, 16);
+    let session = session_of(ELSEWHERE, 16);
     let envelope = Envelope::to_port(PORT);
     for bits in [0x20_u8, 0x01] {
         let mut fragment = envelope.udp(&request(&session, b""));
@@ -240,7 +222,7 @@ fn fragments_pass_to_the_stack() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn contradicting_lengths_pass_to_the_stack() {
     let mut lab = Lab::new();
-    let session = lab.session_of(ELSEWHERE, 16);
+    let session = session_of(ELSEWHERE, 16);
     for envelope in envelopes() {
         let good = envelope.udp(&request(&session, b"payload"));
         lab.passes_as(Verdict::Inconsistent, &good[..good.len() - 1]);
@@ -264,9 +246,11 @@ fn flow_is_learned_from_its_first_segment_wherever_the_header_is() {
     let flows = lab.bench.flow_table().unwrap();
     let mut port = 20_000;
     for envelope in envelopes() {
-        for (offset, name) in [(0, "x-session-id"), (70, "X-Session-Id"), (350, "X-SESSION-ID"), (508, "x-sEsSiOn-Id"), (511, "x-session-id")] {
+        for (offset, name) in
+            [(0, "x-session-id"), (70, "X-Session-Id"), (350, "X-SESSION-ID"), (508, "x-sEsSiOn-Id"), (511, "x-session-id")]
+        {
             for (core, action) in [(HERE, XDP_PASS), (ELSEWHERE, XDP_REDIRECT)] {
-                let session = lab.session_of(core, 1 + offset % 64);
+                let session = session_of(core, 1 + offset % 64);
                 port += 1;
                 let envelope = envelope.clone().from_port(port);
                 let head = http_head(offset, format!("{name}:{session} \t ").as_bytes());
@@ -316,7 +300,7 @@ fn flow_ends_with_fin_rst_and_a_new_syn() {
     let mut lab = Lab::new();
     let flows = lab.bench.flow_table().unwrap();
     let envelope = Envelope::to_port(PORT);
-    let session = lab.session_of(ELSEWHERE, 16);
+    let session = session_of(ELSEWHERE, 16);
     let first = envelope.tcp(TCP_PSH | TCP_ACK, &http_head(70, format!("x-session-id: {session}").as_bytes()));
     for (flags, action) in [(TCP_FIN | TCP_ACK, XDP_REDIRECT), (TCP_RST, XDP_REDIRECT), (TCP_SYN, XDP_PASS)] {
         assert_eq!(lab.xdp(&first), XDP_REDIRECT);
@@ -342,7 +326,7 @@ fn user_space_moves_flows_sessions_and_slots() {
     flows.forget(flow(&envelope)).unwrap();
     assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, b"body")), XDP_PASS);
 
-    let session = lab.session_of(HERE, 16);
+    let session = session_of(HERE, 16);
     let frame = envelope.udp(&request(&session, b""));
     let mut pins = lab.bench.pins().unwrap();
     pins.pin(&session, CoreIndex(ELSEWHERE)).unwrap();
@@ -351,7 +335,7 @@ fn user_space_moves_flows_sessions_and_slots() {
     pins.unpin(&session).unwrap();
     assert_eq!(lab.xdp(&frame), XDP_PASS);
 
-    pins.set_slot_owner(lab.slot(&session), CoreIndex(ELSEWHERE)).unwrap();
+    pins.set_slot_owner(slot(&session), CoreIndex(ELSEWHERE)).unwrap();
     assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
 }
 
@@ -359,8 +343,8 @@ fn user_space_moves_flows_sessions_and_slots() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn a_core_that_does_not_exist_is_not_steered_to() {
     let mut lab = Lab::new();
-    let session = lab.session_of(HERE, 16);
-    lab.bench.pins().unwrap().set_slot_owner(lab.slot(&session), CoreIndex(2)).unwrap();
+    let session = session_of(HERE, 16);
+    lab.bench.pins().unwrap().set_slot_owner(slot(&session), CoreIndex(2)).unwrap();
     lab.passes_as(Verdict::RedirectFailed, &Envelope::to_port(PORT).udp(&request(&session, b"")));
 }
 
@@ -368,7 +352,7 @@ fn a_core_that_does_not_exist_is_not_steered_to() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn session_header_can_have_another_name() {
     let mut lab = Lab::with_header(b"Cart");
-    let session = lab.session_of(ELSEWHERE, 5);
+    let session = session_of(ELSEWHERE, 5);
     let envelope = Envelope::to_port(PORT);
     lab.passes_as(Verdict::TcpUnknown, &envelope.tcp(TCP_ACK, &http_head(0, format!("x-session-id: {session}").as_bytes())));
     assert_eq!(lab.xdp(&envelope.tcp(TCP_ACK, &http_head(0, format!("cArT: {session}").as_bytes()))), XDP_REDIRECT);
@@ -381,7 +365,7 @@ fn session_header_can_have_another_name() {
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn every_1024th_verdict_leaves_an_event_when_asked() {
     let mut lab = Lab::new();
-    let session = lab.session_of(HERE, 16);
+    let session = session_of(HERE, 16);
     let frame = Envelope::to_port(PORT).udp(&request(&session, b""));
     let mut events = lab.bench.events().unwrap();
     lab.bench.run(SteerProgram::Xdp, &frame, 3_000).unwrap();
@@ -400,7 +384,7 @@ fn every_1024th_verdict_leaves_an_event_when_asked() {
 fn tc_passes_what_it_cannot_move_and_counts_it() {
     let mut lab = Lab::new();
     let envelope = Envelope::to_port(PORT);
-    let session = lab.session_of(ELSEWHERE, 16);
+    let session = session_of(ELSEWHERE, 16);
     let head = http_head(0, format!("x-session-id: {session}").as_bytes());
     assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, &head)), TC_ACT_OK);
     assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, b"")), TC_ACT_OK);

@@ -18,7 +18,15 @@ pub const TCP_ACK: u8 = 0x10;
 pub const TAG_8021Q: u16 = 0x8100;
 pub const TAG_8021AD: u16 = 0x88A8;
 
-/// What surrounds a payload.
+/// The addresses of the frames' two ends.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const CLIENT_V4: [u8; 4] = [10, 0, 0, 2];
+pub const SERVER_V4: [u8; 4] = [10, 0, 0, 1];
+pub const CLIENT_V6: [u8; 16] = [0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+pub const SERVER_V6: [u8; 16] = [0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// What surrounds a payload on its way from client to server.
 #[derive(Clone, Debug)]
 pub struct Envelope {
     pub is_v6: bool,
@@ -62,7 +70,7 @@ impl Envelope {
         self.network_offset() + if self.is_v6 { 40 } else { 20 + 4 * usize::from(self.option_words) }
     }
 
-    /// A frame with a UDP datagram. Its checksum is left out, which IPv4 allows.
+    /// A frame with a UDP datagram.
     pub fn udp(&self, payload: &[u8]) -> Vec<u8> {
         let mut segment = Vec::with_capacity(8 + payload.len());
         segment.extend(self.source_port.to_be_bytes());
@@ -70,10 +78,16 @@ impl Envelope {
         segment.extend(((8 + payload.len()) as u16).to_be_bytes());
         segment.extend([0, 0]);
         segment.extend(payload);
+        // A sum of zero is sent as its other form: zero would mean that there is none, RFC 768.
+        let checksum = match self.checksum(IpProto::Udp as u8, &segment) {
+            0 => 0xFFFF,
+            checksum => checksum,
+        };
+        segment[6..8].copy_from_slice(&checksum.to_be_bytes());
         self.frame(IpProto::Udp as u8, &segment)
     }
 
-    /// A frame with a TCP segment; sequence numbers, window and checksum are no one's.
+    /// A frame with a TCP segment; its sequence numbers are zero.
     pub fn tcp(&self, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut segment = Vec::with_capacity(20 + payload.len());
         segment.extend(self.source_port.to_be_bytes());
@@ -83,23 +97,27 @@ impl Envelope {
         segment.extend([0xFF, 0xFF, 0, 0, 0, 0]);
         segment.extend(core::iter::repeat_n(1_u8, 4 * usize::from(self.tcp_option_words))); // kind 1: no operation
         segment.extend(payload);
+        let checksum = self.checksum(IpProto::Tcp as u8, &segment);
+        segment[16..18].copy_from_slice(&checksum.to_be_bytes());
         self.frame(IpProto::Tcp as u8, &segment)
     }
 
     fn frame(&self, protocol: u8, segment: &[u8]) -> Vec<u8> {
         let mut frame = Vec::with_capacity(self.transport_offset() + segment.len());
-        frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        frame.extend(SERVER_MAC);
+        frame.extend(CLIENT_MAC);
         for tag in &self.tags {
             frame.extend(tag.to_be_bytes());
-            frame.extend([0, 7]);
+            // VLAN 0: a priority only, so a host takes the frame without having a VLAN.
+            frame.extend([0, 0]);
         }
         if self.is_v6 {
             frame.extend(0x86DD_u16.to_be_bytes());
             frame.extend([0x60, 0, 0, 0]);
             frame.extend((segment.len() as u16).to_be_bytes());
             frame.extend([protocol, 64]);
-            frame.extend([0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
-            frame.extend([0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            frame.extend(CLIENT_V6);
+            frame.extend(SERVER_V6);
         } else {
             frame.extend(0x0800_u16.to_be_bytes());
             frame.extend(self.ipv4_header(protocol, segment.len()));
@@ -114,14 +132,30 @@ impl Envelope {
         header.extend([0x40 | (header_bytes / 4) as u8, 0]);
         header.extend(((header_bytes + segment_bytes) as u16).to_be_bytes());
         header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-        header.extend([10, 0, 0, 2]);
-        header.extend([10, 0, 0, 1]);
+        header.extend(CLIENT_V4);
+        header.extend(SERVER_V4);
         header.resize(header_bytes, 1); // option 1: no operation
-        let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-        let checksum = !((sum & 0xFFFF) + (sum >> 16)) as u16; // RFC 1071; sixty bytes carry once at most into the upper half
+        let checksum = !folded(sum(&header));
         header[10..12].copy_from_slice(&checksum.to_be_bytes());
         header
     }
+
+    /// Over the pseudo-header and the segment, whose own field is still zero: RFC 9293 section 3.1, RFC 8200 section 8.1.
+    fn checksum(&self, protocol: u8, segment: &[u8]) -> u16 {
+        let addresses = if self.is_v6 { sum(&CLIENT_V6) + sum(&SERVER_V6) } else { sum(&CLIENT_V4) + sum(&SERVER_V4) };
+        !folded(addresses + u32::from(protocol) + segment.len() as u32 + sum(segment))
+    }
+}
+
+/// The 16-bit words of `bytes`, added: RFC 1071.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum()
+}
+
+/// The carries added back in.
+fn folded(sum: u32) -> u16 {
+    let once = (sum & 0xFFFF) + (sum >> 16);
+    ((once & 0xFFFF) + (once >> 16)) as u16
 }
 
 /// A request datagram's payload.

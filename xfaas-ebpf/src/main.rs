@@ -1,7 +1,7 @@
 //! Entry points of the kernel programs. Each reads its packet once, asks `steer` and lets `redirect` act.
 //! Whatever goes wrong, the packet passes to the stack: steering only chooses where, user space decides what.
-#![no_std]
-#![no_main]
+//! On the host this is only checked (`cargo clippy --features programs`): the programs are built for `bpfel-unknown-none`.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod maps;
 mod redirect;
@@ -13,7 +13,7 @@ use aya_ebpf::programs::{SkReuseportContext, TcContext, XdpContext};
 use xfaas_common::map_layout::{FlowKey, SteerConfig};
 #[cfg(feature = "log")]
 use xfaas_ebpf::parse::Other;
-use xfaas_ebpf::parse::{Handler, Packet, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, Ports, Segment, datagram_session, parse};
 use xfaas_ebpf::session::{Fault, SessionWords, request_session};
 
 /// Bytes that hold every header and a session ID: Ethernet, two VLAN tags, IPv4 with all options, UDP, ours, 64 bytes of ID.
@@ -22,9 +22,7 @@ const HEADERS_BYTES_MAX: u32 = 14 + 8 + 60 + 8 + 32 + 64;
 #[xdp]
 pub fn xfaas_xdp(ctx: XdpContext) -> u32 {
     let Some(config) = maps::config() else { return xdp_action::XDP_PASS };
-    // SAFETY: the kernel's bounds of this frame, which stays until the program returns.
-    let packet = unsafe { Packet::new(ctx.data(), ctx.data_end(), None) };
-    match parse(&packet, ports(config), Xdp { config, ctx: &ctx }) {
+    match parse(&maps::xdp_packet(&ctx), ports(config), Xdp { config, ctx: &ctx }) {
         Ok(action) => action,
         Err(other) => {
             #[cfg(feature = "log")]
@@ -66,9 +64,7 @@ pub fn xfaas_tc(ctx: TcContext) -> i32 {
     if ctx.data() + wanted as usize > ctx.data_end() && ctx.pull_data(wanted).is_err() {
         return TC_ACT_OK;
     }
-    // SAFETY: the kernel's bounds of the readable part, asked for after the last call that could move it.
-    let packet = unsafe { Packet::new(ctx.data(), ctx.data_end(), Some(bytes)) };
-    match parse(&packet, ports(config), Tc { config, ctx: &ctx }) {
+    match parse(&maps::tc_packet(&ctx), ports(config), Tc { config, ctx: &ctx }) {
         Ok(action) => action,
         Err(other) => redirect::tc(config, steer::other(other), &ctx, None),
     }
@@ -98,10 +94,8 @@ impl Handler for Tc<'_> {
 #[sk_reuseport]
 pub fn xfaas_reuseport_udp(ctx: SkReuseportContext) -> u32 {
     let Some(config) = maps::config() else { return redirect::SK_PASS };
-    // SAFETY: the kernel's bounds of the readable part, from the UDP header on.
-    let packet = unsafe { Packet::new(ctx.data(), ctx.data_end(), None) };
     let mut session = SessionWords::none();
-    let read = match datagram_session(&packet, &mut session) {
+    let read = match datagram_session(&maps::socket_packet(&ctx), &mut session) {
         Err(Fault::Unreadable) => copied_session(&ctx, &mut session),
         read => read,
     };
@@ -128,6 +122,10 @@ fn copied_session(ctx: &SkReuseportContext, session: &mut SessionWords) -> Resul
     request_session(&head, payload_bytes, session)
 }
 
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     // The verifier would refuse a program that can get here.

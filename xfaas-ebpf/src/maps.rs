@@ -1,4 +1,4 @@
-//! The maps, and the helper calls that need a pointer. Called by `steer`, `redirect` and the entry points; knows nothing of packets.
+//! The maps, and everything that needs a raw pointer of the kernel's. Called by `steer`, `redirect` and the entry points; reads no packet.
 
 use core::ptr::from_ref;
 
@@ -19,7 +19,7 @@ use xfaas_common::map_layout::{
     SteerConfig, SteerEvent, Verdict, drop_counter,
 };
 use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
-use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Segment, opaque_zero};
+use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Packet, Segment, opaque_zero};
 use xfaas_ebpf::session::SessionWords;
 
 // The names are those of `xfaas_common::map_layout`; the loader refuses an object in which one is missing.
@@ -172,6 +172,27 @@ fn sample(counter: u32, count: u64) {
     EVENTS.output::<SteerEvent>(&event, 0).unwrap_or_default();
 }
 
+/// The frame, from its Ethernet header on.
+#[inline(always)]
+pub fn xdp_packet(ctx: &XdpContext) -> Packet<'_> {
+    // SAFETY: the kernel's bounds of this frame, which stays as it is until the program returns: no helper here changes packets.
+    unsafe { Packet::new(ctx.data(), ctx.data_end(), None) }
+}
+
+/// The frame, from its Ethernet header on, as far as it can be read in place: to be asked for after `pull_data`, which moves it.
+#[inline(always)]
+pub fn tc_packet(ctx: &TcContext) -> Packet<'_> {
+    // SAFETY: the kernel's bounds of the readable part; `pull_data` alone moves it, and the caller has called that before.
+    unsafe { Packet::new(ctx.data(), ctx.data_end(), Some(ctx.len())) }
+}
+
+/// What follows the network header, as far as it can be read in place.
+#[inline(always)]
+pub fn socket_packet(ctx: &SkReuseportContext) -> Packet<'_> {
+    // SAFETY: the kernel's bounds of the readable part, which no helper of a socket program moves.
+    unsafe { Packet::new(ctx.data(), ctx.data_end(), None) }
+}
+
 /// A context from which bytes can be copied.
 pub trait LoadBytes {
     /// Copies `bytes` bytes, 1..=640, from `offset` to the beginning of `head`. Output: true when they were there.
@@ -287,7 +308,11 @@ fn is_mapped(address: &[u8; 16]) -> bool {
     let mut others = 0;
     let mut i = 0;
     while i < 12 {
-        if i < 10 { others |= address[i] } else { ones &= address[i] }
+        if i < 10 {
+            others |= address[i]
+        } else {
+            ones &= address[i]
+        }
         i += 1;
     }
     ones == 0xFF && others == 0

@@ -12,9 +12,14 @@ pub enum Decision {
     Pass(Verdict),
     Drop(DropReason),
     /// A datagram whose owner is this core.
-    Datagram { core: u32 },
+    Datagram {
+        core: u32,
+    },
     /// A segment whose flow belongs to this core; `learned` when that is new.
-    Flow { core: u32, learned: bool },
+    Flow {
+        core: u32,
+        learned: bool,
+    },
 }
 
 /// The core that owns a session: its pin, else its slot's owner. `None` when that core does not exist.
@@ -49,12 +54,7 @@ pub fn datagram(config: &SteerConfig, session: &SessionWords) -> Decision {
 
 /// `find_session` looks for the session header in the segment's payload and says whether it is there; it is asked once at most.
 #[inline(always)]
-pub fn segment(
-    config: &SteerConfig,
-    flow: &FlowKey,
-    segment: Segment,
-    find_session: impl FnOnce(&mut SessionWords) -> bool,
-) -> Decision {
+pub fn segment(config: &SteerConfig, flow: &FlowKey, segment: Segment, find_session: impl FnOnce(&mut SessionWords) -> bool) -> Decision {
     let known = if segment.starts {
         // A new connection on an old 4-tuple: what was known is of another session.
         maps::forget_flow(flow);

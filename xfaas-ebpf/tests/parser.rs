@@ -1,4 +1,5 @@
 //! The parser of the kernel programs against a plain one, on good frames, broken ones and noise.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -85,12 +86,8 @@ mod plain {
         if transport.len() < least || be16(transport, 2) != Some(port) {
             return Err(Other::Foreign);
         }
-        let flow = FlowKey {
-            source,
-            destination,
-            source_port: [transport[0], transport[1]],
-            destination_port: [transport[2], transport[3]],
-        };
+        let flow =
+            FlowKey { source, destination, source_port: [transport[0], transport[1]], destination_port: [transport[2], transport[3]] };
         if protocol == 17 {
             let length = usize::from(be16(transport, 4).unwrap());
             if length < 8 || length != bytes || length > transport.len() {

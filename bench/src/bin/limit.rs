@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     xfaas_dataplane::sys::affinity::pin_to(arguments.cpu)?;
-    let session = SessionId::new(b"session-0000").ok_or("a constant session ID")?;
+    let session = SessionId::new(b"session-00000000").ok_or("a constant session ID")?;
     serve(arguments.listen, counter_reply(&session, 12_345), || eprintln!("limit: listening on {}", arguments.listen))?;
     Ok(())
 }

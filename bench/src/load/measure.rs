@@ -4,7 +4,7 @@ use super::plan::LoadPlan;
 use hdrhistogram::Histogram;
 
 /// Range of the latency histogram: finer or coarser times are recorded as its ends.
-const LATENCY_NS_MIN: u64 = 100;
+const LATENCY_NS_MIN: u64 = 1;
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
 

@@ -16,7 +16,7 @@ impl Random {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (((z ^ (z >> 31)) >> 32) * count as u64 >> 32) as usize
+        ((((z ^ (z >> 31)) >> 32) * count as u64) >> 32) as usize
     }
 }
 

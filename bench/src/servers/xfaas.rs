@@ -20,6 +20,15 @@ pub struct XfaasFiles {
 }
 
 impl XfaasFiles {
+    /// Errors: the first file that is not there.
+    pub fn check(&self) -> Result<(), ServerError> {
+        if !self.binary.is_file() {
+            let hint = "build it with `cargo build --release -p xfaas-dataplane`, or say where it is with XFAAS_BIN";
+            return Err(ServerError::Missing { path: self.binary.clone(), hint });
+        }
+        FUNCTIONS.iter().try_for_each(|(function, _)| self.guest(function).map(drop))
+    }
+
     /// The module of `function`. Errors: it is not there.
     pub fn guest(&self, function: &str) -> Result<PathBuf, ServerError> {
         let path = self.guests.join(format!("{function}.wasm"));
@@ -33,10 +42,7 @@ impl XfaasFiles {
 
 /// xfaas with one shard on `cpu` and the sample functions deployed. HTTP and datagrams have the same address.
 pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
-    if !files.binary.is_file() {
-        let hint = "build it with `cargo xtask build --release`, or say where it is with XFAAS_BIN";
-        return Err(ServerError::Missing { path: files.binary.clone(), hint });
-    }
+    files.check()?;
     let made = scratch_directory("xfaas");
     let directory = made.map_err(|source| ServerError::File { operation: "make a directory in", path: "/dev/shm".into(), source })?;
     let [http, admin, rpc] = free_addresses()?;

@@ -50,6 +50,10 @@ impl Suite<'_> {
     /// Runs all rounds. Progress goes to stderr. Output: a row for each case, in the order of `Case::ALL`.
     /// Errors: the first thing that goes wrong; every process is ended then.
     pub fn run(&self) -> Result<Vec<Row>, SuiteError> {
+        // What is missing is told now rather than after the first minute.
+        if let Some(case) = self.cases.iter().find(|case| case.is_xfaas()) {
+            self.xfaas.check().map_err(|source| SuiteError::Server { case: case.name(), source })?;
+        }
         let mut runs: Vec<(Case, Summary)> = Vec::new();
         for round in 0..self.rounds {
             self.round(round, &mut runs)?;

@@ -37,6 +37,12 @@ impl LocalPlacement {
     pub fn keys(&self) -> &HashKeys {
         &self.keys
     }
+
+    /// A number that tells these keys from others, to be written beside what was stored under them.
+    pub fn fingerprint(&self) -> u64 {
+        let name = SessionId::new(b"fingerprint").expect("visible ASCII");
+        self.hash(&name).0
+    }
 }
 
 impl Placement for LocalPlacement {

@@ -5,7 +5,7 @@ use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
-use crate::state::{CallToken, RegionError, ShardState};
+use crate::state::{CallToken, RegionError, ShardState, set_aside};
 use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
@@ -109,13 +109,28 @@ impl Proxy {
     pub fn install(&mut self, function: Arc<Function>) -> Result<(), RegionError> {
         let index = usize::from(function.index);
         assert!(index < FUNCTIONS_MAX, "the deployer hands out indexes below the limit");
-        self.state.as_mut().expect("lent only while a guest runs").open_app(function.app, &function.manifest.app)?;
+        self.open_app(function.app, &function.manifest.app)?;
         if self.functions.len() <= index {
             self.functions.resize(index + 1, None);
         }
         self.functions[index] = Some(function);
         self.drop_stale();
         Ok(())
+    }
+
+    /// Opens the region of an app. A file that cannot be trusted is set aside, never deleted, and the app starts with empty state.
+    fn open_app(&mut self, app: u16, name: &str) -> Result<(), RegionError> {
+        let state = self.state.as_mut().expect("lent only while a guest runs");
+        let error = match state.open_app(app, name) {
+            Err(error) if error.is_about_content() => error,
+            opened => return opened,
+        };
+        let path = state.region_path(name);
+        match set_aside(&path) {
+            Ok(aside) => tracing::error!("{error}: set aside as {}; app {name:?} starts with empty state", aside.display()),
+            Err(_) => return Err(error),
+        }
+        state.open_app(app, name)
     }
 
     /// Takes a function out of service.

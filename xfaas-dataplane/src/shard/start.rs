@@ -66,6 +66,8 @@ pub struct ShardOptions {
     /// Where the regions' files lie: a folder on tmpfs.
     pub region_directory: PathBuf,
     pub region_bytes_max: u64,
+    /// Names the session hash's keys: a region written under other keys is refused, because nothing in it would be found.
+    pub hash_tag: u64,
     /// Remembered answers of idempotent functions.
     pub replay_bytes_max: usize,
     pub timeouts: Timeouts,
@@ -179,7 +181,8 @@ impl Seed {
         self.ring_made.send(Ok((self.core, ring.raw_fd()))).ok();
         // The starter is gone when another shard could not start.
         let Ok(rings) = self.all_rings.recv() else { return Ok(()) };
-        let state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
+        let mut state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
+        state.set_hash_tag(self.options.hash_tag);
         let proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
         let shard = Shard::new(ShardParts {
             core: self.core,

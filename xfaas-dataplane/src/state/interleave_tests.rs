@@ -4,6 +4,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use xfaas_common::ids::SessionId;
+
 use super::region_tests::{Scratch, open, session};
 use super::test_points;
 use super::{NamespaceRef, ReadRefused, Region, RegionReader};
@@ -140,8 +142,9 @@ const CASES: &[Case] = &[
     Case {
         name: "pages of cells become pages of values that look like cells",
         prepare: |region| {
-            // The last key lies in a page of its own, and the page before it has room.
-            for number in 0..819 {
+            // The last key's cell lies in a page of its own, the page before it has room, and lists of pieces have their page.
+            write(region, 2, b"v", &[9; 65_536]);
+            for number in 1..819 {
                 write(region, 2, &other_key(number), b"x");
             }
             start(region, 0, 16);
@@ -229,5 +232,24 @@ fn a_lookup_of_a_session_interrupted_at_any_load_finds_it_if_it_was_there_all_th
             assert!(loads > 8);
             return;
         }
+    }
+}
+
+#[test]
+fn a_reference_to_a_removed_session_stays_gone_whatever_is_written_where_its_record_was() {
+    let scratch = Scratch::new();
+    let mut region = open(&scratch, 4).unwrap();
+    // Two pages of records; the second one is emptied and becomes a page of values.
+    let id = |number: u32| (SessionId::new(format!("{number:08}").as_bytes()).unwrap(), number);
+    write(&mut region, 2, b"v", &[9; 65_536]);
+    let all: Vec<NamespaceRef> = (0..700).map(id).map(|(id, hash)| region.find_or_create(&id, hash).unwrap()).collect();
+    region.remove(all[0]);
+    all[600..].iter().for_each(|ns| region.remove(*ns));
+    let (reader, mut buf) = (region.reader(), [0; 64]);
+    for ns in &all[600..] {
+        let forged: Vec<u8> = ns.incarnation.to_le_bytes().into_iter().cycle().take(65_536).collect();
+        write(&mut region, 2, b"v", &forged);
+        assert_eq!(reader.read(*ns, KEY, &mut buf), Err(ReadRefused::Gone));
+        assert_eq!(region.read(*ns, KEY, &mut buf), None);
     }
 }

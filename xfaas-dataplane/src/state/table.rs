@@ -9,7 +9,7 @@
 //! notices by the reclaim word, which its caller compares before and after the walk.
 
 use super::alloc::{Allocator, Purpose};
-use super::layout::{HEADER, Kind, WORD_RECLAIM};
+use super::layout::Kind;
 use super::space::Space;
 use super::words::{Offset, OutOfRange, WORD_BYTES, Words, release_fence};
 
@@ -160,7 +160,7 @@ impl Table {
     }
 
     /// Takes a leaf out. Nodes left empty, or with a single leaf, are taken out with it, so the table is never larger than its content
-    /// asks for. The caller frees the leaf. True when it was there.
+    /// asks for. True when it was there. The caller raises the reclaim word before anything is allocated again, and frees the leaf.
     pub fn remove(self, words: Words<'_>, alloc: &mut Allocator, hash: u64, leaf: Offset) -> bool {
         let mut path = [self.top(); LEVELS_MAX];
         let mut depth = 0;
@@ -180,7 +180,6 @@ impl Table {
         while depth > 0 {
             let Some(rest) = sole_leaf(words, path[depth].node) else { break };
             words.publish(path[depth - 1].node, path[depth - 1].slot(hash), rest.0);
-            words.bump(HEADER, WORD_RECLAIM);
             alloc.free(words, path[depth].node);
             depth -= 1;
         }

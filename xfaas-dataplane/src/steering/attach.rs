@@ -74,6 +74,7 @@ fn prepare_clsact(iface: &str) -> Result<(), SteeringError> {
     let failed = |error: tc::TcError| interface_error(PROGRAM_TC, iface, ProgramError::TcError(error));
     match tc::qdisc_add_clsact(iface) {
         Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+        Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(failed(error)),
     }
     // What a killed process left behind.

@@ -1,12 +1,17 @@
 //! Runs a program on one packet without attaching it, by the kernel's test-run: for the bench and for tests.
 
-use aya::{TestRun, TestRunOptions};
+use aya::{TestRun, TestRunAttrs, TestRunOptions};
 use xfaas_common::hash::HashKeys;
 use xfaas_common::map_layout::{PROGRAM_TC, PROGRAM_XDP};
 
 use super::error::SteeringError;
 use super::load::{self, Loaded, Plan};
 use super::maps::{Events, FlowTable, Pins, SteeringCounters};
+
+/// `struct xdp_md` of include/uapi/linux/bpf.h: six 32-bit numbers, of which the second and the fourth count here.
+const XDP_CONTEXT_BYTES: usize = 24;
+const XDP_DATA_END: usize = 4;
+const XDP_INTERFACE: usize = 12;
 
 /// What the programs are to know; see `SteeringOptions`.
 #[derive(Clone, Copy)]
@@ -64,6 +69,22 @@ impl SteerBench {
         };
         // The kernel has divided by the repeats already: net/bpf/test_run.c, bpf_test_timer_continue.
         Ok(SteerRun { action: result.return_value, ns_per_packet: result.duration.as_nanos() as u64 })
+    }
+
+    /// Runs XDP on `frame` once as if it had come in on the interface with this index, and lets the kernel do what it decides: give it to
+    /// the stack, drop it, or move it to another CPU. The frame fits in a page.
+    pub fn deliver(&mut self, frame: &[u8], interface: u32) -> Result<(), SteeringError> {
+        let mut context = [0; XDP_CONTEXT_BYTES];
+        context[XDP_DATA_END..XDP_DATA_END + 4].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[XDP_INTERFACE..XDP_INTERFACE + 4].copy_from_slice(&interface.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(0),
+            ..TestRunOptions::new()
+        };
+        load::xdp(&mut self.loaded.ebpf)?.test_run(options).map_err(SteeringError::program(PROGRAM_XDP))?;
+        Ok(())
     }
 
     pub fn counters(&self) -> Result<SteeringCounters, SteeringError> {

@@ -29,7 +29,7 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 4] = [
 ];
 
 /// The ticks a guest may run before its slice is over.
-const SLICE_TICKS: u64 = 1;
+pub(super) const SLICE_TICKS: u64 = 1;
 
 /// The guest ran out of time.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,8 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         let result = lend::borrow(|lent, _| host_calls::write_state(lent, memory, key, buf, buf_len, mode))?;
         park_if_told(&mut caller, result)
     })?;
-    linker.func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;
+    linker
+        .func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;
     Ok(())
 }
 

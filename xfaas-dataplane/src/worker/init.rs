@@ -29,7 +29,13 @@ struct TookTooLong;
 
 /// Input: a checked, valid module with `init` or `_initialize`. Output: the module after them, without these exports and start section.
 /// Errors: they trapped, took too long, called an import, or the module uses what a snapshot cannot hold.
-pub(super) fn run(engine: &Engine, load: &LoadGuard<'_>, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Vec<u8>, LoadError> {
+pub(super) fn run(
+    engine: &Engine,
+    load: &LoadGuard<'_>,
+    wasm: &[u8],
+    shape: &Shape,
+    memory_bytes_max: usize,
+) -> Result<Vec<u8>, LoadError> {
     let mut wizer = Wizer::new();
     wizer.init_func(EXPORT_INIT);
     let (context, instrumented) = wizer.instrument(wasm).map_err(|error| LoadError::InitUnsupported { source: error.into() })?;

@@ -11,6 +11,9 @@ use std::task::{Context, Poll, Waker};
 use wasmtime::{Memory, PoolConcurrencyLimitError, Store, StoreLimits, StoreLimitsBuilder};
 use xfaas_common::guest_abi::OVER_LIMIT;
 
+/// For ever.
+const TICKS_OF_INSTANTIATION: u64 = 1 << 60;
+
 /// Why a poll came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -71,13 +74,15 @@ impl Worker {
         let mut store = Store::new(program.engine.wasmtime(), data);
         store.limiter(|data| &mut data.limits);
         store.epoch_deadline_callback(abi::on_epoch);
-        store.set_epoch_deadline(1);
+        // Instantiation runs compiled code too, which checks the epoch; it is bounded by the module's size and has nothing lent to it.
+        store.set_epoch_deadline(TICKS_OF_INSTANTIATION);
         let instance = program.image.instantiate(&mut store).map_err(fork_error)?;
         let memory = instance.get_module_export(&mut store, &program.memory).and_then(wasmtime::Extern::into_memory);
         store.data_mut().memory = memory;
         let run = instance.get_module_export(&mut store, &program.run).and_then(wasmtime::Extern::into_func);
         let run = run.expect("load added and looked up this function").typed::<(), ()>(&store).map_err(fork_error)?;
         let guest = Box::pin(async move {
+            store.set_epoch_deadline(abi::SLICE_TICKS);
             match run.call_async(&mut store, ()).await {
                 Ok(()) => unreachable!("the loop that load added has no exit"),
                 Err(error) => error,

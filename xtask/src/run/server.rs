@@ -22,6 +22,8 @@ const READY_WAIT_S: u64 = 60;
 /// How long it may take to finish what runs once told to end.
 const END_WAIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
+/// Of the admin port's answer, read whole so that the server is not cut off while it writes.
+const ANSWER_BYTES_MAX: u64 = 4_096;
 /// One question to the admin port.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -177,11 +179,11 @@ fn is_ready(address: SocketAddr) -> bool {
         let mut connection = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
         connection.set_read_timeout(Some(ASK_TIMEOUT))?;
         write!(connection, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut status = vec![0; "HTTP/1.1 200".len()];
-        connection.read_exact(&mut status)?;
-        Ok(status)
+        let mut answer = Vec::new();
+        connection.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+        Ok(answer)
     };
-    ask().is_ok_and(|status| status.ends_with(b" 200"))
+    ask().is_ok_and(|answer| answer.starts_with(b"HTTP/1.1 200 ") || answer.starts_with(b"HTTP/1.0 200 "))
 }
 
 #[cfg(test)]

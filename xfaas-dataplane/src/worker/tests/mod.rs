@@ -8,12 +8,22 @@ mod script;
 mod warm;
 
 use super::{Call, Engine, EngineOptions, FunctionManifest, Lent, LoadError, Program, Progress, Worker};
-use crate::state::{CallToken, ShardState};
+use crate::state::{Acquire, CallToken, LockKey, ShardState};
 use crate::sys::clock::monotonic_ns;
 use std::sync::OnceLock;
 use xfaas_common::ids::SessionId;
 
 const APP: u16 = 3;
+const GATEKEEPER: CallToken = CallToken(9_999);
+
+fn alice() -> SessionId {
+    SessionId::new(b"alice").unwrap()
+}
+
+fn gate(key: &str) -> LockKey<'_> {
+    static ALICE: OnceLock<SessionId> = OnceLock::new();
+    LockKey { app: APP, session: ALICE.get_or_init(alice), key: key.as_bytes() }
+}
 
 /// One engine for all tests: each reserves terabytes of address space.
 fn engine() -> &'static Engine {
@@ -49,6 +59,19 @@ impl Shard {
 
     fn state(&mut self) -> &mut ShardState {
         self.state.as_mut().unwrap()
+    }
+
+    /// Takes a lock of session "alice" as nobody's call, so that a guest that wants it parks: a test decides when guests go on.
+    fn close_gate(&mut self, key: &str) {
+        let acquired = self.state().locks.acquire(&gate(key), GATEKEEPER);
+        assert_eq!(acquired, Acquire::Granted);
+    }
+
+    /// Output: the call that got the lock.
+    fn open_gate(&mut self, key: &str) -> Option<u32> {
+        let mut granted = Vec::new();
+        self.state().locks.release(&gate(key), GATEKEEPER, &mut granted);
+        granted.first().map(|token| token.0)
     }
 
     fn value(&mut self, session: &str, key: &str) -> Option<Vec<u8>> {
@@ -96,8 +119,7 @@ struct Guest {
 
 impl Guest {
     fn fork(program: &Program, token: u32) -> Guest {
-        let session = SessionId::new(b"alice").unwrap();
-        Guest { worker: Some(Worker::fork(program).unwrap()), call: Some(Box::default()), manifest: manifest(), token, session }
+        Guest { worker: Some(Worker::fork(program).unwrap()), call: Some(Box::default()), manifest: manifest(), token, session: alice() }
     }
 
     fn begin(&mut self, body: &[u8]) {

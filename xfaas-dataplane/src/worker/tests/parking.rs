@@ -1,47 +1,59 @@
 //! Strong sections between workers: waiting, handing over, many fibers parked at once.
 
 use super::script::{self, BUFFERS, Results, Script};
-use super::{Engine, EngineOptions, Guest, Progress, Shard, Worker, load};
+use super::{Engine, EngineOptions, GATEKEEPER, Guest, Program, Progress, Shard, Worker, gate, load};
+use crate::state::Acquire;
 use crate::worker::ForkError;
 use std::collections::VecDeque;
 use xfaas_common::guest_abi::{NOT_FOUND, OK};
 
-/// Adds one to the number at key "n", strongly, and spins for as many rounds as its body says in between.
+/// Adds one to the number at key "n", strongly; if its body is not zero, it waits for the gate in between.
 const INCREMENT: &str = r#"(module
   (import "xfaas" "read_input" (func $input (param i32 i32 i32) (result i32)))
   (import "xfaas" "read_state" (func $read (param i32 i32 i32 i32) (result i32)))
   (import "xfaas" "write_state" (func $write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
-  (data (i32.const 0) "n\00")
-  (func (export "handle") (result i32) (local $rounds i32)
+  (data (i32.const 0) "n\00") (data (i32.const 4) "gate\00")
+  (func (export "handle") (result i32)
     (i32.store (i32.const 16) (i32.const 0))
-    (drop (call $input (i32.const 0) (i32.const 8) (i32.const 4)))
-    (local.set $rounds (i32.load (i32.const 8)))
+    (drop (call $input (i32.const 0) (i32.const 12) (i32.const 4)))
     (drop (call $read (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 1)))
-    loop $round
-      (local.set $rounds (i32.sub (local.get $rounds) (i32.const 1)))
-      (br_if $round (i32.gt_s (local.get $rounds) (i32.const 0)))
-    end
+    (if (i32.load (i32.const 12)) (then (drop (call $read (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 1)))))
     (i32.store (i32.const 16) (i32.add (i32.load (i32.const 16)) (i32.const 1)))
     (call $write (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 1))))"#;
 
-/// A strong read of `key` and then, after `rounds`, a strong write.
-fn section(key: &str, rounds: i32) -> Vec<u8> {
+/// A strong read of `key` and then a strong write, without a wait in between.
+fn section(key: &str) -> Vec<u8> {
     let mut script = Script::new();
     let (key, value) = (script.key(key), script.data(b"v"));
-    script.read(key, BUFFERS, 4, 1).spin(rounds).write(key, value, 1, 1).end(0)
+    script.read(key, BUFFERS, 4, 1).write(key, value, 1, 1).end(0)
+}
+
+/// The same, waiting for `gate` in between.
+fn gated(key: &str, gate: &str) -> Vec<u8> {
+    let mut script = Script::new();
+    let (key, value) = (script.key(key), script.data(b"v"));
+    script.read(key, BUFFERS, 4, 1).pass(gate).write(key, value, 1, 1).end(0)
+}
+
+/// A worker that holds `key` until `gate` is opened.
+fn holder(shard: &mut Shard, program: &Program, token: u32, key: &str, gate: &str) -> Guest {
+    let mut guest = Guest::fork(program, token);
+    shard.close_gate(gate);
+    assert_eq!(shard.invoke(&mut guest, &gated(key, gate)), Progress::Waiting);
+    guest
 }
 
 #[test]
 fn two_workers_take_turns_on_one_lock() {
     let mut shard = Shard::new();
-    let (mut first, mut second) = (Guest::fork(script::program(), 1), Guest::fork(script::program(), 2));
-    first.begin(&section("k", 5_000_000));
-    assert_eq!(shard.poll(&mut first), Progress::SliceOver);
-    assert_eq!(shard.invoke(&mut second, &section("k", 1)), Progress::Waiting);
+    let mut first = holder(&mut shard, script::program(), 1, "k", "gate");
+    let mut second = Guest::fork(script::program(), 2);
+    assert_eq!(shard.invoke(&mut second, &section("k")), Progress::Waiting);
     assert_eq!(shard.poll(&mut second), Progress::Waiting, "polled too early, it goes on waiting");
+    assert_eq!(shard.open_gate("gate"), Some(1));
     assert_eq!(shard.run(&mut first), Progress::Finished(0));
-    assert_eq!(Results::of(&mut first).first(), [NOT_FOUND, OK]);
+    assert_eq!(Results::of(&mut first).first(), [NOT_FOUND, NOT_FOUND, OK]);
     assert_eq!(first.granted(), [2]);
     assert_eq!(shard.run(&mut second), Progress::Finished(0));
     assert_eq!(Results::of(&mut second).first(), [1, OK]);
@@ -51,20 +63,21 @@ fn two_workers_take_turns_on_one_lock() {
 #[test]
 fn a_strong_write_alone_waits_writes_and_releases() {
     let mut shard = Shard::new();
-    let (mut holder, mut writer, mut reader) =
-        (Guest::fork(script::program(), 1), Guest::fork(script::program(), 2), Guest::fork(script::program(), 3));
-    holder.begin(&section("k", 5_000_000));
-    assert_eq!(shard.poll(&mut holder), Progress::SliceOver);
+    let mut first = holder(&mut shard, script::program(), 1, "k", "g1");
+    let (mut writer, mut reader) = (Guest::fork(script::program(), 2), Guest::fork(script::program(), 3));
+    shard.close_gate("g2");
     let mut script = Script::new();
     let (key, value) = (script.key("k"), script.data(b"two"));
-    assert_eq!(shard.invoke(&mut writer, &script.write(key, value, 3, 1).spin(5_000_000).end(0)), Progress::Waiting);
-    assert_eq!(shard.invoke(&mut reader, &section("k", 1)), Progress::Waiting);
-    assert_eq!(shard.run(&mut holder), Progress::Finished(0));
-    assert_eq!(holder.granted(), [2]);
-    assert_eq!(shard.poll(&mut writer), Progress::SliceOver);
+    assert_eq!(shard.invoke(&mut writer, &script.write(key, value, 3, 1).pass("g2").end(0)), Progress::Waiting);
+    assert_eq!(shard.invoke(&mut reader, &section("k")), Progress::Waiting);
+    assert_eq!(shard.open_gate("g1"), Some(1));
+    assert_eq!(shard.run(&mut first), Progress::Finished(0));
+    assert_eq!(first.granted(), [2]);
+    assert_eq!(shard.run(&mut writer), Progress::Waiting, "for the second gate");
     assert_eq!(writer.granted(), [3], "released at once, not at the end of the call");
     assert_eq!(shard.run(&mut reader), Progress::Finished(0));
     assert_eq!(Results::of(&mut reader).first(), [3, OK]);
+    assert_eq!(shard.open_gate("g2"), Some(2));
     assert_eq!(shard.run(&mut writer), Progress::Finished(0));
 }
 
@@ -74,33 +87,36 @@ fn a_call_re_enters_its_own_lock_and_one_write_ends_the_section() {
     let (mut first, mut second) = (Guest::fork(script::program(), 1), Guest::fork(script::program(), 2));
     let mut script = Script::new();
     let (key, value) = (script.key("k"), script.data(b"v"));
-    let body = script.read(key, 0, 0, 1).read(key, 0, 0, 1).write(key, value, 1, 1).spin(5_000_000).end(0);
-    first.begin(&body);
-    assert_eq!(shard.poll(&mut first), Progress::SliceOver);
-    assert_eq!(shard.invoke(&mut second, &section("k", 1)), Progress::Finished(0));
+    shard.close_gate("gate");
+    let body = script.read(key, 0, 0, 1).read(key, 0, 0, 1).write(key, value, 1, 1).pass("gate").end(0);
+    assert_eq!(shard.invoke(&mut first, &body), Progress::Waiting);
+    assert_eq!(shard.invoke(&mut second, &section("k")), Progress::Finished(0));
+    assert_eq!(shard.open_gate("gate"), Some(1));
     assert_eq!(shard.run(&mut first), Progress::Finished(0));
 }
 
 #[test]
 fn weak_access_neither_waits_nor_releases() {
     let mut shard = Shard::new();
-    let (mut holder, mut other) = (Guest::fork(script::program(), 1), Guest::fork(script::program(), 2));
-    holder.begin(&section("k", 5_000_000));
-    assert_eq!(shard.poll(&mut holder), Progress::SliceOver);
+    let mut first = holder(&mut shard, script::program(), 1, "k", "gate");
+    let mut other = Guest::fork(script::program(), 2);
     let mut script = Script::new();
     let (key, value) = (script.key("k"), script.data(b"weak"));
     let body = script.read(key, BUFFERS, 8, 0).write(key, value, 4, 0).read(key, BUFFERS, 8, 0).end(0);
     assert_eq!(shard.invoke(&mut other, &body), Progress::Finished(0));
     assert_eq!(Results::of(&mut other).first(), [NOT_FOUND, OK, 4]);
-    assert_eq!(shard.state().locks.locks_held(), 1);
-    assert_eq!(shard.run(&mut holder), Progress::Finished(0));
+    assert_eq!(shard.state().locks.locks_held(), 2);
+    assert_eq!(shard.open_gate("gate"), Some(1));
+    assert_eq!(shard.run(&mut first), Progress::Finished(0));
     // The holder's own weak write in an open section does not end it either.
+    shard.close_gate("gate");
     let mut script = Script::new();
     let (key, value) = (script.key("k"), script.data(b"v"));
-    holder.begin(&script.read(key, 0, 0, 1).write(key, value, 1, 0).spin(5_000_000).end(0));
-    assert_eq!(shard.poll(&mut holder), Progress::SliceOver);
-    assert_eq!(shard.state().locks.locks_held(), 1);
-    assert_eq!(shard.run(&mut holder), Progress::Finished(0));
+    let body = script.read(key, 0, 0, 1).write(key, value, 1, 0).pass("gate").end(0);
+    assert_eq!(shard.invoke(&mut first, &body), Progress::Waiting);
+    assert_eq!(shard.state().locks.locks_held(), 2);
+    assert_eq!(shard.open_gate("gate"), Some(1));
+    assert_eq!(shard.run(&mut first), Progress::Finished(0));
     assert_eq!(shard.state().locks.locks_held(), 0);
 }
 
@@ -109,32 +125,40 @@ fn ten_workers_lose_no_strong_increment() {
     let program = load(INCREMENT);
     let mut shard = Shard::new();
     let mut guests: Vec<Guest> = (0..10).map(|token| Guest::fork(&program, token)).collect();
-    let mut left = [100; 10];
+    let mut left = [100u32; 10];
     let mut waits = 0;
+    shard.close_gate("gate");
     for guest in &mut guests {
-        guest.begin(&1i32.to_le_bytes());
+        guest.begin(&1u32.to_le_bytes());
     }
     let mut runnable: VecDeque<usize> = (0..10).collect();
-    while let Some(at) = runnable.pop_front() {
-        match shard.poll(&mut guests[at]) {
+    loop {
+        let Some(at) = runnable.pop_front() else {
+            // All wait: one for the gate inside its section, the others for that section.
+            let Some(next) = shard.open_gate("gate") else { break };
+            runnable.push_back(next as usize);
+            // Behind that call, so that the gate is closed again when it is over.
+            assert_eq!(shard.state().locks.acquire(&gate("gate"), GATEKEEPER), Acquire::Waiting);
+            continue;
+        };
+        let guest = &mut guests[at];
+        let progress = shard.poll(guest);
+        runnable.extend(guest.granted().into_iter().filter(|token| *token != GATEKEEPER.0).map(|token| token as usize));
+        match progress {
             Progress::Waiting => waits += 1,
             Progress::SliceOver => runnable.push_back(at),
             Progress::Finished(0) => {
-                runnable.extend(guests[at].granted().into_iter().map(|token| token as usize));
                 left[at] -= 1;
                 if left[at] > 0 {
-                    // Some long enough for their slice to end inside the section.
-                    let rounds: i32 = if left[at] % 16 == 0 { 3_000_000 } else { 1 };
-                    guests[at].begin(&rounds.to_le_bytes());
+                    guest.begin(&u32::from(left[at].is_multiple_of(4)).to_le_bytes());
                     runnable.push_back(at);
                 }
             }
             progress => panic!("{progress:?}"),
         }
-        runnable.extend(guests[at].granted().into_iter().map(|token| token as usize));
     }
     assert_eq!(left, [0; 10]);
-    assert!(waits > 50, "{waits} waits");
+    assert!(waits > 1_000, "{waits} waits");
     assert_eq!(shard.value("alice", "n").unwrap(), 1_000u32.to_le_bytes());
 }
 
@@ -142,15 +166,11 @@ fn ten_workers_lose_no_strong_increment() {
 fn many_parked_workers_resume_in_any_order_and_may_be_dropped_instead() {
     const KEYS: usize = 64;
     let mut shard = Shard::new();
-    let mut holders: Vec<Guest> = (0..KEYS).map(|i| Guest::fork(script::program(), i as u32)).collect();
-    let mut waiters: Vec<Guest> = (0..KEYS).map(|i| Guest::fork(script::program(), (KEYS + i) as u32)).collect();
-    for (i, holder) in holders.iter_mut().enumerate() {
-        holder.begin(&section(&format!("k{i}"), 2_000_000));
-        holder.call().deadline_ns = 60_000_000_000;
-        assert_eq!(shard.poll(holder), Progress::SliceOver);
-    }
+    let program = script::program();
+    let mut holders: Vec<Guest> = (0..KEYS).map(|i| holder(&mut shard, program, i as u32, &format!("k{i}"), &format!("g{i}"))).collect();
+    let mut waiters: Vec<Guest> = (0..KEYS).map(|i| Guest::fork(program, (KEYS + i) as u32)).collect();
     for (i, waiter) in waiters.iter_mut().enumerate() {
-        assert_eq!(shard.invoke(waiter, &section(&format!("k{i}"), 1)), Progress::Waiting);
+        assert_eq!(shard.invoke(waiter, &section(&format!("k{i}"))), Progress::Waiting);
     }
     // 37 has no divisor in common with 64: every index once, far from last in, first out.
     for i in (0..KEYS).map(|i| i * 37 % KEYS) {
@@ -162,6 +182,7 @@ fn many_parked_workers_resume_in_any_order_and_may_be_dropped_instead() {
             shard.state().locks.release_all(call.token, &mut call.granted);
             assert!(call.granted.is_empty());
         }
+        assert_eq!(shard.open_gate(&format!("g{i}")), Some(i as u32));
         assert_eq!(shard.run(&mut holders[i]), Progress::Finished(0));
         let expected: &[u32] = if i % 5 == 0 { &[] } else { &[(KEYS + i) as u32] };
         assert_eq!(holders[i].granted(), expected);
@@ -175,19 +196,17 @@ fn many_parked_workers_resume_in_any_order_and_may_be_dropped_instead() {
 
 #[test]
 fn a_worker_dropped_in_a_call_gives_its_place_back() {
-    let engine = Engine::new(&EngineOptions { workers_live_max: 2, tick_us: 200, ..EngineOptions::default() }).unwrap();
+    let engine = Engine::new(&EngineOptions { workers_live_max: 2, ..EngineOptions::default() }).unwrap();
     let program = engine.load(&super::manifest(), &wat::parse_str(script::WAT).unwrap()).unwrap();
     for round in 0..40 {
         let mut shard = Shard::new();
-        let (mut holder, mut waiter) = (Guest::fork(&program, 1), Guest::fork(&program, 2));
+        let first = holder(&mut shard, &program, 1, "k", "gate");
+        let mut waiter = Guest::fork(&program, 2);
         assert!(matches!(Worker::fork(&program), Err(ForkError::PoolFull)));
-        holder.begin(&section("k", 3_000_000));
-        holder.call().deadline_ns = 60_000_000_000;
-        assert_eq!(shard.poll(&mut holder), Progress::SliceOver);
-        assert_eq!(shard.invoke(&mut waiter, &section("k", 1)), Progress::Waiting);
+        assert_eq!(shard.invoke(&mut waiter, &section("k")), Progress::Waiting);
         if round % 2 == 0 {
+            drop(first);
             drop(waiter);
-            drop(holder);
         }
     }
     assert_eq!(engine.workers_live(), 0);
@@ -196,9 +215,8 @@ fn a_worker_dropped_in_a_call_gives_its_place_back() {
 #[test]
 fn a_worker_moves_to_another_thread_between_polls() {
     let mut shard = Shard::new();
-    let mut guest = Guest::fork(script::program(), 1);
-    guest.begin(&Script::new().spin(3_000_000).end(0));
-    assert_eq!(shard.poll(&mut guest), Progress::SliceOver);
+    let mut guest = holder(&mut shard, script::program(), 1, "k", "gate");
+    shard.open_gate("gate");
     std::thread::spawn(move || assert_eq!(shard.run(&mut guest), Progress::Finished(0))).join().unwrap();
 }
 
@@ -222,12 +240,12 @@ fn imports_reached_through_a_table_or_a_reference_park_as_well() {
             (call_indirect (type $state) (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 1) (i32.const 1))))"#,
     );
     let mut shard = Shard::new();
-    let (mut holder, mut waiter) = (Guest::fork(script::program(), 1), Guest::fork(&program, 2));
-    holder.begin(&section("k", 3_000_000));
-    assert_eq!(shard.poll(&mut holder), Progress::SliceOver);
+    let mut first = holder(&mut shard, script::program(), 1, "k", "gate");
+    let mut waiter = Guest::fork(&program, 2);
     assert_eq!(shard.invoke(&mut waiter, b""), Progress::Waiting);
-    assert_eq!(shard.run(&mut holder), Progress::Finished(0));
-    assert_eq!(holder.granted(), [2]);
+    assert_eq!(shard.open_gate("gate"), Some(1));
+    assert_eq!(shard.run(&mut first), Progress::Finished(0));
+    assert_eq!(first.granted(), [2]);
     assert_eq!(shard.run(&mut waiter), Progress::Finished(0));
-    assert_eq!(shard.value("alice", "k").unwrap(), [0; 4]);
+    assert_eq!(shard.value("alice", "k").unwrap(), b"v\0\0\0", "what it read, written back in full");
 }

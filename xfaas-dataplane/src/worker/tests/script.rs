@@ -116,6 +116,12 @@ impl Script {
         self.step([3, rounds, 0, 0, 0])
     }
 
+    /// Waits until the gate is open; the lock is then this call's until it ends.
+    pub(super) fn pass(mut self, gate: &str) -> Script {
+        let key = self.key(gate);
+        self.step([8, key, 0, 0, 1])
+    }
+
     pub(super) fn fill(self, at: i32, byte: u8, length: i32) -> Script {
         self.step([4, at, i32::from(byte), length, 0])
     }

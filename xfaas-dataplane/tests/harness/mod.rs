@@ -1,0 +1,29 @@
+//! What the behaviour tests share: a node of their own (the real binary), clients that send any bytes and read answers strictly, and a guest
+//! that does what its body says. Nothing here sleeps to be right: it polls for a condition until a deadline.
+
+mod datagram;
+mod http;
+mod metrics;
+mod node;
+mod script;
+
+pub use self::datagram::{Answer, UdpClient, function_hash, request_datagram};
+pub use self::http::{Client, Reply, request};
+pub use self::metrics::Metrics;
+pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};
+pub use self::script::Script;
+
+use std::time::{Duration, Instant};
+
+/// Long enough for a busy machine; whatever takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds. Panics with `what` when it does not within `PATIENCE`.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}

@@ -1,0 +1,253 @@
+//! What the whole-path tests run in: two network namespaces with a veth pair, plain and behind one and two VLAN tags, and the `xfaas`
+//! binary in one of them. Everything has the name of this process and is removed when the lab is dropped, also when a test fails; what a
+//! killed test left behind is removed by the next.
+
+mod datagrams;
+mod http;
+mod metrics;
+mod node;
+mod wire;
+
+pub use self::datagrams::{Client, Datagram, random_sessions};
+pub use self::http::{Http, exchange, get, raw_exchange};
+pub use self::metrics::Metrics;
+pub use self::node::{Node, Refused, UNPRIVILEGED};
+pub use self::wire::{Frame, Wire};
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use xfaas_dataplane::sys::affinity::allowed_cpus;
+
+/// UDP and TCP alike.
+pub const PORT: u16 = 8_080;
+/// How long a test waits for what must happen before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The server's device, and the client's.
+pub const SERVER_DEVICE: &str = "xs";
+const CLIENT_DEVICE: &str = "xc";
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Every name of ours begins so; the process's number follows.
+const PREFIX: &str = "xfl-";
+const NAMESPACES: &str = "/run/netns";
+/// Shared memory of the servers must be on tmpfs.
+const FOLDERS: &str = "/dev/shm";
+
+/// A way from the client to the server: the same wire with other wrapping.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    pub name: &'static str,
+    /// The server's address.
+    pub server: &'static str,
+    /// The client's.
+    pub client: &'static str,
+}
+
+impl Route {
+    pub fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server.parse().unwrap(), port)
+    }
+
+    /// Any port of the client's address.
+    pub fn local(&self) -> SocketAddr {
+        SocketAddr::new(self.client.parse().unwrap(), 0)
+    }
+
+    pub fn is_v6(&self) -> bool {
+        self.server.parse::<IpAddr>().unwrap().is_ipv6()
+    }
+}
+
+pub const PLAIN_V4: Route = Route { name: "IPv4", server: "10.77.0.1", client: "10.77.0.2" };
+pub const PLAIN_V6: Route = Route { name: "IPv6", server: "fd77::1", client: "fd77::2" };
+pub const ROUTES: [Route; 6] = [
+    PLAIN_V4,
+    PLAIN_V6,
+    Route { name: "IPv4 in 802.1Q", server: "10.78.0.1", client: "10.78.0.2" },
+    Route { name: "IPv6 in 802.1Q", server: "fd78::1", client: "fd78::2" },
+    Route { name: "IPv4 in QinQ", server: "10.79.0.1", client: "10.79.0.2" },
+    Route { name: "IPv6 in QinQ", server: "fd79::1", client: "fd79::2" },
+];
+
+/// Two namespaces and a folder. One at a time in a process: tests measure counters and share two CPUs.
+pub struct Lab {
+    server: String,
+    client: String,
+    folder: PathBuf,
+    /// CPU numbers of the two shards.
+    pub cpus: [u16; 2],
+    starts: AtomicU32,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Lab {
+    pub fn new() -> Lab {
+        static TURN: Mutex<()> = Mutex::new(());
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        remove_leftovers();
+        let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let [first, second] = allowed_cpus()[..] else { two_cpus() };
+        let folder = Path::new(FOLDERS).join(&name);
+        let server = format!("{name}s");
+        let lab = Lab { server, client: format!("{name}c"), folder, cpus: [first, second], starts: AtomicU32::new(0), _turn: turn };
+        // From here on `Drop` removes what is there.
+        fs::create_dir(&lab.folder).unwrap();
+        lab.make_namespaces();
+        lab
+    }
+
+    fn make_namespaces(&self) {
+        let (server, client) = (&self.server, &self.client);
+        ip(&[], &[
+            format!("netns add {server}"),
+            format!("netns add {client}"),
+            format!(
+                "link add {SERVER_DEVICE} address 02:00:00:00:00:01 netns {server} type veth \
+                 peer name {CLIENT_DEVICE} address 02:00:00:00:00:02 netns {client}"
+            ),
+        ]);
+        for (namespace, device, end) in [(server, SERVER_DEVICE, 1), (client, CLIENT_DEVICE, 2)] {
+            // A packet that is redirected to another CPU keeps neither a checksum left to the device nor a VLAN tag beside the packet.
+            let offloads = ["tx", "off", "txvlan", "off", "tx-vlan-stag-hw-insert", "off"];
+            run(Command::new("ip").args(["netns", "exec", namespace, "ethtool", "-K", device]).args(offloads));
+            ip(&["-n", namespace], &device_commands(device, end));
+            for vlan in ["q7", "q8"] {
+                let features = run(Command::new("ip").args(["netns", "exec", namespace, "ethtool", "-k", vlan]));
+                assert!(features.contains("tx-checksumming: off"), "{vlan} of {namespace} must take over that offloads are off: {features}");
+            }
+        }
+    }
+
+    /// Runs `work` on a thread in the server's namespace. Sockets and processes it makes stay there.
+    pub fn on_server<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.server, work)
+    }
+
+    pub fn on_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.client, work)
+    }
+
+    /// A command in the server's namespace.
+    pub fn server_command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.server, program]);
+        command
+    }
+
+    /// What `ip` says of the server's device.
+    pub fn server_device(&self) -> String {
+        run(Command::new("ip").args(["-n", &self.server, "-d", "link", "show", "dev", SERVER_DEVICE]))
+    }
+
+    /// What is attached to the interfaces of the server's namespace.
+    pub fn attached(&self) -> String {
+        run(self.server_command("bpftool").args(["net", "show"]))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.server, &self.client] {
+            remove_namespace(namespace);
+        }
+        drop(fs::remove_dir_all(&self.folder)); // a folder that was never made is none to remove
+    }
+}
+
+fn two_cpus() -> [u16; 2] {
+    let cpus = allowed_cpus();
+    assert!(cpus.len() >= 2, "these tests need two CPUs, and this process may run on {cpus:?}");
+    [cpus[0], cpus[1]]
+}
+
+fn device_commands(device: &str, end: u8) -> Vec<String> {
+    let mut commands = vec![
+        "link set lo up".to_owned(),
+        format!("link set {device} up"),
+        format!("link add link {device} name q7 type vlan id 7"),
+        format!("link add link {device} name s100 type vlan proto 802.1ad id 100"),
+        "link add link s100 name q8 type vlan id 8".to_owned(),
+        // The wire takes one tag more than its MTU says.
+        "link set q8 mtu 1496".to_owned(),
+    ];
+    for vlan in ["q7", "s100", "q8"] {
+        commands.push(format!("link set {vlan} up"));
+    }
+    for (device, net) in [(device, 77), ("q7", 78), ("q8", 79)] {
+        commands.push(format!("addr add 10.{net}.0.{end}/24 dev {device}"));
+        commands.push(format!("addr add fd{net}::{end}/64 dev {device} nodad"));
+    }
+    commands
+}
+
+fn ip(arguments: &[&str], commands: &[String]) {
+    let mut child =
+        Command::new("ip").args(arguments).args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("iproute2");
+    child.stdin.take().unwrap().write_all(commands.join("\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "ip {commands:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs a command that must succeed. Output: what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let result = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let file = File::open(Path::new(NAMESPACES).join(namespace)).unwrap();
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        });
+        thread.join()
+    });
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Asks until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "still not so after {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn remove_namespace(name: &str) {
+    // One that was never made is none to remove.
+    drop(Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status());
+}
+
+/// Removes namespaces and folders of test processes that are no more. Their servers died with them.
+fn remove_leftovers() {
+    for name in leftovers(NAMESPACES) {
+        remove_namespace(&name);
+    }
+    for name in leftovers(FOLDERS) {
+        drop(fs::remove_dir_all(Path::new(FOLDERS).join(name))); // another test process may be doing the same
+    }
+}
+
+fn leftovers(folder: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| process_of(name).is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists())).collect()
+}
+
+fn process_of(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
