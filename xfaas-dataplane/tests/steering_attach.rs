@@ -279,7 +279,7 @@ fn generic_xdp_serves_a_device_without_a_native_one() {
     let net = Net::new();
     let server = net.on_server(|| Server::start(SteeringMode::Auto, Some("lo")).unwrap());
     assert!(matches!(server.steering.mode(), ActiveMode::Xdp { is_native: false, .. }), "{}", server.steering.explain());
-    assert!(server.steering.explain().starts_with("xdp (generic) on lo; native "), "{}", server.steering.explain());
+    assert!(server.steering.explain().starts_with("xdp (generic) on lo; native mode: "), "{}", server.steering.explain());
     let local = Net { server: net.server.clone(), client: net.server.clone() };
     for address in ["127.0.0.1", "::1"] {
         send_all(&local, address, |count| assert_eq!(server.take(count), 0));

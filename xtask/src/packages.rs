@@ -2,7 +2,6 @@
 //! Never starts a service: a package that brings one (nginx) is installed for its program.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,13 +82,7 @@ struct ServicePolicy {
 
 impl ServicePolicy {
     fn forbid_starts() -> Result<Self> {
-        let present = match fs::read_to_string(SERVICE_POLICY) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context(format!("read {SERVICE_POLICY}")),
-        };
-        // Ours may be left from a run that was killed: it is taken over, and removed at the end.
-        let ours = present.is_none_or(|text| text == SERVICE_POLICY_TEXT);
+        let ours = !Path::new(SERVICE_POLICY).exists();
         if ours {
             fs::write(SERVICE_POLICY, SERVICE_POLICY_TEXT).with_context(|| format!("write {SERVICE_POLICY}"))?;
             fs::set_permissions(SERVICE_POLICY, fs::Permissions::from_mode(0o755))
@@ -105,6 +98,14 @@ impl Drop for ServicePolicy {
             say(&format!("could not remove {SERVICE_POLICY}: services will not start until you do"));
         }
     }
+}
+
+/// Removes what a set-up that was killed while it installed packages left: else no service could be started any more.
+pub fn remove_stale_policy() -> Result<()> {
+    if !rights::is_root() || !fs::read_to_string(SERVICE_POLICY).is_ok_and(|text| text == SERVICE_POLICY_TEXT) {
+        return Ok(());
+    }
+    fs::remove_file(SERVICE_POLICY).with_context(|| format!("remove {SERVICE_POLICY}, left by a set-up that was killed"))
 }
 
 /// Debian's prefix of an LLVM version.

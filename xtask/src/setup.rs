@@ -33,13 +33,14 @@ pub struct Tools {
 }
 
 /// Debian's package for a program that is only started, what for, and whether xfaas cannot do without.
-const PROGRAMS: [(&str, &str, &str, bool); 7] = [
+const PROGRAMS: [(&str, &str, &str, bool); 8] = [
     ("ip", "iproute2", "network namespaces of the demo and the kernel tests", true),
     ("ethtool", "ethtool", "offload settings of the demo and the kernel tests", true),
     ("setpriv", "util-linux", "ends the demo's server when the demo is killed", true),
     ("curl", "curl", "the demo's requests", true),
     ("wrk", "wrk", "load of `bench quick`", false),
     ("nginx", "nginx-light", "peer of `bench quick`", false),
+    ("c++", "g++", "fuzz targets", false),
     ("bpftool", "bpftool", "a look at loaded programs", false),
 ];
 
@@ -86,6 +87,7 @@ pub fn ensure() -> Result<Tools> {
 
 /// Installs step by step; a step that fails says so and the rest goes on, because the closing check names what is missing.
 fn install_missing() -> Result<()> {
+    packages::remove_stale_policy()?;
     let found = toolchain::find();
     // A rustup machine that has the nightly with sources gets the other half from rustup too.
     if found.kernel == Some(KernelToolchain::Nightly) && found.guest.is_none() {

@@ -97,8 +97,9 @@ fn fuzz_targets(failures: &mut Failures) -> Result<()> {
     if !paths::root().join("fuzz/Cargo.toml").is_file() {
         return Ok(());
     }
-    if paths::find_program("cargo-fuzz").is_none() || toolchain::nightly_root().is_none() {
-        say("FUZZ TARGETS NOT RUN: they need a rustup nightly and cargo-fuzz (`cargo xtask setup` names how to get them)");
+    let is_missing = |program| paths::find_program(program).is_none();
+    if is_missing("cargo-fuzz") || is_missing("c++") || toolchain::nightly_root().is_none() {
+        say("FUZZ TARGETS NOT RUN: they need a rustup nightly, cargo-fuzz and a C++ compiler (`cargo xtask setup` names how to get them)");
         return Ok(());
     }
     let listed = run_quiet(fuzz().arg("list")).context("list the fuzz targets")?;

@@ -1,6 +1,6 @@
 //! Starts the binary `limit`, which lies beside the one that runs.
 
-use super::process::{Server, ServerError, directory, free_addresses};
+use super::process::{Server, ServerError, directory, free_addresses, takes_connections};
 use crate::load::Interrupt;
 use std::process::Command;
 
@@ -14,5 +14,5 @@ pub fn start_limit(cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerErro
     let [address] = free_addresses()?;
     let mut command = Command::new(binary);
     command.args(["--listen", &address.to_string(), "--cpu", &cpu.to_string()]);
-    Server::start("limit", &mut command, address, directory("limit")?, interrupt)
+    Server::start("limit", &mut command, address, directory("limit")?, interrupt, takes_connections)
 }

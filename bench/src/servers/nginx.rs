@@ -1,6 +1,6 @@
 //! nginx as a yardstick: one worker that answers `return 200`, tuned as its documentation tells for a benchmark of that kind.
 
-use super::process::{Server, ServerError, directory, free_addresses, write};
+use super::process::{Server, ServerError, directory, free_addresses, takes_connections, write};
 use crate::load::Interrupt;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ pub fn start_nginx(cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerErro
     write(&configuration, &configuration_text(directory.path(), address, cpu))?;
     let mut command = Command::new(find_nginx());
     command.arg("-p").arg(directory.path()).arg("-c").arg(&configuration).arg("-e").arg(directory.path().join("error.log"));
-    Server::start("nginx", &mut command, address, directory, interrupt)
+    Server::start("nginx", &mut command, address, directory, interrupt, takes_connections)
 }
 
 /// Debian installs it where the PATH of a user does not look.

@@ -58,7 +58,7 @@ impl Server {
         self.address
     }
 
-    /// Starts `command` with its output in `directory`. Waits until it takes connections on `address`, at most 20 s.
+    /// Starts `command` with its output in `directory`. Waits until `is_ready` of `address`, at most 20 s.
     /// Errors: it ends, or does not answer in time; its log is in the error.
     pub(super) fn start(
         name: &'static str,
@@ -66,6 +66,7 @@ impl Server {
         address: SocketAddr,
         directory: TempDir,
         interrupt: &Interrupt,
+        is_ready: impl Fn(SocketAddr) -> bool,
     ) -> Result<Server, ServerError> {
         let path = log_path(directory.path());
         let file = |source| ServerError::File { operation: "create", path: path.clone(), source };
@@ -74,13 +75,13 @@ impl Server {
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().map_err(|source| ServerError::Start { hint: start_hint(&source), program, source })?;
         let mut server = Server { name, address, child, directory };
-        server.wait_ready(interrupt)?;
+        server.wait_ready(interrupt, is_ready)?;
         Ok(server)
     }
 
-    fn wait_ready(&mut self, interrupt: &Interrupt) -> Result<(), ServerError> {
+    fn wait_ready(&mut self, interrupt: &Interrupt, is_ready: impl Fn(SocketAddr) -> bool) -> Result<(), ServerError> {
         let started = Instant::now();
-        while TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT).is_err() {
+        while !is_ready(self.address) {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(ServerError::Ended { name: self.name, status: status.to_string(), log: self.log_excerpt() });
             }
@@ -113,6 +114,11 @@ impl Drop for Server {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Readiness of a server that takes connections only when it can answer.
+pub(super) fn takes_connections(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok()
 }
 
 fn log_path(directory: &Path) -> PathBuf {
@@ -179,7 +185,7 @@ mod tests {
         let [address] = free_addresses().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo it broke >&2; exit 3"]);
-        let error = Server::start("sh", &mut command, address, directory, &Interrupt::default()).err().unwrap();
+        let error = Server::start("sh", &mut command, address, directory, &Interrupt::default(), takes_connections).err().unwrap();
         assert!(matches!(&error, ServerError::Ended { log, .. } if log.contains("it broke")), "{error}");
         assert!(!path.exists());
     }

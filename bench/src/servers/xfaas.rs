@@ -1,7 +1,7 @@
 //! xfaas itself, as a user starts it: `xfaas run --config`, one shard, steering off, loopback only.
 
 use super::process::{Server, ServerError, free_addresses, scratch_directory, write};
-use crate::load::Interrupt;
+use crate::load::{Interrupt, fetch};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,15 @@ pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Resul
     write(&configuration, &text)?;
     let mut command = Command::new(&files.binary);
     command.arg("run").arg("--config").arg(&configuration);
-    Server::start("xfaas", &mut command, http, directory, interrupt)
+    Server::start("xfaas", &mut command, http, directory, interrupt, answers_for_every_function)
+}
+
+/// True when each function answers: it listens a moment before the last one is deployed.
+fn answers_for_every_function(http: SocketAddr) -> bool {
+    FUNCTIONS.iter().all(|(function, _)| {
+        let request = format!("GET /f/{function} HTTP/1.1\r\nhost: {http}\r\nx-session-id: is-it-there-yet\r\n\r\n");
+        fetch(http, request.as_bytes()).is_ok_and(|fetched| fetched.status == 200)
+    })
 }
 
 fn configuration_text(directory: &Path, http: SocketAddr, admin: SocketAddr, rpc: SocketAddr, cpu: u16) -> String {

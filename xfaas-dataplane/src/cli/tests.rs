@@ -1,3 +1,5 @@
+//! Tests of the command line: parsing, exit codes, and what is printed where.
+
 use super::*;
 use crate::control::testing::{FakeShards, MODULE, engine};
 use crate::control::{Control, ControlOptions, Deployer, Shards, SteeringReport, Store, Verdict};

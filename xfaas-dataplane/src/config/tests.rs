@@ -1,3 +1,5 @@
+//! Tests of the configuration: defaults, overrides, and every refusal with its place.
+
 use super::*;
 use std::error::Error;
 

@@ -19,13 +19,15 @@ pub struct FreshIds {
     invocations: u64,
 }
 
-impl FreshIds {
-    pub fn new() -> FreshIds {
+impl Default for FreshIds {
+    fn default() -> FreshIds {
         let mut random = StdRng::from_os_rng();
         let invocation_prefix = u128::from(random.random::<u64>()) << 64;
         FreshIds { random, invocation_prefix, invocations: 0 }
     }
+}
 
+impl FreshIds {
     /// A session ID whose slot `core` owns, and its hash.
     pub fn session(&mut self, placement: &dyn Placement, core: CoreIndex) -> (SessionId, SessionHash) {
         let mut tries = 0;
@@ -55,7 +57,7 @@ mod tests {
     #[test]
     fn fresh_ids_belong_to_the_shard_that_made_them_and_differ() {
         let placement = LocalPlacement::new(4);
-        let mut ids = FreshIds::new();
+        let mut ids = FreshIds::default();
         let mut seen = std::collections::HashSet::new();
         for _ in 0..200 {
             let (session, hash) = ids.session(&placement, CoreIndex(3));

@@ -184,7 +184,13 @@ impl Proxy {
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
             match self.take_worker(id, &function, now_ns) {
                 Ok(worker) => {
+                    let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
+                    if is_busy {
+                        // Another invocation was sliced or parked: its namespace's calls take turns with everybody's.
+                        self.run_queue.push_back(worker);
+                        return None;
+                    }
                     return self.run(worker, now_ns);
                 }
                 Err(ForkError::PoolFull) => {}
@@ -427,9 +433,9 @@ impl Proxy {
     fn sweep_waiting(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         for id in self.namespaces.waiting_ids() {
             let functions = &self.functions;
-            let gone = |call: &Box<Call>| functions.get(usize::from(call.function)).and_then(Option::as_ref).is_none();
+            let gone = |call: &Call| functions.get(usize::from(call.function)).and_then(Option::as_ref).is_none();
             let namespace = self.namespaces.get_mut(id);
-            while let Some(at) = namespace.waiting.iter().position(gone) {
+            while let Some(at) = namespace.waiting.iter().position(|call| gone(call)) {
                 let call = namespace.waiting.remove(at).expect("found just above");
                 self.queued -= 1;
                 finished.extend(refused(call, ErrorCode::NoFunction, "the function was removed"));

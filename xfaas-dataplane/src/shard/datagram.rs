@@ -98,8 +98,7 @@ impl Shard {
                 }
             }
         }
-        let now_ns = clock::monotonic_ns();
-        if let Some(finished) = self.proxy.submit(call, now_ns) {
+        if let Some(finished) = self.submit(call) {
             self.reply_datagram(finished);
         }
     }

@@ -17,7 +17,16 @@ impl Shard {
     pub(super) fn settle_move(&mut self, id: u32) {
         let connection = &mut self.connections[id as usize];
         let SpeaksFor::Owner(owner) = connection.speaks_for else { return };
-        if owner == self.core.0 || connection.busy || connection.ended {
+        if owner == self.core.0 || connection.busy {
+            return;
+        }
+        if connection.ended {
+            // Nothing more will come, so there is nothing to move for; what came last is still answered.
+            if connection.moving_to.take().is_some() {
+                connection.speaks_for = SpeaksFor::Many;
+                let generation = u32::from(connection.generation);
+                self.resume(id, generation);
+            }
             return;
         }
         let between = connection.decoder.phase() == Phase::BetweenRequests && connection.pending.is_empty();
@@ -73,18 +82,18 @@ impl Shard {
     pub(super) fn on_arrived(&mut self, arrival: Arrival, result: i32) {
         let Ok(file) = u32::try_from(result) else { return };
         if let Some((state, file)) = self.arrivals.file(arrival, FixedFile(file)) {
-            self.adopt(state, file);
+            self.adopt(*state, file);
         }
     }
 
     pub(super) fn on_moved(&mut self, state: Box<MovedConnection>) {
         if let Some((state, file)) = self.arrivals.state(state) {
-            self.adopt(state, file);
+            self.adopt(*state, file);
         }
     }
 
-    fn adopt(&mut self, state: Box<MovedConnection>, file: FixedFile) {
-        let MovedConnection { decoder, pending, speaks_for, .. } = *state;
+    fn adopt(&mut self, state: MovedConnection, file: FixedFile) {
+        let MovedConnection { decoder, pending, speaks_for, .. } = state;
         let id = self.insert_connection(|generation, now_ns| Connection {
             decoder,
             pending,

@@ -54,6 +54,7 @@ pub struct Shard {
     pub(super) tcp: OwnedFd,
     pub(super) udp: OwnedFd,
     pub(super) flows: Option<FlowTable>,
+    #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
     /// Calls that end outside the stage that started them.
@@ -66,6 +67,8 @@ pub struct Shard {
     pub(super) accept_armed: bool,
     pub(super) draining_since_ns: Option<u64>,
     pub(super) swept_ns: u64,
+    /// Entry `i`: the header line that says core `i` served the request.
+    pub(super) served_by: Box<[Vec<u8>]>,
     date_s: u64,
     pub(super) date: [u8; 29],
     pub(super) now_ns: u64,
@@ -93,6 +96,7 @@ impl Shard {
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let replays = Replays::new(options.replay_bytes_max);
+        let served_by = (0..rings.len()).map(|core| format!("x-xfaas-core: {core}\r\n").into_bytes()).collect();
         Shard {
             core,
             limits,
@@ -107,7 +111,7 @@ impl Shard {
             by_name: HashMap::new(),
             by_hash: HashMap::new(),
             post,
-            fresh: FreshIds::new(),
+            fresh: FreshIds::default(),
             replays,
             view,
             door,
@@ -123,6 +127,7 @@ impl Shard {
             accept_armed: false,
             draining_since_ns: None,
             swept_ns: now_ns,
+            served_by,
             date_s: 0,
             date: [0; 29],
             now_ns,
@@ -234,10 +239,15 @@ impl Shard {
         if let Origin::Datagram { peer, request_id, .. } = call.origin {
             return self.run_datagram(call, peer, request_id);
         }
-        let now_ns = clock::monotonic_ns();
-        if let Some(finished) = self.proxy.submit(call, now_ns) {
+        if let Some(finished) = self.submit(call) {
             self.deliver(finished);
         }
+    }
+
+    /// Runs a call of a session of ours, or lets it wait its turn.
+    pub(super) fn submit(&mut self, mut call: Box<Call>) -> Option<Finished> {
+        call.served_by = self.core.0;
+        self.proxy.submit(call, clock::monotonic_ns())
     }
 
     fn run_slices(&mut self) {

@@ -1,6 +1,6 @@
 //! The sending stage: ended calls become bytes, bytes become sends, and connections close in order.
 
-use super::connection::Closing;
+use super::connection::{Closing, PENDING_BYTES_MAX};
 use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
@@ -17,8 +17,7 @@ impl Shard {
         self.record(&call, &outcome);
         if let Some(connection) = self.connection(id, generation as u16) {
             connection.busy = false;
-            let connection_closes = connection.ended && connection.pending.is_empty();
-            self.write_reply(id, &call, &outcome, connection_closes && !call.request.keep_alive());
+            self.write_reply(id, &call, &outcome, false);
         }
         self.keep_call(call);
     }
@@ -50,7 +49,7 @@ impl Shard {
                     invocation_id: call.invocation_id,
                     date: &self.date,
                     connection: header,
-                    extra: b"",
+                    extra: &self.served_by[usize::from(call.served_by)],
                 };
                 encode_reply(&mut connection.out, &head, &call.output, request.is_head());
             }
@@ -108,7 +107,7 @@ impl Shard {
             self.feed(id, &pending);
         }
         let connection = &mut self.connections[id as usize];
-        if !connection.armed && !connection.ended && connection.closing == Closing::No && connection.moving_to.is_none() {
+        if connection.closing == Closing::No && connection.moving_to.is_none() && connection.pending.len() <= PENDING_BYTES_MAX {
             self.arm_receive(id);
         }
         self.flush(id);

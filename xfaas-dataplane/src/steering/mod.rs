@@ -258,7 +258,7 @@ fn attach_xdp(loaded: &mut Loaded, iface: &str, notes: &mut Vec<String>) -> Resu
     for is_native in [true, false] {
         match attach::xdp(loaded, iface, is_native) {
             Ok(attachment) => return Ok((ActiveMode::Xdp { iface: iface.to_owned(), is_native }, Some(attachment))),
-            Err(error @ SteeringError::Attach { .. }) if is_native => notes.push(format!("native {}", error.in_one_line())),
+            Err(error @ SteeringError::Attach { .. }) if is_native => notes.push(format!("native mode: {}", error.in_one_line())),
             Err(error) => return Err(error),
         }
     }

@@ -2,9 +2,9 @@
 //! Host functions are synchronous, or each call would box a future. One that must wait returns `PARK` and makes the guest's next epoch
 //! check fire; the shim that `rewrite` put around it pauses there and calls again.
 
+use super::fiber::{Progress, WorkerData};
 use super::host_calls::{self, PARK};
 use super::lend;
-use super::worker::{Progress, WorkerData};
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
 use xfaas_common::guest_abi::{IMPORT_MODULE, READ_INPUT, READ_STATE, SET_OUTPUT, WRITE_STATE};
 

@@ -52,6 +52,8 @@ pub struct Call {
     pub session_bytes_max: usize,
     /// The reply's body: the last `set_output`.
     pub output: Vec<u8>,
+    /// The `CoreIndex` of the shard that ran it.
+    pub served_by: u16,
     /// When the request's last byte was read, on the monotonic clock.
     pub received_ns: u64,
     /// When the invocation began, on the monotonic clock.
@@ -84,6 +86,7 @@ impl Default for Call {
             atomic: false,
             session_bytes_max: SESSION_STATE_BYTES_MAX,
             output: Vec::new(),
+            served_by: 0,
             received_ns: 0,
             started_ns: 0,
             waited_ns: 0,

@@ -2,7 +2,7 @@
 //! Made once at start, by the control thread, before the shards.
 
 use super::abi;
-use super::worker::WorkerData;
+use super::fiber::WorkerData;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

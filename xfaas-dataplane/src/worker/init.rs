@@ -3,10 +3,10 @@
 
 use super::abi::{HOST_FUNCTIONS, HostFunction};
 use super::engine::{Engine, LoadGuard};
+use super::fiber::limits;
 use super::program::LoadError;
 use super::shape::{EXPORT_INITIALIZE, Shape};
 use super::trap::TrapKind;
-use super::worker::limits;
 use crate::sys::clock::monotonic_ns;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};

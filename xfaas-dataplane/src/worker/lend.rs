@@ -2,7 +2,7 @@
 //! `Worker::poll` puts it there and takes it back; host functions borrow it in between. A thread runs one guest at a time.
 
 use super::call::Call;
-use super::worker::Progress;
+use super::fiber::Progress;
 use crate::state::ShardState;
 use std::cell::RefCell;
 

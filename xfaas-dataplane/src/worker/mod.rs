@@ -10,6 +10,7 @@
 mod abi;
 mod call;
 mod engine;
+mod fiber;
 mod host_calls;
 mod init;
 mod lend;
@@ -20,15 +21,14 @@ mod program;
 mod rewrite;
 mod shape;
 mod trap;
-mod worker;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::call::{Call, Origin};
 pub use self::engine::{Engine, EngineError, EngineOptions};
+pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::lend::Lent;
 pub use self::manifest::FunctionManifest;
 pub use self::program::{Function, LoadError, Program};
 pub use self::trap::TrapKind;
-pub use self::worker::{ForkError, Progress, Worker};

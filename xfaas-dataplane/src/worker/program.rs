@@ -1,13 +1,13 @@
 //! Loading a program: checks that say exactly why a deploy is refused, `init`, rewriting, compiling. Runs on the control thread.
 
 use super::engine::Engine;
+use super::fiber::{ForkError, Worker, WorkerData};
+use super::init;
 use super::manifest::FunctionManifest;
 use super::prepared::PreparedFile;
 use super::rewrite::{self, EXPORT_RUN};
 use super::shape::{self, Shape};
 use super::trap::TrapKind;
-use super::worker::{ForkError, Worker, WorkerData};
-use super::{init, worker};
 use wasmtime::{InstancePre, Module, ModuleExport};
 use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_MEMORY};
 use xfaas_common::ids::FunctionHash;
@@ -151,7 +151,7 @@ impl Engine {
                 drop(worker);
                 Ok(())
             }
-            Err(worker::ForkError::Instantiate(source)) => Err(LoadError::Instantiate { source }),
+            Err(ForkError::Instantiate(source)) => Err(LoadError::Instantiate { source }),
             Err(error @ ForkError::PoolFull) => Err(LoadError::Instantiate { source: error.into() }),
         }
     }

@@ -44,11 +44,6 @@ impl Http {
     }
 }
 
-/// Asks in one piece and reads to the end of the connection.
-pub fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
-    raw_exchange(address, &[request]).unwrap()
-}
-
 /// Sends the pieces each as a segment of its own, closes that half, and reads to the end. Errors: the connection was reset.
 pub fn raw_exchange(address: SocketAddr, pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address)?;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::Ordering;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -184,5 +185,8 @@ impl Drop for Node<'_> {
         // One that has ended is none to kill.
         drop(self.child.kill());
         drop(self.child.wait());
+        let started = std::time::Instant::now();
+        until("the kernel has let go of the node's sockets", || self.lab.on_server(|| TcpListener::bind(("::", PORT)).is_ok()));
+        eprintln!("freed after {:?}", started.elapsed());
     }
 }

@@ -33,8 +33,8 @@ const FOLDERS: [&str; 15] = [
     "shard",
     "control",
     "config",
-    "cli",
     "node",
+    "cli",
     "main",
 ];
 

@@ -1,3 +1,5 @@
+//! Tests of the admin API over a real socket, with shards that only remember what they were told.
+
 use super::*;
 use crate::control::api::DeployFlags;
 use crate::control::client::{AdminClient, ClientError};

@@ -1,3 +1,5 @@
+//! Tests of deployments: what is refused, what is swapped, what survives a restart.
+
 use super::*;
 use crate::control::testing::{FakeShards, MODULE, MODULE_2, clashing_names, engine, manifest};
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Tests of the store: what a crash at any step leaves behind.
+
 use super::*;
 use crate::control::testing::manifest;
 use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,230 @@
+//! Guests that spin, trap, grow, recurse and lie: each costs its own request a clear error, and nobody else anything.
+//! One shard, so that hostile and innocent share a core.
+
+#[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
+mod harness;
+
+use harness::{Function, Node, Script, eventually, request};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+fn node() -> Node {
+    Node::builder()
+        .guests(&["echo", "counter-rmw-linear", "trap", "recurse", "garbage-return", "bad-pointers"])
+        .function(Function::guest("grow").with("memory_mib = 16"))
+        .function(Function::guest("spin").with("deadline_ms = 200"))
+        .function(Function::guest("spin").named("spin-long").with("deadline_ms = 20000"))
+        .shards(1)
+        .start()
+}
+
+/// The 99th percentile of 300 calls of a neighbour.
+fn neighbour_p99(node: &Node) -> Duration {
+    let mut client = node.connect();
+    let mut times: Vec<Duration> = (0..300)
+        .map(|_| {
+            let begun = Instant::now();
+            let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "neighbour")], b"");
+            assert_eq!(reply.status, 200, "{reply:?}");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+/// Other processes of the machine can only make a round slower, so the best of some is the closest to what the node does.
+fn best_neighbour_p99(node: &Node) -> Duration {
+    let mut best = Duration::MAX;
+    for _ in 0..8 {
+        best = best.min(neighbour_p99(node));
+        if best < Duration::from_millis(5) {
+            break;
+        }
+    }
+    best
+}
+
+#[test]
+fn a_neighbour_of_a_spinning_session_keeps_its_p99_under_5_ms() {
+    let node = node();
+    neighbour_p99(&node);
+    let mut spinner = node.connect();
+    spinner.send(&request("POST", "/f/spin-long", &[("x-session-id", "spinner")], b""));
+    eventually("it spins", || node.metrics().sum("xfaas_slices_total", &[]) > 400.0);
+    let p99 = best_neighbour_p99(&node);
+    assert!(p99 < Duration::from_millis(5), "{p99:?}");
+    spinner.stream().set_nonblocking(true).unwrap();
+    assert!(spinner.stream().peek(&mut [0]).is_err(), "it spins still");
+}
+
+#[test]
+fn a_neighbour_is_served_while_many_sessions_spin() {
+    let node = node();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for i in 0..6 {
+            let (node, is_over) = (&node, &is_over);
+            scope.spawn(move || {
+                let mut client = node.connect();
+                while !is_over.load(Ordering::Relaxed) {
+                    client.call("POST", "/f/spin", &[("x-session-id", &format!("spinner-{i}"))], b"").assert_error(504, "deadline");
+                }
+            });
+        }
+        eventually("they spin", || node.metrics().requests("spin", "deadline") >= 6.0);
+        let mut client = node.connect();
+        for i in 0..50 {
+            client.call("POST", "/f/echo", &[("x-session-id", "n")], &[i]).assert_ok(&[i]);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_spinning_call_in_its_time() {
+    let node = node();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        node.post("spin", "s", b"").assert_error(504, "deadline");
+        let time = begun.elapsed();
+        assert!(time >= Duration::from_millis(195), "{time:?}");
+        assert!(time < Duration::from_secs(5), "{time:?}");
+    }
+    eventually("no worker is left", || node.metrics().sum("xfaas_workers", &[]) == 0.0);
+}
+
+#[test]
+fn every_hostile_guest_costs_only_its_own_request() {
+    let node = node();
+    let mut neighbour = node.connect();
+    let mut counted = 0;
+    let mut innocent = || {
+        counted += 1;
+        let reply = neighbour.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "innocent")], b"");
+        reply.assert_ok(format!("{counted}").as_bytes());
+    };
+    for round in 0..20 {
+        let session = format!("hostile-{}", round % 3);
+        node.post("trap", &session, b"").assert_error(500, "guest_trapped");
+        innocent();
+        node.post("recurse", &session, b"").assert_error(500, "guest_trapped");
+        innocent();
+        node.post("garbage-return", &session, b"").assert_error(500, "guest_error");
+        innocent();
+        node.post("bad-pointers", &session, b"").assert_ok(b"refused");
+        innocent();
+    }
+    let metrics = node.metrics();
+    assert_eq!(metrics.requests("trap", "guest_trapped"), 20.0);
+    assert_eq!(metrics.requests("counter-rmw-linear", "ok"), 80.0);
+}
+
+#[test]
+fn a_growing_guest_stops_at_its_memory_limit() {
+    let node = node();
+    for session in ["a", "b"] {
+        let reply = node.post("grow", session, b"");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let pages = u32::from_le_bytes(reply.body[..4].try_into().unwrap());
+        assert_eq!(pages, 16 * 16, "16 MiB are 256 pages");
+    }
+    node.post("echo", "n", b"x").assert_ok(b"x");
+}
+
+#[test]
+fn traps_without_end_leave_no_workers() {
+    let node = node();
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let node = &node;
+            scope.spawn(move || {
+                let mut client = node.connect();
+                for _ in 0..100 {
+                    client.call("POST", "/f/trap", &[("x-session-id", &format!("t{i}"))], b"").assert_error(500, "guest_trapped");
+                }
+            });
+        }
+    });
+    eventually("no worker is left", || node.metrics().sum("xfaas_workers", &[]) == 0.0);
+    let metrics = node.metrics();
+    assert_eq!((metrics.sum("xfaas_forks_total", &[]), metrics.sum("xfaas_namespaces_active", &[])), (400.0, 0.0));
+}
+
+#[test]
+fn more_sessions_than_workers_take_turns() {
+    let node = Node::builder().guests(&["counter-rmw-linear"]).shards(1).limit("workers_live_max = 4").start();
+    for round in 1..=3 {
+        for i in 0..12 {
+            node.post("counter-rmw-linear", &format!("s{i}"), b"").assert_ok(format!("{round}").as_bytes());
+        }
+    }
+    let metrics = node.metrics();
+    assert!(metrics.sum("xfaas_evictions_total", &[]) > 0.0);
+    assert!(metrics.sum("xfaas_workers", &[]) <= 4.0);
+}
+
+#[test]
+fn when_all_workers_spin_the_others_are_told_at_once() {
+    let node = Node::builder()
+        .guests(&["echo"])
+        .function(Function::guest("spin").with("deadline_ms = 3000"))
+        .shards(1)
+        .limit("workers_live_max = 2")
+        .start();
+    let mut spinners: Vec<_> = (0..2).map(|_| node.connect()).collect();
+    for (i, client) in spinners.iter_mut().enumerate() {
+        client.send(&request("POST", "/f/spin", &[("x-session-id", &format!("spinner-{i}"))], b""));
+    }
+    eventually("both spin", || node.metrics().sum("xfaas_workers", &[]) == 2.0);
+    let begun = Instant::now();
+    let reply = node.post("echo", "n", b"");
+    reply.assert_error(503, "overloaded");
+    assert!(begun.elapsed() < Duration::from_millis(2_000), "{:?}", begun.elapsed());
+    for client in &mut spinners {
+        client.reply().assert_error(504, "deadline");
+    }
+    node.post("echo", "n", b"x").assert_ok(b"x");
+}
+
+#[test]
+fn one_session_runs_at_most_workers_max_at_once() {
+    let node = Node::builder().function(Script::function("script").with("workers_max = 3")).shards(1).start();
+    let body = Script::new().spin(50_000_000).end();
+    let mut clients: Vec<_> = (0..12).map(|_| node.connect()).collect();
+    for client in &mut clients {
+        client.send(&request("POST", "/f/script", &[("x-session-id", "s")], &body));
+    }
+    let mut most: f64 = 0.0;
+    eventually("all have run", || {
+        let metrics = node.metrics();
+        most = most.max(metrics.sum("xfaas_workers", &[]));
+        metrics.requests("script", "ok") == 12.0
+    });
+    assert!(most <= 3.0, "{most} workers");
+    for client in &mut clients {
+        assert_eq!(client.reply().status, 200);
+    }
+}
+
+#[test]
+fn a_region_that_is_full_says_so_and_the_node_goes_on() {
+    let node = Node::builder().function(Script::function("script")).guests(&["counter-rmw-linear"]).shards(1).limit("region_mib = 64").start();
+    let mut client = node.connect();
+    let write = Script::new().write_bytes("k", 1 << 20).end();
+    let mut refused = 0;
+    for i in 0..90 {
+        let reply = client.call("POST", "/f/script", &[("x-session-id", &format!("fat-{i}"))], &write);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        match Script::results(&reply.body)[..] {
+            [0] => {}
+            [-3] => refused += 1,
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert!((26..=60).contains(&refused), "64 MiB hold at most 64 values of 1 MiB: {refused} of 90 refused");
+    let read = Script::new().read("k", 0).end();
+    let reply = client.call("POST", "/f/script", &[("x-session-id", "fat-0")], &read);
+    assert_eq!(Script::results(&reply.body), [1 << 20]);
+    node.post("counter-rmw-linear", "slim", b"").assert_ok(b"1");
+}

@@ -1,0 +1,129 @@
+//! A connection of one session: its first request may land anywhere, after that every segment comes to the owner's CPU.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use core_affinity::CoreId;
+use socket2::{Domain, Socket, Type};
+use xfaas_common::ids::SessionId;
+use xfaas_common::map_layout::Verdict;
+
+use crate::lab::{Http, Lab, Metrics, Node, PLAIN, PLAIN_V4, PORT, random_sessions};
+
+const CONNECTIONS: usize = 200;
+const ROUNDS: usize = 20;
+
+/// Connections that are asked from a CPU of the machine, so that packets come in on that one.
+struct Half {
+    cpu: u16,
+    connections: Vec<(Http, SessionId)>,
+}
+
+impl Half {
+    fn connect(cpu: u16, sessions: &[SessionId]) -> Half {
+        assert!(core_affinity::set_for_current(CoreId { id: usize::from(cpu) }));
+        let connect = |(i, session): (usize, &SessionId)| (Http::connect(PLAIN[i % 2].address(PORT)), *session);
+        Half { cpu, connections: sessions.iter().enumerate().map(connect).collect() }
+    }
+
+    fn ask_all(&mut self, round: usize) {
+        assert!(core_affinity::set_for_current(CoreId { id: usize::from(self.cpu) }));
+        for (i, (http, session)) in self.connections.iter_mut().enumerate() {
+            http.echo(session.as_str(), format!("round {round} of connection {i}").as_bytes());
+        }
+    }
+}
+
+fn tcp_of_known_flows(counted: &Metrics) -> u64 {
+    counted.verdict(Verdict::TcpFlowRedirected) + counted.verdict(Verdict::TcpFlowLocal)
+}
+
+/// Segments that were not brought to an owner, whatever the reason.
+fn tcp_elsewhere(counted: &Metrics) -> u64 {
+    let verdicts = [Verdict::TcpUnknown, Verdict::TcpFlowLearned, Verdict::Unmoved, Verdict::Inconsistent, Verdict::RedirectFailed];
+    verdicts.iter().map(|verdict| counted.verdict(*verdict)).sum()
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn after_its_first_request_every_segment_of_a_connection_comes_to_the_owner() {
+    let lab = Lab::new();
+    let node = lab.start("xdp");
+    let sessions = random_sessions(1, CONNECTIONS);
+    let started = node.metrics();
+    let (ours, theirs) = sessions.split_at(CONNECTIONS / 2);
+    let connect_and_ask = |cpu, sessions| {
+        lab.on_client(|| {
+            let mut half = Half::connect(cpu, sessions);
+            half.ask_all(0);
+            half
+        })
+    };
+    let mut halves = [connect_and_ask(lab.cpus[0], ours), connect_and_ask(lab.cpus[1], theirs)];
+    // A connection moves once its first reply is out: that may be after the client has it.
+    let after_first = node.metrics_until("misrouted connections have moved", |now| {
+        let counted = now.since(&started);
+        counted.moved() == counted.misrouted()
+    });
+    let first = after_first.since(&started);
+    assert_eq!(first.verdict(Verdict::TcpFlowLearned), CONNECTIONS as u64, "{:?}", first.verdicts());
+    assert_eq!(first.verdict(Verdict::ReuseportTcp), CONNECTIONS as u64);
+    assert_eq!(first.steered() + first.misrouted(), CONNECTIONS as u64);
+    assert!(first.misrouted() > 0, "half of the sessions belong to the CPU on which no SYN came");
+
+    for round in 1..=ROUNDS {
+        for half in &mut halves {
+            lab.on_client(|| half.ask_all(round));
+        }
+    }
+    let later = node.metrics().since(&after_first);
+    assert_eq!((later.steered(), later.misrouted(), later.moved()), ((ROUNDS * CONNECTIONS) as u64, 0, 0));
+    assert_eq!(tcp_elsewhere(&later), 0, "{:?}", later.verdicts());
+    assert!(tcp_of_known_flows(&later) >= (ROUNDS * CONNECTIONS) as u64, "{:?}", later.verdicts());
+    // Asked from both CPUs for sessions of both: some packets were at home, some not.
+    assert!(later.verdict(Verdict::TcpFlowLocal) > 0 && later.verdict(Verdict::TcpFlowRedirected) > 0, "{:?}", later.verdicts());
+    assert_ran_where_owned(&node, &later, &sessions);
+}
+
+fn assert_ran_where_owned(node: &Node<'_>, counted: &Metrics, sessions: &[SessionId]) {
+    let owners = node.owners();
+    for shard in [0, 1] {
+        let owned = sessions.iter().filter(|session| owners(session) == shard).count();
+        assert_eq!(counted.ran("echo", shard), (owned * ROUNDS) as u64, "shard {shard}");
+    }
+}
+
+/// A connection from this port, whose end will be a reset: the port is free at once.
+fn connect_from(port: u16) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    let mut local = PLAIN_V4.local();
+    local.set_port(port);
+    socket.bind(&local.into()).unwrap();
+    socket.connect(&PLAIN_V4.address(PORT).into()).unwrap();
+    socket.into()
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn a_new_connection_on_an_old_port_is_steered_by_its_own_session() {
+    let lab = Lab::new();
+    let node = lab.start("xdp");
+    let owners = node.owners();
+    let before = node.metrics();
+    for session in random_sessions(2, 8) {
+        let stream = lab.on_client(|| connect_from(40_001));
+        let mut http = Http::over(stream);
+        let counted_before = node.metrics();
+        for round in 0..5_u8 {
+            http.echo(session.as_str(), &[round; 100]);
+        }
+        // The first may have landed elsewhere: the shard of its connection is the one that counts it.
+        assert!(node.metrics().since(&counted_before).ran("echo", owners(&session)) >= 4);
+    }
+    let counted = node.metrics().since(&before);
+    assert_eq!(counted.verdict(Verdict::TcpFlowLearned), 8, "{:?}", counted.verdicts());
+    assert_eq!(counted.steered() + counted.misrouted(), 40);
+    assert!(counted.misrouted() <= 8, "at most the first request of a connection: {}", counted.misrouted());
+}
