@@ -49,7 +49,8 @@ pub enum SteerError {
 }
 
 /// Runs every case, or only the first (`steer_udp`), on the calling CPU. `cpus`: the shards' CPUs, one or more; with two or more the
-/// packets belong to another CPU than the first, so that the redirect is in the figure. Output: name and nanoseconds a packet, the median of 5 runs.
+/// packets belong to another CPU than the first, so that the redirect is in the figure.
+/// Output: name and nanoseconds a packet, the median of 5 runs.
 /// Errors: no object, no rights (CAP_BPF, CAP_NET_ADMIN), or a program that decides otherwise than it should.
 pub fn measure_steering(object: &Path, cpus: &[u16], only_udp: bool) -> Result<Vec<(&'static str, f64)>, SteerError> {
     let object = std::fs::read(object).map_err(|source| SteerError::Object { path: object.to_owned(), source })?;

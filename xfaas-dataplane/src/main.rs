@@ -47,4 +47,3 @@ fn serve(config: Config) -> anyhow::Result<()> {
     });
     node.stop().map_err(|error| anyhow::anyhow!(describe(&error)))
 }
-

@@ -57,6 +57,8 @@ pub enum NodeError {
         #[source]
         source: RingError,
     },
+    #[error("shard {shard} does not take commands")]
+    Stuck { shard: usize },
     #[error("shard {shard} panicked: see the message above")]
     Panicked { shard: usize },
 }
@@ -116,6 +118,10 @@ impl Node {
             steering: steering_stats(&steering),
         })?;
         let report = deployer.start(&config.functions)?;
+        // Only now: a client that comes right after a restart must not be told that its function does not exist.
+        for (shard, door) in shards.doors.iter().enumerate() {
+            door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
+        }
         Ok(Node { shards, control, steering, report })
     }
 

@@ -1,4 +1,5 @@
 //! Datagrams, CONTRACT.md section 2: exactly one answer to what is well-formed, silence and a counter for what is not.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -144,10 +145,7 @@ fn a_lock_waited_for_in_vain_is_lock_wait() {
 
 #[test]
 fn a_full_queue_is_overloaded() {
-    let node = Node::builder()
-        .function(Script::function("script").with("workers_max = 1"))
-        .limit("namespace_queue_calls_max = 1")
-        .start();
+    let node = Node::builder().function(Script::function("script").with("workers_max = 1")).limit("namespace_queue_calls_max = 1").start();
     let udp = UdpClient::connect(node.http);
     let spin = Script::new().spin(300_000_000).end();
     for id in 0..6 {

@@ -1,4 +1,5 @@
 //! What guests can rely on, CONTRACT.md section 3, end to end: strong sections, deadlocks, deadlines, failed runs, `--atomic`, `--fresh`, `init`.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -122,10 +123,7 @@ fn weak_increments_may_be_lost_but_values_are_never_torn() {
 
 #[test]
 fn two_locks_in_opposite_order_end_in_a_deadlock_for_one_and_a_reply_for_the_other() {
-    let node = Node::builder()
-        .function(Function::guest("lock-ab").app("locks"))
-        .function(Function::guest("lock-ba").app("locks"))
-        .start();
+    let node = Node::builder().function(Function::guest("lock-ab").app("locks")).function(Function::guest("lock-ba").app("locks")).start();
     let (mut replied, mut refused) = (0, 0);
     for _ in 0..12 {
         let begun = Instant::now();
@@ -201,11 +199,13 @@ fn a_section_open_at_a_deadline_changes_nothing_and_is_closed() {
 #[test]
 fn a_failed_run_keeps_finished_writes_and_gives_back_its_locks() {
     let node = node();
-    let scripts = || [
-        ("trap", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).trap()),
-        ("code", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).end_with(3)),
-        ("deadline", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).spin_forever()),
-    ];
+    let scripts = || {
+        [
+            ("trap", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).trap()),
+            ("code", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).end_with(3)),
+            ("deadline", Script::new().write("weak", b"w", 0).read("strong", 1).write("strong", b"s", 1).read("open", 1).spin_forever()),
+        ]
+    };
     for (session, body) in scripts() {
         let reply = node.post("brief", session, &body);
         assert!(reply.status >= 500, "{reply:?}");
@@ -221,7 +221,11 @@ fn a_failed_run_keeps_finished_writes_and_gives_back_its_locks() {
         for key in ["weak", "strong", "open"] {
             assert_eq!(value(&node, &session, key), None, "{session} {key}");
         }
-        assert_eq!(run(&node, "brief", &session, Script::new().read("strong", 1).write("strong", b"o", 1)), [-1, 0], "{session}: free again");
+        assert_eq!(
+            run(&node, "brief", &session, Script::new().read("strong", 1).write("strong", b"o", 1)),
+            [-1, 0],
+            "{session}: free again"
+        );
     }
     node.post("trap", "s", b"").assert_error(500, "guest_trapped");
     assert_eq!(value(&node, "s", "before-trap").unwrap(), b"done");
@@ -232,7 +236,8 @@ fn a_failed_run_keeps_finished_writes_and_gives_back_its_locks() {
 #[test]
 fn an_atomic_function_sees_its_own_writes_and_leaves_all_of_them() {
     let node = node();
-    let script = Script::new().write("a", b"1", 0).read("a", 0).read("b", 1).write("b", b"22", 1).read("b", 0).write("a", b"333", 0).read("a", 0);
+    let script =
+        Script::new().write("a", b"1", 0).read("a", 0).read("b", 1).write("b", b"22", 1).read("b", 0).write("a", b"333", 0).read("a", 0);
     assert_eq!(run(&node, "atomic", "s", script), [0, 1, -1, 0, 2, 0, 3]);
     assert_eq!((value(&node, "s", "a").unwrap(), value(&node, "s", "b").unwrap()), (b"333".to_vec(), b"22".to_vec()));
 }
@@ -266,7 +271,10 @@ fn results_of_reads_and_writes_are_those_of_the_contract() {
         .input(1);
     let expected = [-1, 0, 0, -1, -1, 0, 0, 2, -1, 0, 1, 0, 0, 1 << 20, -3, -1, -1, -3, -2, -2, 0, -2, 4];
     assert_eq!(run(&node, "script", "s123", script), expected);
-    assert_eq!(run(&node, "read-only", "s123", Script::new().read("alone", 0).write("alone", b"z", 0).write("alone", b"z", 1)), [2, -2, -2]);
+    assert_eq!(
+        run(&node, "read-only", "s123", Script::new().read("alone", 0).write("alone", b"z", 0).write("alone", b"z", 1)),
+        [2, -2, -2]
+    );
     assert_eq!(value(&node, "s123", "alone").unwrap(), b"yy");
 }
 
@@ -291,7 +299,13 @@ fn a_weak_access_neither_waits_for_a_section_nor_closes_it() {
 fn a_session_over_its_state_limit_gets_minus_three_and_keeps_what_it_has() {
     let node = node();
     let half = 600 << 10;
-    let script = Script::new().write_bytes("a", half).write_bytes("b", half).read("a", 0).read("b", 0).write("c", b"small", 0).write_bytes("a", half + 1);
+    let script = Script::new()
+        .write_bytes("a", half)
+        .write_bytes("b", half)
+        .read("a", 0)
+        .read("b", 0)
+        .write("c", b"small", 0)
+        .write_bytes("a", half + 1);
     assert_eq!(run(&node, "small", "s", script), [0, -3, half, -1, 0, 0]);
     assert_eq!(run(&node, "small", "another", Script::new().write_bytes("a", half)), [0], "the limit is each session's own");
 }
@@ -374,7 +388,10 @@ fn a_module_that_breaks_a_rule_is_refused_with_the_reason() {
         (file("hidden-memory.wasm", &format!("(module (memory 1) {handle})")), "memory"),
         (file("large.wasm", &format!("(module (memory (export \"memory\") 2049) {handle})")), "memory"),
         (file("wasi.wasm", &format!("(module (import \"env\" \"f\" (func)) (memory (export \"memory\") 1) {handle})")), "env"),
-        (file("type.wasm", &format!("(module (import \"xfaas\" \"set_output\" (func)) (memory (export \"memory\") 1) {handle})")), "set_output"),
+        (
+            file("type.wasm", &format!("(module (import \"xfaas\" \"set_output\" (func)) (memory (export \"memory\") 1) {handle})")),
+            "set_output",
+        ),
     ];
     for (path, reason) in cases {
         let output = node.cli(&["deploy", "refused", path.to_str().unwrap()]);

@@ -1,5 +1,6 @@
 //! Connections as CONTRACT.md section 1, "Expect" and "Order", rules them: keep-alive, pipelining, half-close, HEAD, HTTP/1.0, large bodies,
 //! slow readers and many connections.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -11,10 +12,7 @@ use std::time::Duration;
 const MIB: usize = 1 << 20;
 
 fn node() -> Node {
-    Node::builder()
-        .guests(&["echo", "counter-rmw", "big-output", "trap"])
-        .function(Script::function("script"))
-        .start()
+    Node::builder().guests(&["echo", "counter-rmw", "big-output", "trap"]).function(Script::function("script")).start()
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Bodies as CONTRACT.md section 1, "Bodies", rules them: by length and chunked, and everything that is neither.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;

@@ -1,4 +1,5 @@
 //! The error table of CONTRACT.md section 1: each code's status, its headers, its document, and what becomes of the connection.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -78,7 +79,12 @@ fn errors_before_a_run_name_no_session() {
 fn errors_of_a_run_name_session_and_invocation_and_keep_the_connection() {
     let node = node();
     let mut client = node.connect();
-    let cases = [("trap", 500, "guest_trapped"), ("recurse", 500, "guest_trapped"), ("garbage-return", 500, "guest_error"), ("spin", 504, "deadline")];
+    let cases = [
+        ("trap", 500, "guest_trapped"),
+        ("recurse", 500, "guest_trapped"),
+        ("garbage-return", 500, "guest_error"),
+        ("spin", 504, "deadline"),
+    ];
     for (function, status, code) in cases {
         let reply = client.call("POST", &format!("/f/{function}"), &[("x-session-id", "mine")], b"");
         reply.assert_error(status, code);

@@ -1,5 +1,6 @@
 //! Heads as CONTRACT.md section 1, "Framing", "Route" and "Session header", rules them: what is malformed gets its 400 and a closed connection,
 //! never a hang and never a run; what is well-formed runs.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -158,8 +159,25 @@ fn every_other_path_is_no_route_and_the_connection_stays() {
     let mut client = node.connect();
     let long = format!("/f/{}", "n".repeat(65));
     let targets = [
-        "/", "*", "/metrics", "/f", "/f/", "/F/echo", "//f/echo", "/f//echo", "/f/ec%68o", "/f/echo%2Fx", "/f/a+b", "/f/?echo", "/f/echo!", "/ff/echo",
-        "/./f/echo", "/healthz", "http://x/", "/f/a:b", &long,
+        "/",
+        "*",
+        "/metrics",
+        "/f",
+        "/f/",
+        "/F/echo",
+        "//f/echo",
+        "/f//echo",
+        "/f/ec%68o",
+        "/f/echo%2Fx",
+        "/f/a+b",
+        "/f/?echo",
+        "/f/echo!",
+        "/ff/echo",
+        "/./f/echo",
+        "/healthz",
+        "http://x/",
+        "/f/a:b",
+        &long,
     ];
     for target in targets {
         let reply = client.call("GET", target, &[], b"");
@@ -231,7 +249,11 @@ fn session_headers_are_held_to_their_rules() {
 fn the_session_header_can_have_another_name() {
     let node = Node::builder().function(Function::guest("echo")).listen("session_header = \"X-Game-Room\"").start();
     let reply = node.call("GET", "/f/echo", &[("x-game-room", "lobby")], b"");
-    assert_eq!((reply.status, reply.header("x-game-room")), (200, Some("lobby")), "the ID comes back in the header it is looked for in: {reply:?}");
+    assert_eq!(
+        (reply.status, reply.header("x-game-room")),
+        (200, Some("lobby")),
+        "the ID comes back in the header it is looked for in: {reply:?}"
+    );
     let reply = node.call("GET", "/f/echo", &[("x-session-id", "lobby")], b"");
     let fresh = reply.header("x-game-room").unwrap();
     assert!(fresh != "lobby" && fresh.len() >= 16, "{fresh}");

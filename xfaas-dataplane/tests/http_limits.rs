@@ -1,4 +1,5 @@
 //! Sizes and times as CONTRACT.md section 1, "Limits", rules them. Timeouts are lowered, each on a node of its own.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
@@ -179,9 +180,7 @@ fn a_whole_body_has_a_time_too() {
     let mut client = node.connect();
     client.send(b"POST /f/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
     client.stream().set_nonblocking(true).unwrap();
-    eventually("a body that grows too slowly is refused", || {
-        drip(client.stream()) && client.stream().peek(&mut [0]).is_ok()
-    });
+    eventually("a body that grows too slowly is refused", || drip(client.stream()) && client.stream().peek(&mut [0]).is_ok());
     client.stream().set_nonblocking(false).unwrap();
     client.reply().assert_error(408, "timeout");
 }

@@ -1,4 +1,5 @@
 //! Sessions: who gets which state, whichever shard a request lands on; and how connections find the shard of their session.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;

@@ -105,7 +105,8 @@ impl Node {
     fn start() -> Node {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let address = free_address();
-        let plan = ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
+        let plan =
+            ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
         let placement = WatchingPlacement { inner: LocalPlacement::new(1), marked: AtomicBool::new(false) };
         let running = shard::start(vec![plan], &options(folder.path()), &(Arc::new(placement) as Arc<dyn Placement>)).unwrap();
         let node = Node { address, running, _folder: folder };
@@ -122,6 +123,7 @@ impl Node {
         let (answer, answered) = sync_channel(1);
         self.running.doors[0].send(ShardCommand::Install(function, answer)).ok().unwrap();
         answered.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+        self.running.doors[0].send(ShardCommand::Serve).ok().unwrap();
     }
 
     fn stop(self) {
@@ -215,11 +217,8 @@ fn a_warm_request_makes_no_heap_allocation() {
 fn only_enters_the_ring(stream: &mut TcpStream) {
     let thread = SHARD_THREAD.load(Ordering::Relaxed).to_string();
     let log = tempfile::NamedTempFile::new().unwrap();
-    let strace = std::process::Command::new("strace")
-        .args(["-p", &thread, "-o"])
-        .arg(log.path())
-        .stderr(std::process::Stdio::null())
-        .spawn();
+    let strace =
+        std::process::Command::new("strace").args(["-p", &thread, "-o"]).arg(log.path()).stderr(std::process::Stdio::null()).spawn();
     let Ok(mut strace) = strace else {
         assert!(std::env::var_os("CI").is_none(), "strace is missing: `cargo xtask setup` installs it");
         eprintln!("system calls NOT counted: strace is not installed (`cargo xtask setup` installs it)");

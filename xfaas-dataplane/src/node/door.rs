@@ -1,12 +1,9 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
 use crate::control::{
-    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionInfo, SessionsQuery, Shards,
-    ShardsError,
+    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionInfo, SessionsQuery, Shards, ShardsError,
 };
-use crate::shard::{
-    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, FunctionCounters, OUTCOMES, RunningShards, ShardCommand, ShardView,
-};
+use crate::shard::{self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, FunctionCounters, OUTCOMES, RunningShards, ShardCommand, ShardView};
 use crate::worker::Function;
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -142,11 +139,7 @@ impl Shards for ShardsDoor {
                     name: REQUESTS_TOTAL,
                     help: "Requests by function and outcome.",
                     kind: MetricKind::Counter,
-                    labels: vec![
-                        ("shard", shard.to_string()),
-                        ("function", name.to_owned()),
-                        ("outcome", (*outcome).to_owned()),
-                    ],
+                    labels: vec![("shard", shard.to_string()), ("function", name.to_owned()), ("outcome", (*outcome).to_owned())],
                     value: count.get() as f64,
                 });
             }

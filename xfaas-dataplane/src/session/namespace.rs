@@ -117,8 +117,7 @@ mod tests {
     #[test]
     fn colliding_hashes_stay_apart() {
         let mut table = NamespaceTable::new();
-        let ids: Vec<_> =
-            (0..100).map(|i| table.find_or_insert(0, &SessionId::new(format!("s{i}").as_bytes()).unwrap(), 1)).collect();
+        let ids: Vec<_> = (0..100).map(|i| table.find_or_insert(0, &SessionId::new(format!("s{i}").as_bytes()).unwrap(), 1)).collect();
         for (i, id) in ids.iter().enumerate() {
             assert_eq!(table.get(*id).session.as_str(), format!("s{i}"));
             table.remove_if_empty(*id);

@@ -44,11 +44,15 @@ pub struct ProxyStats {
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Idle { since_ns: u64 },
+    Idle {
+        since_ns: u64,
+    },
     /// In the run queue, or running right now.
     Runnable,
     /// Parked until a lock is handed over.
-    Parked { since_ns: u64 },
+    Parked {
+        since_ns: u64,
+    },
 }
 
 struct WorkerSlot {
@@ -202,7 +206,10 @@ impl Proxy {
         }
         let namespace = self.namespaces.get_mut(id);
         // Without a worker of its own nothing would ever start what waits here.
-        if namespace.running == 0 || namespace.waiting.len() >= self.options.namespace_queue_calls_max || self.queued >= self.options.queued_calls_max {
+        if namespace.running == 0
+            || namespace.waiting.len() >= self.options.namespace_queue_calls_max
+            || self.queued >= self.options.queued_calls_max
+        {
             self.namespaces.remove_if_empty(id);
             return refused(call, ErrorCode::Overloaded, "all workers are busy and the queue is full");
         }

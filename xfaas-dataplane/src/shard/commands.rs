@@ -18,6 +18,7 @@ impl Shard {
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
             }
         }

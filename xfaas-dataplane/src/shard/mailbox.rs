@@ -104,6 +104,8 @@ pub enum ShardCommand {
     Remove(u16, SyncSender<Result<(), String>>),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
+    Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.
     Drain,
 }

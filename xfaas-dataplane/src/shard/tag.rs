@@ -10,15 +10,27 @@ pub(super) enum Operation {
     DatagramSent,
     Command,
     Mail,
-    Receive { connection: u32, generation: u16 },
-    Sent { connection: u32, generation: u16 },
+    Receive {
+        connection: u32,
+        generation: u16,
+    },
+    Sent {
+        connection: u32,
+        generation: u16,
+    },
     Closed,
     /// A connection was handed to another shard, or not.
-    Handed { connection: u32, generation: u16 },
+    Handed {
+        connection: u32,
+        generation: u16,
+    },
     /// A connection's descriptor came from another shard.
     Arrived(Arrival),
     /// An ordinary descriptor of a connection, to ask its addresses.
-    Installed { connection: u32, generation: u16 },
+    Installed {
+        connection: u32,
+        generation: u16,
+    },
 }
 
 const KIND_SHIFT: u32 = 56;

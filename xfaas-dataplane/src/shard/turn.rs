@@ -63,6 +63,8 @@ pub struct Shard {
     pub(super) scratch: Vec<u8>,
     /// Connections, and the UDP socket, whose receive found no buffer.
     pub(super) starved: Vec<u32>,
+    /// Takes connections and datagrams.
+    pub(super) is_serving: bool,
     pub(super) datagrams_armed: bool,
     pub(super) accept_armed: bool,
     pub(super) draining_since_ns: Option<u64>,
@@ -123,6 +125,7 @@ impl Shard {
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
             starved: Vec::new(),
+            is_serving: false,
             datagrams_armed: false,
             accept_armed: false,
             draining_since_ns: None,
@@ -165,6 +168,9 @@ impl Shard {
 
     /// Arms what a receive without a buffer, or an error, ended.
     fn arm(&mut self) {
+        if !self.is_serving {
+            return;
+        }
         if !self.accept_armed && self.draining_since_ns.is_none() {
             self.ring.accept_multi(Operation::Accept.tag(), self.tcp.as_fd());
             self.accept_armed = true;

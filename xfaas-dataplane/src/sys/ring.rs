@@ -171,6 +171,15 @@ impl Ring {
         self.push(entry.user_data(tag.0));
     }
 
+    /// Puts a socket made elsewhere, connected already, into the direct descriptor `file`; the ring keeps its own reference. For a ring that
+    /// does not accept: `accept_multi` picks descriptors by itself. Errors: `file` is outside the ring's table.
+    pub fn adopt(&mut self, file: FixedFile, socket: BorrowedFd<'_>) -> Result<(), RingError> {
+        match self.ring.submitter().register_files_update(file.0, &[socket.as_raw_fd()]) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(RingError::Operation { operation: "put a socket into the table of direct descriptors", source }),
+        }
+    }
+
     /// Receives into buffers of `group` until the stream ends or the group is empty (ENOBUFS).
     pub fn recv_multi(&mut self, tag: Tag, file: FixedFile, group: u16) {
         self.push(opcode::RecvMulti::new(Fixed(file.0), group).build().user_data(receive_user_data(tag, group)));

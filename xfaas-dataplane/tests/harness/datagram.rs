@@ -92,6 +92,18 @@ impl UdpClient {
         assert_eq!(self.socket.send(bytes).unwrap(), bytes.len());
     }
 
+    /// Sends to a port that may be closed. Output: false when the kernel says it is.
+    pub fn try_send(&self, bytes: &[u8]) -> bool {
+        self.socket.send(bytes).is_ok()
+    }
+
+    /// The next answer of a port that may be closed, or `None`.
+    pub fn try_answer(&self, time: Duration) -> Option<Answer> {
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        let mut buffer = vec![0; 65_536];
+        self.socket.recv(&mut buffer).ok().map(|bytes| Answer::parse(&buffer[..bytes]))
+    }
+
     /// The next answer.
     #[track_caller]
     pub fn answer(&self) -> Answer {

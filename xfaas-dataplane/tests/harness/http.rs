@@ -67,7 +67,13 @@ impl Reply {
     #[track_caller]
     pub fn assert_ok(&self, body: &[u8]) {
         assert_eq!(self.status, 200, "{self:?}");
-        assert!(self.body == body, "{} bytes, not the {} expected: {:?}", self.body.len(), body.len(), &self.body[..self.body.len().min(200)]);
+        assert!(
+            self.body == body,
+            "{} bytes, not the {} expected: {:?}",
+            self.body.len(),
+            body.len(),
+            &self.body[..self.body.len().min(200)]
+        );
     }
 }
 

@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -22,9 +23,20 @@ pub fn guest(name: &str) -> PathBuf {
     path
 }
 
-/// Runs the binary to its end.
+/// Runs the binary to its end, which must come within `PATIENCE`.
 pub fn xfaas(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap()
+    let mut command = Command::new(BINARY);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let process = command.spawn().unwrap();
+    let pid = Pid::from_child(&process);
+    let (ended, end) = channel();
+    let waiting = std::thread::spawn(move || ended.send(process.wait_with_output()));
+    let output = end.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("xfaas {arguments:?} did not end within {PATIENCE:?}");
+    });
+    waiting.join().unwrap().unwrap();
+    output.unwrap()
 }
 
 /// One `[[function]]` of a node's configuration.
@@ -253,6 +265,14 @@ impl Node {
 
     pub fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
+    }
+
+    /// The folder in /proc of the node's thread of that name.
+    pub fn thread(&self, name: &str) -> PathBuf {
+        let process = self.process.as_ref().expect("running");
+        let threads = std::fs::read_dir(format!("/proc/{}/task", process.id())).unwrap().map(|entry| entry.unwrap().path());
+        let mut named = threads.filter(|path| std::fs::read_to_string(path.join("comm")).unwrap().trim() == name);
+        named.next().unwrap_or_else(|| panic!("no thread {name}"))
     }
 
     pub fn connect(&self) -> Client {

@@ -91,7 +91,8 @@ impl Client {
         self.receive_within(PATIENCE).expect("no answer came")
     }
 
-    fn receive_within(&self, patience: Duration) -> Option<Vec<u8>> {
+    /// The next answer, if one comes.
+    pub fn receive_within(&self, patience: Duration) -> Option<Vec<u8>> {
         let mut bytes = vec![0; 65_536];
         self.socket.set_read_timeout(Some(patience)).unwrap();
         match self.socket.recv(&mut bytes) {

@@ -34,13 +34,15 @@ impl Http {
         (head, body)
     }
 
-    /// An echo of `body` for a session, which must be right.
-    pub fn echo(&mut self, session: &str, body: &[u8]) {
-        let mut request = format!("POST /f/echo HTTP/1.1\r\nhost: a\r\nX-Session-Id: {session}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
+    /// An echo of `body` for a session, which must be right. Output: the core that ran it.
+    pub fn echo(&mut self, session: &str, body: &[u8]) -> usize {
+        let mut request =
+            format!("POST /f/echo HTTP/1.1\r\nhost: a\r\nX-Session-Id: {session}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
         request.extend(body);
         let (head, echoed) = self.ask(&request);
         assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&format!("x-session-id: {session}\r\n")), "{head}");
         assert_eq!(echoed, body);
+        head.lines().find_map(|line| line.strip_prefix("x-xfaas-core: ")).unwrap().parse().unwrap()
     }
 }
 

@@ -119,23 +119,29 @@ impl Lab {
 
     fn make_namespaces(&self) {
         let (server, client) = (&self.server, &self.client);
-        ip(&[], &[
-            format!("netns add {server}"),
-            format!("netns add {client}"),
-            format!(
-                "link add {SERVER_DEVICE} address 02:00:00:00:00:01 netns {server} type veth \
+        ip(
+            &[],
+            &[
+                format!("netns add {server}"),
+                format!("netns add {client}"),
+                format!(
+                    "link add {SERVER_DEVICE} address 02:00:00:00:00:01 netns {server} type veth \
                  peer name {CLIENT_DEVICE} address 02:00:00:00:00:02 netns {client}"
-            ),
-        ]);
+                ),
+            ],
+        );
         for (namespace, device, end) in [(server, SERVER_DEVICE, 1), (client, CLIENT_DEVICE, 2)] {
             // A packet that is redirected to another CPU does not keep a checksum that was left to the device.
             run(Command::new("ip").args(["netns", "exec", namespace, "ethtool", "-K", device, "tx", "off"]));
-            ip(&["-n", namespace], &[
-                "link set lo up".to_owned(),
-                format!("link set {device} up"),
-                format!("addr add 10.77.0.{end}/24 dev {device}"),
-                format!("addr add fd77::{end}/64 dev {device} nodad"),
-            ]);
+            ip(
+                &["-n", namespace],
+                &[
+                    "link set lo up".to_owned(),
+                    format!("link set {device} up"),
+                    format!("addr add 10.77.0.{end}/24 dev {device}"),
+                    format!("addr add fd77::{end}/64 dev {device} nodad"),
+                ],
+            );
         }
     }
 
@@ -158,11 +164,6 @@ impl Lab {
     /// What `ip` says of the server's device.
     pub fn server_device(&self) -> String {
         run(Command::new("ip").args(["-n", &self.server, "-d", "link", "show", "dev", SERVER_DEVICE]))
-    }
-
-    /// What is attached to the interfaces of the server's namespace.
-    pub fn attached(&self) -> String {
-        run(self.server_command("bpftool").args(["net", "show"]))
     }
 }
 
@@ -235,7 +236,12 @@ fn remove_leftovers() {
 fn leftovers(folder: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| process_of(name).is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists())).collect()
+    names.filter(|name| process_of(name).is_some_and(|process| !is_alive(process))).collect()
+}
+
+/// A process that ended and was not waited for has no command line any more.
+fn is_alive(process: u32) -> bool {
+    fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
 
 fn process_of(name: &str) -> Option<u32> {

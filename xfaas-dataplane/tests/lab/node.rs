@@ -38,7 +38,9 @@ pub const UNPRIVILEGED: [&str; 4] =
 pub struct Node<'a> {
     lab: &'a Lab,
     child: Child,
+    port: u16,
     folder: PathBuf,
+    is_forgotten: bool,
 }
 
 /// An end that came by itself.
@@ -86,7 +88,7 @@ impl Lab {
         command.args(["--pdeathsig", "KILL"]).args(privileges).arg(env!("CARGO_BIN_EXE_xfaas")).args(["run", "--config"]).arg(config);
         command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
-        Node { lab: self, child, folder }
+        Node { lab: self, child, port, folder, is_forgotten: false }
     }
 
     /// What is compiled is kept for the lab's next node; everything else is this node's own.
@@ -171,9 +173,9 @@ impl Node<'_> {
         code.flatten()
     }
 
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    /// Kills it, and does not wait for what the kernel still has to do for it.
+    pub fn kill_and_forget(mut self) {
+        self.is_forgotten = true;
     }
 }
 
@@ -185,8 +187,9 @@ impl Drop for Node<'_> {
         // One that has ended is none to kill.
         drop(self.child.kill());
         drop(self.child.wait());
-        let started = std::time::Instant::now();
-        until("the kernel has let go of the node's sockets", || self.lab.on_server(|| TcpListener::bind(("::", PORT)).is_ok()));
-        eprintln!("freed after {:?}", started.elapsed());
+        if !self.is_forgotten {
+            // After a kill its rings end in the background, and their sockets with them.
+            until("the node's port is free", || self.lab.on_server(|| TcpListener::bind(("::", self.port)).is_ok()));
+        }
     }
 }

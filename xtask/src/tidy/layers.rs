@@ -8,7 +8,8 @@ use super::source::Source;
 const CRATES: [(&str, &[&str]); 6] = [
     ("xfaas-common", &[]),
     ("xfaas-ebpf", &["xfaas-common"]),
-    ("xfaas-dataplane", &["xfaas-common"]),
+    // Of xfaas-ebpf only the frames that its tests try the programs on, as a dev-dependency.
+    ("xfaas-dataplane", &["xfaas-common", "xfaas-ebpf"]),
     ("xfaas-guest", &["xfaas-common"]),
     // Of xfaas-ebpf only the frames that its programs are tried on.
     ("xfaas-bench", &["xfaas-common", "xfaas-dataplane", "xfaas-ebpf"]),

@@ -1,0 +1,162 @@
+//! Stop and start, CONTRACT.md section 4 and issue section 3: SIGTERM finishes what runs, and after a restart the first answer comes soon.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+#[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
+mod harness;
+
+use harness::{Client, Function, Node, PATIENCE, Script, UdpClient, eventually, request, request_datagram};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+#[test]
+fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
+    let mut node = Node::builder().guests(&["echo"]).function(Script::function("script").with("deadline_ms = 15000")).start();
+    let mut running = node.connect();
+    running.send(&request("POST", "/f/script", &[("x-session-id", "s")], &Script::new().spin(900_000_000).end()));
+    eventually("it runs", || node.metrics().sum("xfaas_workers", &[]) == 1.0);
+    let mut other = node.connect();
+    let udp = UdpClient::connect(node.http);
+    other.call("POST", "/f/echo", &[], b"x").assert_ok(b"x");
+    node.signal(Signal::TERM);
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        let reply = other.call("POST", "/f/echo", &[], b"x");
+        if reply.status != 200 {
+            break reply;
+        }
+        assert!(Instant::now() < deadline, "requests are still served");
+    };
+    refused.assert_error(503, "draining");
+    assert!(refused.header("retry-after").is_some() && refused.header("x-invocation-id").is_none(), "{refused:?}");
+    assert_eq!(refused.header("connection"), None, "the connection stays");
+    other.send(&request("POST", "/f/echo", &[("expect", "100-continue"), ("content-length", "5")], b""));
+    other.reply().assert_error(503, "draining");
+    other.assert_closed();
+    udp.call("echo", "s", 1, b"").assert_error(4, "draining");
+    running.reply().assert_ok(&0_i32.to_le_bytes()[..0]);
+    let status = node.wait();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn an_idle_node_stops_soon_and_connections_are_closed() {
+    let mut node = Node::builder().guests(&["echo"]).start();
+    let mut clients: Vec<Client> = (0..20).map(|_| node.connect()).collect();
+    for client in &mut clients {
+        client.call("POST", "/f/echo", &[], b"x").assert_ok(b"x");
+    }
+    let begun = Instant::now();
+    node.stop();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for client in &mut clients {
+        client.assert_closed();
+    }
+    assert!(Client::try_connect(node.http).is_err(), "nobody listens");
+}
+
+#[test]
+fn a_call_that_runs_too_long_does_not_keep_the_node_from_stopping() {
+    let mut node = Node::builder()
+        .function(Function::guest("spin").with("deadline_ms = 60000"))
+        .function(Function::guest("lock-forever").with("deadline_ms = 60000"))
+        .limit("drain_ms = 500")
+        .start();
+    let mut clients: Vec<Client> = ["spin", "lock-forever", "lock-forever"]
+        .iter()
+        .map(|function| {
+            let mut client = node.connect();
+            client.send(&request("POST", &format!("/f/{function}"), &[("x-session-id", "s")], b""));
+            client
+        })
+        .collect();
+    eventually("they run", || node.metrics().sum("xfaas_workers", &[]) == 3.0);
+    let begun = Instant::now();
+    node.stop();
+    let time = begun.elapsed();
+    assert!((Duration::from_millis(450)..Duration::from_secs(8)).contains(&time), "{time:?}");
+    drop(clients.drain(..));
+}
+
+#[test]
+fn replies_under_way_to_slow_readers_are_finished() {
+    let mut node = Node::builder().guests(&["big-output"]).start();
+    let mut clients: Vec<Client> = (0..4).map(|_| node.connect()).collect();
+    for client in &mut clients {
+        client.send(&request("GET", "/f/big-output", &[], b""));
+    }
+    for client in &clients {
+        assert_eq!(client.stream().peek(&mut [0]).unwrap(), 1);
+    }
+    node.signal(Signal::TERM);
+    // Nothing is read until the node has been told: the socket buffers are full by then.
+    std::thread::sleep(Duration::from_millis(100));
+    for client in &mut clients {
+        assert_eq!(client.reply().body.len(), 8 << 20);
+    }
+    assert!(node.wait().success());
+}
+
+#[test]
+fn the_first_answer_after_a_restart_comes_within_two_seconds() {
+    let mut node = Node::builder().guests(&["counter-rmw-linear", "echo", "cart", "init"]).start();
+    node.post("counter-rmw-linear", "s", b"").assert_ok(b"1");
+    let mut best = Duration::MAX;
+    // Other processes of the machine can only make a start slower: the best of three is the closest to what the node does.
+    for _ in 0..3 {
+        node.stop();
+        let begun = Instant::now();
+        node.spawn();
+        let mut client = loop {
+            match Client::try_connect(node.http) {
+                Ok(client) => break client,
+                Err(_) => assert!(begun.elapsed() < PATIENCE && node.is_running(), "nobody listens"),
+            }
+        };
+        let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "s")], b"");
+        assert_eq!(reply.status, 200, "the first answer is the function's, not that it is not there yet: {reply:?}");
+        best = best.min(begun.elapsed());
+        if best < Duration::from_secs(2) {
+            break;
+        }
+    }
+    assert!(best < Duration::from_secs(2), "{best:?}");
+}
+
+#[test]
+fn requests_right_after_the_ports_open_are_served() {
+    let mut node = Node::builder().guests(&["echo", "cart", "init", "counter-rmw", "counter-read"]).start();
+    node.stop();
+    node.spawn();
+    let udp = UdpClient::connect(node.http);
+    let mut answered = None;
+    let deadline = Instant::now() + PATIENCE;
+    for id in 0.. {
+        assert!(Instant::now() < deadline && node.is_running(), "no answer");
+        // Refused by ICMP until the port is open, which `send` or `recv` then reports.
+        if udp.try_send(&request_datagram("counter-read", "s", id, b"")) {
+            answered = udp.try_answer(Duration::from_millis(20));
+        }
+        if answered.is_some() {
+            break;
+        }
+    }
+    answered.unwrap().assert_reply(b"0");
+    node.post("counter-read", "s", b"").assert_ok(b"0");
+}
+
+#[test]
+fn a_second_signal_ends_a_node_that_drains() {
+    let mut node = Node::builder().function(Function::guest("spin").with("deadline_ms = 60000")).start();
+    let mut client = node.connect();
+    client.send(&request("POST", "/f/spin", &[("x-session-id", "s")], b""));
+    eventually("it runs", || node.metrics().sum("xfaas_workers", &[]) == 1.0);
+    node.signal(Signal::INT);
+    eventually("it drains", || node.log().contains("stopping"));
+    assert!(node.is_running());
+    eventually("it ends", || {
+        if node.is_running() {
+            node.signal(Signal::INT);
+        }
+        !node.is_running()
+    });
+}
