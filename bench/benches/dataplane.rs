@@ -70,6 +70,7 @@ fn encode_replies(criterion: &mut Criterion) {
         let head = ReplyHead {
             status: 200,
             content_type: b"application/octet-stream",
+            session_header: b"x-session-id",
             session: &session,
             invocation_id: 0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF,
             date: &date,

@@ -38,6 +38,7 @@ pub fn counter_reply(session: &SessionId, count: u64) -> Vec<u8> {
     let head = ReplyHead {
         status: 200,
         content_type: b"application/octet-stream",
+        session_header: b"x-session-id",
         session,
         invocation_id: 0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF,
         date: &http_date(clock::unix_s()),

@@ -225,7 +225,7 @@ fn a_client_that_still_sends_gets_the_error_before_the_end() {
 
 #[test]
 fn eight_mib_go_in_and_come_back() {
-    let node = node();
+    let node = Node::builder().function(Function::guest("echo").with("deadline_ms = 15000")).start();
     let body: Vec<u8> = (0..8 * MIB).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
     let mut client = node.connect();
     for headers in [&[("x-session-id", "large")][..], &[]] {

@@ -227,6 +227,6 @@ fn connections_over_the_limit_are_closed_and_the_others_stay() {
 
 /// Sends one byte of a slow client. True, so that it can stand in a condition; a full or refused one is fine, the answer is what counts.
 fn drip(mut stream: &TcpStream) -> bool {
-    stream.write(b"x").ok();
+    stream.write_all(b"x").ok();
     true
 }

@@ -54,6 +54,8 @@ pub struct ReplyHead<'a> {
     pub status: u16,
     /// The guest's; empty, or not a header value: `application/octet-stream`.
     pub content_type: &'a [u8],
+    /// Name of the header that gives the session ID, lower case.
+    pub session_header: &'a [u8],
     pub session: &'a SessionId,
     /// Written as 32 hex digits.
     pub invocation_id: u128,
@@ -81,7 +83,7 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead<'_>, body: &[u8], head_o
     out.extend_from_slice(b"content-type: ");
     out.extend_from_slice(if is_field_value(head.content_type) { head.content_type } else { CONTENT_TYPE_DEFAULT });
     push_date(out, head.date);
-    push_session(out, head.session);
+    push_session(out, head.session_header, head.session);
     push_invocation_id(out, head.invocation_id);
     out.extend_from_slice(head.connection.line());
     out.extend_from_slice(head.extra);
@@ -102,6 +104,8 @@ pub struct Problem<'a> {
     pub detail: &'a str,
     /// The code the guest returned, with `GuestError`.
     pub guest_code: Option<i32>,
+    /// Name of the header that gives the session ID, lower case.
+    pub session_header: &'a [u8],
     /// Only where the function ran.
     pub session: Option<&'a SessionId>,
     /// Only where the function ran.
@@ -124,7 +128,7 @@ pub fn encode_problem(out: &mut Vec<u8>, problem: &Problem<'_>, head_only: bool)
     out.extend_from_slice(b"content-type: application/problem+json");
     push_date(out, problem.date);
     if let Some(session) = problem.session {
-        push_session(out, session);
+        push_session(out, problem.session_header, session);
     }
     if let Some(invocation_id) = problem.invocation_id {
         push_invocation_id(out, invocation_id);
@@ -220,8 +224,9 @@ fn push_date(out: &mut Vec<u8>, date: &[u8; 29]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn push_session(out: &mut Vec<u8>, session: &SessionId) {
-    out.extend_from_slice(b"x-session-id: ");
+fn push_session(out: &mut Vec<u8>, header: &[u8], session: &SessionId) {
+    out.extend_from_slice(header);
+    out.extend_from_slice(b": ");
     out.extend_from_slice(session.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
@@ -287,7 +292,9 @@ mod tests {
 
     fn reply(status: u16, content_type: &[u8], connection: ConnectionHeader, body: &[u8], head_only: bool) -> String {
         let session = SessionId::new(b"alice").unwrap();
-        let head = ReplyHead { status, content_type, session: &session, invocation_id: 0xAB, date: DATE, connection, extra: b"a: b\r\n" };
+        let session_header = b"x-session-id";
+        let (invocation_id, extra) = (0xAB, b"a: b\r\n");
+        let head = ReplyHead { status, content_type, session_header, session: &session, invocation_id, date: DATE, connection, extra };
         let mut out = b"before|".to_vec();
         encode_reply(&mut out, &head, body, head_only);
         String::from_utf8(out).unwrap().strip_prefix("before|").unwrap().to_owned()
@@ -301,6 +308,7 @@ mod tests {
             code,
             detail,
             guest_code,
+            session_header: b"x-session-id",
             session: ran.then_some(&session),
             invocation_id: ran.then_some(1),
             date: DATE,

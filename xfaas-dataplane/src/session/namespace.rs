@@ -1,5 +1,6 @@
 //! The active namespaces of a shard: those with a worker or a waiting call. A namespace at rest is only its state in the region.
 
+use crate::state::NamespaceRef;
 use crate::worker::Call;
 use hashbrown::HashTable;
 use slab::Slab;
@@ -14,6 +15,8 @@ pub(super) struct Namespace {
     pub(super) app: u16,
     pub(super) session: SessionId,
     table_hash: u32,
+    /// Where the session's state lies, once a call has looked it up. Nothing removes a session's state while it is active.
+    pub(super) state: Option<NamespaceRef>,
     /// Idle workers, the warmest last.
     pub(super) idle: Vec<u32>,
     /// Workers that run or are parked in an invocation.
@@ -47,7 +50,7 @@ impl NamespaceTable {
         if let Some(id) = self.by_session.find(hash, same) {
             return *id;
         }
-        let fresh = Namespace { app, session: *session, table_hash, idle: Vec::new(), running: 0, waiting: VecDeque::new() };
+        let fresh = Namespace { app, session: *session, table_hash, state: None, idle: Vec::new(), running: 0, waiting: VecDeque::new() };
         let id = self.namespaces.insert(fresh) as NamespaceId;
         let namespaces = &self.namespaces;
         self.by_session.insert_unique(hash, id, |id| {

@@ -185,6 +185,7 @@ impl Proxy {
         call.set_function(&function.manifest);
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
         let namespace = self.namespaces.get_mut(id);
+        call.namespace = namespace.state;
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
             match self.take_worker(id, &function, now_ns) {
                 Ok(worker) => {
@@ -334,6 +335,7 @@ impl Proxy {
         let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !current.manifest.fresh);
         let namespace = self.namespaces.get_mut(namespace_id);
         namespace.running -= 1;
+        namespace.state = call.namespace;
         if keep {
             slot.phase = Phase::Idle { since_ns: now_ns };
             namespace.idle.push(id);

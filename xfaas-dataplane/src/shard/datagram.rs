@@ -60,12 +60,13 @@ impl Shard {
         call.session = head.session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
-        call.received_ns = clock::monotonic_ns();
+        let now_ns = clock::monotonic_ns();
+        call.received_ns = now_ns;
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
         if owner == self.core {
             self.view.counters.steered.add(1);
-            return self.run_datagram(call, peer, head.request_id);
+            return self.run_datagram(call, peer, head.request_id, now_ns);
         }
         self.view.counters.misrouted.add(1);
         match self.post.invoke(owner.index(), call) {
@@ -79,7 +80,7 @@ impl Shard {
     }
 
     /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
-    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: SocketAddr, request_id: u64) {
+    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: SocketAddr, request_id: u64, now_ns: u64) {
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
             let key = ReplayKey { function: call.function, session: call.session, request_id };
@@ -98,7 +99,7 @@ impl Shard {
                 }
             }
         }
-        if let Some(finished) = self.submit(call) {
+        if let Some(finished) = self.submit(call, now_ns) {
             self.reply_datagram(finished);
         }
     }

@@ -185,14 +185,15 @@ impl Shard {
         call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
-        call.received_ns = clock::monotonic_ns();
+        let now_ns = clock::monotonic_ns();
+        call.received_ns = now_ns;
         let connection = &mut self.connections[id as usize];
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
         connection.speaks_for = connection.speaks_for.heard(owner.0);
         if owner == self.core {
             self.view.counters.steered.add(1);
-            if let Some(finished) = self.submit(call) {
+            if let Some(finished) = self.submit(call, now_ns) {
                 let generation = u32::from(self.connections[id as usize].generation);
                 self.reply_http(id, generation, finished);
             }

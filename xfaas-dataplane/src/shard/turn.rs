@@ -139,11 +139,15 @@ impl Shard {
 
     /// Runs until drained. Errors: the ring itself failed.
     pub fn run(mut self) -> Result<(), RingError> {
-        self.ring.poll_multi(Operation::Command.tag(), self.door.waker.descriptor());
+        self.listen_for_commands();
         while !self.is_drained() {
             self.turn()?;
         }
         Ok(())
+    }
+
+    fn listen_for_commands(&mut self) {
+        self.ring.poll_multi(Operation::Command.tag(), self.door.waker.descriptor());
     }
 
     fn turn(&mut self) -> Result<(), RingError> {
@@ -219,7 +223,12 @@ impl Shard {
             Operation::Datagram => self.on_datagram(completion),
             Operation::DatagramSent => self.keep_buffer(completion.sent),
             Operation::Accept => self.on_accept(&completion),
-            Operation::Command => self.take_commands(),
+            Operation::Command => {
+                if !completion.more {
+                    self.listen_for_commands();
+                }
+                self.take_commands();
+            }
             Operation::Mail | Operation::Closed => {} // the mail is taken every turn; a closed slot needs nothing
             Operation::Handed { connection, generation } => self.on_handed(connection, generation, completion.result),
             Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
@@ -243,20 +252,23 @@ impl Shard {
     /// A neighbour's request for a session of ours.
     fn on_invoke(&mut self, call: Box<Call>) {
         if let Origin::Datagram { peer, request_id, .. } = call.origin {
-            return self.run_datagram(call, peer, request_id);
+            return self.run_datagram(call, peer, request_id, clock::monotonic_ns());
         }
-        if let Some(finished) = self.submit(call) {
+        if let Some(finished) = self.submit(call, clock::monotonic_ns()) {
             self.deliver(finished);
         }
     }
 
     /// Runs a call of a session of ours, or lets it wait its turn.
-    pub(super) fn submit(&mut self, mut call: Box<Call>) -> Option<Finished> {
+    pub(super) fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
         call.served_by = self.core.0;
-        self.proxy.submit(call, clock::monotonic_ns())
+        self.proxy.submit(call, now_ns)
     }
 
     fn run_slices(&mut self) {
+        if !self.proxy.has_runnable() {
+            return;
+        }
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {

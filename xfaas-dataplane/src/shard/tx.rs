@@ -45,6 +45,7 @@ impl Shard {
                 let head = ReplyHead {
                     status: 200,
                     content_type: b"application/octet-stream",
+                    session_header: &self.limits.session_header,
                     session: &call.session,
                     invocation_id: call.invocation_id,
                     date: &self.date,
@@ -58,6 +59,7 @@ impl Shard {
                     code: *code,
                     detail,
                     guest_code: *guest_code,
+                    session_header: &self.limits.session_header,
                     session: outcome.ran().then_some(&call.session),
                     invocation_id: outcome.ran().then_some(call.invocation_id),
                     date: &self.date,

@@ -1,8 +1,10 @@
 //! The listening sockets of a shard: one TCP and one UDP socket a shard, all on the same port with SO_REUSEPORT.
 
 use socket2::{Domain, Protocol, Socket, Type};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} ({kind}){hint}")]
@@ -19,10 +21,20 @@ const BACKLOG_CONNECTIONS: i32 = 4_096;
 /// Asked of the kernel for datagrams on their way in; the kernel grants at most `net.core.rmem_max`.
 const UDP_RECEIVE_BYTES: usize = 4 << 20;
 
+/// The kernel takes the rings of a process apart after its end (24 ms measured), and the sockets they hold with them: a restart waits so long.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+const RELEASE_POLL: Duration = Duration::from_millis(5);
+
 /// Refuses an address that another process listens on. SO_REUSEPORT alone would share it without a word, when it is ours or we are root.
-/// Called once before the shards' sockets are made.
+/// Called once before the shards' sockets are made. Cost: a second when the address is taken.
 pub fn ensure_free(address: SocketAddr, tcp: bool) -> Result<(), ListenError> {
-    bind(address, tcp, false).map(drop)
+    let deadline = Instant::now() + RELEASE_WAIT;
+    loop {
+        match bind(address, tcp, false) {
+            Err(error) if error.source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => std::thread::sleep(RELEASE_POLL),
+            bound => return bound.map(drop),
+        }
+    }
 }
 
 /// A TCP listener with SO_REUSEPORT.
@@ -42,9 +54,9 @@ pub fn udp_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
 
 fn listen_error(address: SocketAddr, tcp: bool, source: std::io::Error) -> ListenError {
     let hint = match source.kind() {
-        std::io::ErrorKind::AddrInUse => ": another process listens there; stop it or choose another port",
-        std::io::ErrorKind::PermissionDenied => ": a port below 1024 needs CAP_NET_BIND_SERVICE",
-        std::io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
+        ErrorKind::AddrInUse => ": another process listens there; stop it or choose another port",
+        ErrorKind::PermissionDenied => ": a port below 1024 needs CAP_NET_BIND_SERVICE",
+        ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
         _ => "",
     };
     ListenError { address, kind: if tcp { "TCP" } else { "UDP" }, hint, source }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use wasmtime::{Cache, CacheConfig, Config, Inlining, Linker, PoolingAllocationConfig};
+use wasmtime::{Cache, CacheConfig, Config, Enabled, Inlining, Linker, PoolingAllocationConfig};
 use xfaas_common::limits::MEMORY_MIB_DEFAULT;
 
 /// Workers beyond `workers_live_max` that the pool has room for: the ones a load needs, one load at a time.
@@ -24,6 +24,8 @@ const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// faults at the next fork cost more than clearing. It is also what an unused place may keep.
 const MEMORY_BYTES_KEPT: usize = 256 << 10;
 const TABLE_BYTES_KEPT: usize = 16 << 10;
+/// A folder of its own: wasmtime's cleaning removes every file there that is not its own.
+const CODE_DIRECTORY: &str = "code";
 /// zstd level of compiled code on disk. The same for both of wasmtime's levels, so that its cache thread never recompresses.
 const CACHE_COMPRESSION_LEVEL: i32 = 3;
 
@@ -173,7 +175,9 @@ fn config(options: &EngineOptions) -> Config {
         .max_memory_size((options.memory_mib_max as usize) << 20)
         .max_unused_warm_slots(workers)
         .linear_memory_keep_resident(MEMORY_BYTES_KEPT)
-        .table_keep_resident(TABLE_BYTES_KEPT);
+        .table_keep_resident(TABLE_BYTES_KEPT)
+        // Linux 6.7 tells which pages were written, so that only these are cleared.
+        .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config
         .allocation_strategy(pool)
@@ -196,7 +200,7 @@ fn cache(options: &EngineOptions) -> Result<Option<Cache>, EngineError> {
     let Some(directory) = &options.cache_directory else { return Ok(None) };
     let mut config = CacheConfig::new();
     config
-        .with_directory(directory)
+        .with_directory(directory.join(CODE_DIRECTORY))
         .with_baseline_compression_level(CACHE_COMPRESSION_LEVEL)
         .with_optimized_compression_level(CACHE_COMPRESSION_LEVEL);
     let cache = Cache::new(config).map_err(|source| EngineError::Cache { directory: directory.clone(), source: source.into() })?;

@@ -1,4 +1,4 @@
-//! Modules after their `init`, kept on disk by content beside wasmtime's compile cache, so that a restart does not run `init` again.
+//! Modules after their `init`, kept on disk by content beside the compiled code, so that a restart does not run `init` again.
 //! A file that cannot be read or written only costs time: its module is prepared again.
 
 use sha2::{Digest, Sha256};

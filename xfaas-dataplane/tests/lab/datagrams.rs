@@ -121,9 +121,11 @@ impl Client {
         let mut answers = vec![Vec::new(); requests.len()];
         let (mut sent, mut answered) = (0, 0);
         while answered < requests.len() {
-            while sent < requests.len() && sent - answered < WINDOW {
-                self.send(&requests[sent].bytes());
-                sent += 1;
+            // A half at a time: on a busy machine every change between client and server costs milliseconds.
+            if sent - answered <= WINDOW / 2 {
+                let upper = requests.len().min(answered + WINDOW);
+                requests[sent..upper].iter().for_each(|request| self.send(&request.bytes()));
+                sent = upper;
             }
             let Some(answer) = self.receive_within(PATIENCE) else { panic!("{answered} of {sent} datagrams were answered") };
             let head = decode_datagram_answer(&answer).unwrap().head;

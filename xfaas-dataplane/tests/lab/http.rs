@@ -1,7 +1,9 @@
 //! HTTP as plain bytes: the tests look at what is on the wire.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+
+use xfaas_common::map_layout::FlowKey;
 
 use super::PATIENCE;
 
@@ -21,9 +23,27 @@ impl Http {
         Http::over(TcpStream::connect(address).unwrap())
     }
 
-    /// Sends in one piece. Output: the reply's head, and its body of `content-length`.
-    pub fn ask(&mut self, request: &[u8]) -> (String, Vec<u8>) {
+    /// The key under which the kernel programs know this connection's segments to the server.
+    pub fn flow_key(&self) -> FlowKey {
+        let octets = |address: SocketAddr| match address.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let (ours, theirs) = (self.stream.get_ref().local_addr().unwrap(), self.stream.get_ref().peer_addr().unwrap());
+        FlowKey {
+            source: octets(ours),
+            destination: octets(theirs),
+            source_port: ours.port().to_be_bytes(),
+            destination_port: theirs.port().to_be_bytes(),
+        }
+    }
+
+    pub fn send(&mut self, request: &[u8]) {
         self.stream.get_mut().write_all(request).unwrap();
+    }
+
+    /// Output: the next reply's head, and its body of `content-length`.
+    pub fn receive(&mut self) -> (String, Vec<u8>) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(self.stream.read_line(&mut head).unwrap() > 0, "the connection ended in a head: {head:?}");
@@ -34,15 +54,25 @@ impl Http {
         (head, body)
     }
 
-    /// An echo of `body` for a session, which must be right. Output: the core that ran it.
-    pub fn echo(&mut self, session: &str, body: &[u8]) -> usize {
-        let mut request =
-            format!("POST /f/echo HTTP/1.1\r\nhost: a\r\nX-Session-Id: {session}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
+    /// Asks for an echo of `body`, in one segment if it fits.
+    pub fn send_echo(&mut self, session: &str, body: &[u8]) {
+        let head = format!("POST /f/echo HTTP/1.1\r\nhost: a\r\nX-Session-Id: {session}\r\ncontent-length: {}\r\n\r\n", body.len());
+        let mut request = head.into_bytes();
         request.extend(body);
-        let (head, echoed) = self.ask(&request);
+        self.send(&request);
+    }
+
+    /// The reply to `send_echo`, which must be right. Output: the core that ran it.
+    pub fn receive_echo(&mut self, session: &str, body: &[u8]) -> usize {
+        let (head, echoed) = self.receive();
         assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&format!("x-session-id: {session}\r\n")), "{head}");
         assert_eq!(echoed, body);
         head.lines().find_map(|line| line.strip_prefix("x-xfaas-core: ")).unwrap().parse().unwrap()
+    }
+
+    pub fn echo(&mut self, session: &str, body: &[u8]) -> usize {
+        self.send_echo(session, body);
+        self.receive_echo(session, body)
     }
 }
 

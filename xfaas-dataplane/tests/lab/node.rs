@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::Ordering;
 
+use aya::maps::{HashMap, Map, MapData, MapInfo, loaded_maps};
 use rustix::process::{Pid, Signal, kill_process};
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
 use xfaas_common::ids::{CoreIndex, SessionId};
+use xfaas_common::map_layout::{FlowKey, MAP_FLOWS};
 use xfaas_dataplane::session::{LocalPlacement, Placement};
 
 use super::http::get;
@@ -160,6 +162,14 @@ impl Node<'_> {
         let descriptors = fs::read_dir(folder).unwrap().filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
         let ids = descriptors.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("map_id:"))?.trim().parse().ok());
         ids.collect()
+    }
+
+    /// Where the kernel programs take the segments of each connection.
+    pub fn flows(&self) -> HashMap<MapData, FlowKey, u32> {
+        let ours = self.map_ids();
+        let is_flows = |map: &MapInfo| ours.contains(&map.id()) && map.name_as_str() == Some(MAP_FLOWS);
+        let map = loaded_maps().filter_map(Result::ok).find(is_flows).expect("steering has a flow table");
+        HashMap::try_from(Map::LruHashMap(MapData::from_id(map.id()).unwrap())).unwrap()
     }
 
     /// Ends it politely. Output: its exit code.

@@ -26,12 +26,15 @@ impl Half {
         Half { cpu, connections: sessions.iter().enumerate().map(connect).collect() }
     }
 
-    /// Every reply comes from the owner's core, also the first one.
+    /// One request each, all under way at once. Every reply comes from the owner's core, also the first one.
     fn ask_all(&mut self, round: usize, owners: &impl Fn(&SessionId) -> usize) {
         assert!(core_affinity::set_for_current(CoreId { id: usize::from(self.cpu) }));
+        let body = |i: usize| format!("round {round} of connection {i}").into_bytes();
         for (i, (http, session)) in self.connections.iter_mut().enumerate() {
-            let core = http.echo(session.as_str(), format!("round {round} of connection {i}").as_bytes());
-            assert_eq!(core, owners(session), "connection {i} in round {round}");
+            http.send_echo(session.as_str(), &body(i));
+        }
+        for (i, (http, session)) in self.connections.iter_mut().enumerate() {
+            assert_eq!(http.receive_echo(session.as_str(), &body(i)), owners(session), "connection {i} in round {round}");
         }
     }
 }
@@ -73,6 +76,10 @@ fn after_its_first_request_every_segment_of_a_connection_comes_to_the_owner() {
     assert_eq!(first.verdict(Verdict::ReuseportTcp), CONNECTIONS as u64);
     assert_eq!(first.steered() + first.misrouted(), CONNECTIONS as u64);
     assert!(first.misrouted() > 0, "half of the sessions belong to the CPU on which no SYN came");
+    let flows = node.flows();
+    for (http, session) in halves.iter().flat_map(|half| &half.connections) {
+        assert_eq!(flows.get(&http.flow_key(), 0).ok(), Some(owners(session) as u32), "where segments of {session} go");
+    }
 
     for round in 1..=ROUNDS {
         for half in &mut halves {

@@ -199,7 +199,7 @@ fn compiled_and_prepared_modules_are_kept_on_disk() {
         let prepared = std::fs::read_dir(directory.path().join("prepared")).unwrap().count();
         assert_eq!(prepared, 1);
     }
-    assert!(directory.path().read_dir().unwrap().count() >= 2, "wasmtime's own files");
+    assert!(directory.path().join("code").read_dir().unwrap().count() > 0, "compiled code");
 }
 
 #[test]
