@@ -19,7 +19,7 @@ pub(super) enum Closing {
     AfterSend,
     /// Our half is closed; input is read and dropped until the client closes too, so that it can read our last reply before a reset.
     Lingering { since_ns: u64 },
-    /// Both halves are shut; gone as soon as nothing is under way.
+    /// Given up; gone as soon as nothing is under way.
     Shut,
 }
 
@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) sending: bool,
     /// The multishot receive is armed.
     pub(super) armed: bool,
+    /// Our half is being closed; see `Ring::shutdown_write`.
+    pub(super) half_closing: bool,
     /// The client closed its half: what it asked before is still answered.
     pub(super) ended: bool,
     pub(super) closing: Closing,
@@ -129,6 +131,7 @@ impl Connection {
             busy: false,
             sending: false,
             armed: false,
+            half_closing: false,
             ended: false,
             closing: Closing::No,
             phase_since_ns: now_ns,
@@ -162,7 +165,7 @@ impl Connection {
 
     /// True when nothing of this connection is with the kernel or the proxy.
     pub(super) fn is_quiet(&self) -> bool {
-        !self.busy && !self.sending && !self.armed
+        !self.busy && !self.sending && !self.armed && !self.half_closing
     }
 }
 

@@ -19,6 +19,11 @@ pub(super) enum Operation {
         generation: u16,
     },
     Closed,
+    /// The writing half of a connection is shut.
+    HalfClosed {
+        connection: u32,
+        generation: u16,
+    },
     /// A connection was handed to another shard, or not.
     Handed {
         connection: u32,
@@ -54,6 +59,7 @@ impl Operation {
             Operation::Handed { connection, generation } => pack(9, 0, generation, connection),
             Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
+            Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
         }
     }
 
@@ -72,6 +78,7 @@ impl Operation {
             9 => Operation::Handed { connection, generation },
             10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             11 => Operation::Installed { connection, generation },
+            12 => Operation::HalfClosed { connection, generation },
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -89,6 +96,7 @@ mod tests {
                 Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed,
                 Operation::Receive { connection, generation }, Operation::Sent { connection, generation },
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
+                Operation::HalfClosed { connection, generation },
                 Operation::Arrived(Arrival { from, connection, generation }),
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);

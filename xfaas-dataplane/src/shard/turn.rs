@@ -232,6 +232,7 @@ impl Shard {
             Operation::Mail | Operation::Closed => {} // the mail is taken every turn; a closed slot needs nothing
             Operation::Handed { connection, generation } => self.on_handed(connection, generation, completion.result),
             Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
+            Operation::HalfClosed { connection, generation } => self.on_half_closed(connection, generation),
             Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
         }
     }

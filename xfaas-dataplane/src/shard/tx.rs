@@ -1,14 +1,12 @@
 //! The sending stage: ended calls become bytes, bytes become sends, and connections close in order.
 
 use super::connection::{Closing, PENDING_BYTES_MAX};
-use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
 use crate::net::{ConnectionHeader, Problem, ReplyHead, encode_problem, encode_reply};
 use crate::session::{Finished, Outcome};
 use crate::sys::{Completion, clock};
 use crate::worker::Call;
-use std::net::Shutdown;
 
 impl Shard {
     /// Writes the reply of an ended call into its connection's output. Sends nothing yet: pipelined replies leave together.
@@ -133,8 +131,9 @@ impl Shard {
             }
             Closing::AfterSend => {
                 connection.closing = Closing::Lingering { since_ns: now_ns };
+                connection.half_closing = true;
                 let file = connection.file;
-                self.ring.shutdown(file, Shutdown::Write);
+                self.ring.shutdown_write(Operation::HalfClosed { connection: id, generation }.tag(), file);
                 self.arm_receive(id);
             }
             Closing::Lingering { .. } if connection.ended => {
@@ -145,12 +144,15 @@ impl Shard {
             Closing::Shut if connection.is_quiet() => self.remove_connection(id),
             Closing::Shut => {
                 let file = connection.file;
-                if connection.armed {
-                    self.ring.cancel_receive(Operation::Receive { connection: id, generation }.tag(), GROUP_STREAMS);
-                }
-                self.ring.shutdown(file, Shutdown::Both);
+                self.ring.cancel_all(file);
             }
         }
+    }
+
+    pub(super) fn on_half_closed(&mut self, id: u32, generation: u16) {
+        let Some(connection) = self.connection(id, generation) else { return };
+        connection.half_closing = false;
+        self.settle(id, generation);
     }
 
     /// Ends a connection at once, without a word.

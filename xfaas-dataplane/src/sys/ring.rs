@@ -229,14 +229,16 @@ impl Ring {
         self.push(opcode::Close::new(Fixed(file.0)).build().user_data(tag.0));
     }
 
-    /// Ends the writing half of a connection, or both halves.
-    pub fn shutdown(&mut self, file: FixedFile, how: std::net::Shutdown) {
-        let how = match how {
-            std::net::Shutdown::Read => libc::SHUT_RD,
-            std::net::Shutdown::Write => libc::SHUT_WR,
-            std::net::Shutdown::Both => libc::SHUT_RDWR,
-        };
-        self.push(opcode::Shutdown::new(Fixed(file.0), how).build().user_data(IGNORED));
+    /// Ends the writing half of a connection. The kernel does it on a worker thread, which looks the descriptor up late: until `tag` has
+    /// completed the descriptor must not be closed, or its slot's next connection is shut instead.
+    pub fn shutdown_write(&mut self, tag: Tag, file: FixedFile) {
+        self.push(opcode::Shutdown::new(Fixed(file.0), libc::SHUT_WR).build().user_data(tag.0));
+    }
+
+    /// Cancels everything that is under way on a connection; each operation then completes.
+    pub fn cancel_all(&mut self, file: FixedFile) {
+        let operations = CancelBuilder::fd(Fixed(file.0)).all();
+        self.push(opcode::AsyncCancel2::new(operations).build().user_data(IGNORED));
     }
 
     /// Cancels the receive of `target` from `group`; that one then completes, last, with ECANCELED or with what it had.

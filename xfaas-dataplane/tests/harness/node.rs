@@ -4,9 +4,10 @@ use super::http::{Client, Reply, request};
 use super::metrics::Metrics;
 use super::{PATIENCE, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -203,10 +204,7 @@ impl Node {
             if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().unwrap()) {
                 panic!("the node ended with {status}:\n{}", self.log());
             }
-            Client::try_connect(self.admin).is_ok_and(|mut client| {
-                client.send(&request("GET", "/readyz", &[("connection", "close")], b""));
-                client.reply().status == 200
-            })
+            says_it_is_ready(self.admin).unwrap_or(false)
         });
     }
 
@@ -320,6 +318,16 @@ impl Node {
         assert!(both.iter().all(|sessions| sessions.len() >= 2), "24 sessions miss a shard once in a million runs: {both:?}");
         both
     }
+}
+
+/// Asks `/readyz`. Errors: nobody listens yet, or no more, as when the start failed: the caller looks at the process then.
+fn says_it_is_ready(admin: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(&request("GET", "/readyz", &[("connection", "close")], b""))?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply)?;
+    Ok(reply.starts_with(b"HTTP/1.1 200 "))
 }
 
 impl Drop for Node {

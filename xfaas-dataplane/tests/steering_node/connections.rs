@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 use xfaas_common::ids::SessionId;
 use xfaas_common::map_layout::Verdict;
 
-use crate::lab::{Http, Lab, Metrics, PLAIN, PLAIN_V4, PORT, random_sessions};
+use crate::lab::{Http, Lab, Metrics, PLAIN, PLAIN_V4, PORT, random_sessions, raw_exchange};
 
 const CONNECTIONS: usize = 200;
 const ROUNDS: usize = 20;
@@ -157,4 +157,23 @@ fn a_new_connection_on_an_old_port_is_steered_by_its_own_session() {
     assert_eq!(counted.verdict(Verdict::TcpFlowLearned), 8, "{:?}", counted.verdicts());
     assert_eq!(counted.steered() + counted.misrouted(), 40);
     assert!(counted.misrouted() <= 8, "at most the first request of a connection: {}", counted.misrouted());
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn connections_that_end_do_not_take_new_ones_with_them() {
+    let lab = Lab::new();
+    let _node = lab.start("xdp");
+    let ask = |session: &SessionId| {
+        let request = format!("GET /f/echo HTTP/1.0\r\nx-session-id: {session}\r\n\r\n");
+        let reply = raw_exchange(PLAIN_V4.address(PORT), &[request.as_bytes()]).unwrap();
+        assert!(reply.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&reply));
+    };
+    std::thread::scope(|scope| {
+        // Several at once: the server closes one connection while it accepts the next.
+        for client in 0..4 {
+            let lab = &lab;
+            scope.spawn(move || lab.on_client(|| random_sessions(client, 8).iter().cycle().take(1_000).for_each(ask)));
+        }
+    });
 }
