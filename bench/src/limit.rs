@@ -179,7 +179,7 @@ impl Echo {
         }
         if connection.out.len() > OUTPUT_BYTES_MAX {
             connection.out.clear();
-            self.ring.shutdown(file, std::net::Shutdown::Both); // its receive then ends
+            self.ring.cancel_all(file); // its receive then ends
         }
         self.go_on(file);
     }
