@@ -13,6 +13,7 @@ use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
 use slab::Slab;
+use socket2::SockRef;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -143,6 +144,9 @@ impl Shard {
         while !self.is_drained() {
             self.turn()?;
         }
+        // The kernel takes a ring apart some milliseconds after its process is gone, and keeps the listener for so long. A client that came
+        // then would be reset; so listening ends here. If that fails the process ends all the same.
+        SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both).ok();
         Ok(())
     }
 
