@@ -34,7 +34,7 @@ impl Shard {
 
     pub(super) fn arm_receive(&mut self, id: u32) {
         let connection = &mut self.connections[id as usize];
-        if connection.armed || connection.ended {
+        if connection.armed || connection.ended || connection.closing == Closing::Shut {
             return;
         }
         connection.armed = true;
