@@ -90,15 +90,18 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new(options: ProxyOptions, state: Box<ShardState>) -> Proxy {
+        // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
+        let run_queue = VecDeque::with_capacity(options.workers_live_max);
+        let granted = Vec::with_capacity(options.workers_live_max);
         Proxy {
             options,
             functions: Vec::new(),
             workers: Workers(Slab::new()),
             idle: IdleList::new(),
             namespaces: NamespaceTable::new(),
-            run_queue: VecDeque::new(),
+            run_queue,
             state: Some(state),
-            granted: Vec::new(),
+            granted,
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),

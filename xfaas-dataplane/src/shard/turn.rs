@@ -26,6 +26,9 @@ const SLICES_NS_MAX: u64 = 1_000_000;
 const MAIL_MESSAGES_MAX: usize = 256;
 /// Calls kept to be used again.
 const SPARE_CALLS_MAX: usize = 1_024;
+/// Send buffers made at start, and their size: more than one a connection is needed when a request comes before its last send is done.
+const SPARE_BUFFERS_AT_START: usize = 256;
+const SPARE_BUFFER_BYTES: usize = 1_024;
 /// How often timeouts are looked at: while calls are parked, while connections are open, and else.
 const SWEEP_PARKED_NS: u64 = 10_000_000;
 const SWEEP_OPEN_NS: u64 = 100_000_000;
@@ -98,6 +101,8 @@ impl Shard {
         let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, flows } = parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
+        let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
+        spare_buffers.extend((0..SPARE_BUFFERS_AT_START).map(|_| Vec::with_capacity(SPARE_BUFFER_BYTES)));
         let replays = Replays::new(options.replay_bytes_max);
         let served_by = (0..rings.len()).map(|core| format!("x-xfaas-core: {core}\r\n").into_bytes()).collect();
         Shard {
@@ -122,7 +127,7 @@ impl Shard {
             udp,
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
-            spare_buffers: Vec::with_capacity(SPARE_CALLS_MAX),
+            spare_buffers,
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
             starved: Vec::new(),

@@ -75,6 +75,9 @@ const RECVMSG_OUT_BYTES: usize = 16;
 /// Bytes that a received datagram's buffer spends before the payload.
 pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::sockaddr_in6>();
 
+/// Address boxes made at start: as many datagrams may be on their way out before another is allocated.
+const PEERS_AT_START: usize = 256;
+
 struct InFlight {
     tag: Tag,
     buffer: Vec<u8>,
@@ -134,7 +137,7 @@ impl Ring {
             ring,
             groups,
             in_flight: Slab::with_capacity(1_024),
-            peers: Vec::with_capacity(1_024),
+            peers: (0..PEERS_AT_START).map(|_| Box::new(SockAddr::from(SocketAddr::from(([0; 4], 0))))).collect(),
             completed: VecDeque::with_capacity(options.completion_entries as usize),
             message,
             enters: 0,
