@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
     /// Rounds that the measured time is split into.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// Connections, and datagrams under way at once.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
