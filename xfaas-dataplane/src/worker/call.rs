@@ -29,6 +29,18 @@ pub enum Origin {
     },
 }
 
+/// Where the state of a call's session is, seen from the shard that runs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateAt {
+    /// In this shard's own region.
+    #[default]
+    Here,
+    /// In the region of another shard of this process, which owns the session: read through a `RegionReader`.
+    Shard(u16),
+    /// With a primary in another process.
+    Primary,
+}
+
 /// One invocation. Reused: `reset` makes it as new and keeps the buffers.
 pub struct Call {
     pub request: Request,
@@ -44,7 +56,8 @@ pub struct Call {
     pub table_hash: u32,
     /// Who this invocation is to the shard's lock table.
     pub token: CallToken,
-    /// Where the session's state lies, once known.
+    pub state_at: StateAt,
+    /// Where the session's state lies in this shard's region, once known.
     pub namespace: Option<NamespaceRef>,
     pub read_only: bool,
     pub atomic: bool,
@@ -81,6 +94,7 @@ impl Default for Call {
             session: no_session(),
             table_hash: 0,
             token: CallToken(0),
+            state_at: StateAt::Here,
             namespace: None,
             read_only: false,
             atomic: false,
@@ -112,6 +126,7 @@ impl Call {
         self.session = no_session();
         self.table_hash = 0;
         self.token = CallToken(0);
+        self.state_at = StateAt::Here;
         self.namespace = None;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
