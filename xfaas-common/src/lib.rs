@@ -8,4 +8,5 @@ pub mod hash;
 pub mod ids;
 pub mod limits;
 pub mod map_layout;
+pub mod rpc;
 pub mod wire;
