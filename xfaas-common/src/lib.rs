@@ -9,4 +9,5 @@ pub mod ids;
 pub mod layout_tag;
 pub mod limits;
 pub mod map_layout;
+pub mod rpc;
 pub mod wire;
