@@ -76,6 +76,7 @@ impl Node {
     pub fn start(config: &Config, ebpf_object: &[u8]) -> Result<Node, NodeError> {
         ensure_free(config.http, true)?;
         ensure_free(config.udp, false)?;
+        ensure_free(config.rpc, true)?;
         let store = Store::open(&config.state_dir)?;
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
         // The parent of this folder may be writable by everyone, as /dev/shm is.
@@ -91,6 +92,7 @@ impl Node {
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
+        let rpc: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.rpc)).collect::<Result<_, _>>()?;
         let steering = Arc::new(Steering::start(SteeringOptions {
             mode: config.steering_mode,
             iface: config.steering_iface.as_deref(),
@@ -105,8 +107,9 @@ impl Node {
             ebpf_object,
         })?);
         tracing::info!("steering: {}", steering.explain());
-        let sockets = tcp.into_iter().zip(udp);
-        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan { cpu, tcp, udp, flows: steering.flow_table() });
+        let sockets = tcp.into_iter().zip(udp).zip(rpc);
+        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
+        let plans = config.cpus.iter().zip(sockets).map(plan);
         let options = shard_options(config, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let door = Arc::new(ShardsDoor::new(&shards));

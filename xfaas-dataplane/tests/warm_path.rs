@@ -105,8 +105,13 @@ impl Node {
     fn start() -> Node {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let address = free_address();
-        let plan =
-            ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
+        let plan = ShardPlan {
+            cpu: allowed_cpus()[0],
+            tcp: tcp_listener(address).unwrap(),
+            udp: udp_socket(address).unwrap(),
+            rpc: None,
+            flows: None,
+        };
         let placement = WatchingPlacement { inner: LocalPlacement::new(1), marked: AtomicBool::new(false) };
         let running = shard::start(vec![plan], &options(folder.path()), &(Arc::new(placement) as Arc<dyn Placement>)).unwrap();
         let node = Node { address, running, _folder: folder };

@@ -1,6 +1,8 @@
 //! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
+mod remote;
+
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -83,6 +85,8 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    /// Those of `granted` that are invocations in other processes.
+    granted_remote: Vec<CallToken>,
     parked: usize,
     queued: usize,
     stats: ProxyStats,
@@ -102,6 +106,7 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),
@@ -318,7 +323,12 @@ impl Proxy {
             return;
         }
         let now_ns = crate::sys::clock::monotonic_ns();
-        while let Some(CallToken(id)) = self.granted.pop() {
+        while let Some(token) = self.granted.pop() {
+            if token.remote_index().is_some() {
+                self.granted_remote.push(token);
+                continue;
+            }
+            let CallToken(id) = token;
             let slot = &mut self.workers.0[id as usize];
             let Phase::Parked { since_ns } = slot.phase else {
                 unreachable!("a lock is handed over only to a call that waits for it");

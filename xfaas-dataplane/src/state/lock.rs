@@ -176,6 +176,11 @@ impl LockTable {
         lock.is_some_and(|lock| self.calls[self.locks[lock as usize].holder as usize].token == call)
     }
 
+    /// Locks that the call holds.
+    pub fn held_by(&self, call: CallToken) -> usize {
+        self.find_call(call).map_or(0, |index| self.calls[index as usize].held as usize)
+    }
+
     /// True while the call holds or waits for a lock.
     pub fn knows(&self, call: CallToken) -> bool {
         self.find_call(call).is_some()
