@@ -3,10 +3,14 @@
 
 mod door;
 mod keys;
+mod offer;
 
 use self::door::ShardsDoor;
+use self::offer::NodeFacts;
 use crate::config::Config;
-use crate::control::{Control, ControlError, ControlOptions, DeployError, Deployer, StartReport, SteeringReport, SteeringStats, Store};
+use crate::control::{
+    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
@@ -110,15 +114,24 @@ impl Node {
         let sockets = tcp.into_iter().zip(udp).zip(rpc);
         let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
         let plans = config.cpus.iter().zip(sockets).map(plan);
+        let regions = region_door(config, &region_directory);
         let options = shard_options(config, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let door = Arc::new(ShardsDoor::new(&shards));
+        let facts = NodeFacts {
+            shards: config.cpus.len(),
+            keys: *placement.keys(),
+            session_header: config.session_header.clone(),
+            lock_wait_ms: config.limits.lock_wait_ms,
+            region_socket: regions.is_some().then(|| config.region_socket()),
+        };
+        let door = Arc::new(ShardsDoor::new(&shards, facts));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
             shards: door,
             steering: steering_stats(&steering),
+            regions,
         })?;
         let report = deployer.start(&config.functions)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
@@ -210,6 +223,18 @@ fn connections_max(configured: u32) -> usize {
         );
     }
     allowed.min(configured.into()) as usize
+}
+
+/// Containers of this machine do without when it cannot be had: they read by RPC.
+fn region_door(config: &Config, directory: &std::path::Path) -> Option<RegionDoor> {
+    let path = config.region_socket();
+    match RegionDoor::bind(&path, directory.to_owned()) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "containers cannot map regions: {} cannot be bound", path.display());
+            None
+        }
+    }
 }
 
 fn make_directory(path: &std::path::Path) -> Result<(), NodeError> {
