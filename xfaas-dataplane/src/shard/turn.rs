@@ -162,7 +162,7 @@ impl Shard {
     fn turn(&mut self) -> Result<(), RingError> {
         self.arm();
         let timeout = self.wait_time();
-        self.ring.wait(1, Some(timeout))?;
+        self.ring.wait_past_sends(timeout)?;
         self.now_ns = clock::monotonic_ns();
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
