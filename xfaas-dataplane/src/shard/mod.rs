@@ -7,6 +7,7 @@ mod datagram;
 mod http;
 mod mailbox;
 mod moving;
+mod read_only;
 mod replay;
 mod rpc;
 mod start;

@@ -25,6 +25,9 @@ const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
 /// Few: they bound what containers can make one turn do, however much they send.
 const RPC_BUFFERS: u16 = 32;
+/// The longest datagram that can come: IPv6 carries 20 bytes more than IPv4, and than an answer may have (RFC 768, RFC 8200).
+const RECEIVED_BYTES_MAX: usize = 65_527;
+const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
 /// Direct descriptors besides those of clients' connections: containers have some, and one that closes and one that comes may overlap.
@@ -214,7 +217,7 @@ impl Seed {
 fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
     let streams = GroupOptions { buffers: STREAM_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     let datagrams =
-        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + DATAGRAM_BYTES_MAX).next_multiple_of(64) as u32 };
+        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + RECEIVED_BYTES_MAX).next_multiple_of(64) as u32 };
     let rpc = GroupOptions { buffers: RPC_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     Ring::new(&RingOptions {
         submission_entries: SUBMISSION_ENTRIES,

@@ -168,7 +168,7 @@ impl Shard {
     fn turn(&mut self) -> Result<(), RingError> {
         self.arm();
         let timeout = self.wait_time();
-        self.ring.wait(1, Some(timeout))?;
+        self.ring.wait_past_sends(timeout)?;
         self.now_ns = clock::monotonic_ns();
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
@@ -180,6 +180,7 @@ impl Shard {
             self.sweep();
         }
         self.answer_granted();
+        self.send_to_owners();
         self.post.retry();
         self.wake_neighbours();
         self.publish();

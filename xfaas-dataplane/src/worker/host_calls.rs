@@ -14,6 +14,8 @@ use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Tells the guest's shim to pause and call again: the lock is held by someone else. No result of the contract has this value.
 pub(super) const PARK: i32 = i32::MIN;
+/// Ends the invocation: only the owner's shard can answer. No result of the contract has this value.
+pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
 
 /// A key copied out of the guest's memory: the guest's buffer may overlap it.
 struct Key {
@@ -86,7 +88,8 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
     OK
 }
 
-/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock.
+/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock;
+/// `NEEDS_OWNER` when the call runs beside the owner and this read cannot.
 pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
     let (key, span) = match state_arguments(memory, key, buf, buf_len, mode) {
         Ok(arguments) => arguments,
@@ -95,7 +98,8 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
     match lent.call.state_at {
         StateAt::Here => {}
         StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
-        StateAt::Shard(_) | StateAt::Primary => return UNREACHABLE,
+        StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
+        StateAt::Primary => return UNREACHABLE,
     }
     if mode == MODE_STRONG {
         match acquire(lent, &key) {
@@ -120,7 +124,7 @@ fn read_beside_owner(lent: &Lent, owner: u16, key: &Key, buffer: &mut [u8]) -> i
     let Lent { call, state } = lent;
     match state.readers.read(call.app, owner, &call.session, call.table_hash, key.as_bytes(), buffer) {
         Ok(length) => length.map_or(NOT_FOUND, |length| length as i32),
-        Err(_) => UNREACHABLE,
+        Err(_) => NEEDS_OWNER,
     }
 }
 
