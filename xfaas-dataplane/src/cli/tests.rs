@@ -58,6 +58,18 @@ fn http_server(reply: &'static str) -> (String, std::thread::JoinHandle<Vec<Stri
 }
 
 #[test]
+fn the_switch_that_breaks_locks_is_hidden_and_only_in_debug_builds() {
+    for line in [&["run", "--help"][..], &["--help"]] {
+        let (code, out, _) = xfaas(line);
+        assert_eq!(code, 0);
+        assert!(out.contains("run") && !out.contains("broken"), "{out}");
+    }
+    // `--version` ends parsing before anything runs, if the flag before it is known at all.
+    let code = xfaas(&["run", "--test-broken-lock", "--version"]).0;
+    assert_eq!(code, if cfg!(debug_assertions) { 0 } else { 2 });
+}
+
+#[test]
 fn wrong_usage_is_2_and_help_is_0() {
     for line in [
         &["fly"][..],

@@ -162,7 +162,7 @@ impl Shard {
     fn turn(&mut self) -> Result<(), RingError> {
         self.arm();
         let timeout = self.wait_time();
-        self.ring.wait(1, Some(timeout))?;
+        self.ring.wait_past_sends(timeout)?;
         self.now_ns = clock::monotonic_ns();
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
@@ -173,6 +173,7 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
+        self.send_to_owners();
         self.post.retry();
         self.wake_neighbours();
         self.publish();

@@ -118,6 +118,10 @@ impl LockTable {
     /// Asks for a lock on behalf of a call that runs, so waits for nothing. Cost: a hash of session and key, and a step for each call in
     /// the chain of those who wait for one another.
     pub fn acquire(&mut self, key: &LockKey<'_>, call: CallToken) -> Acquire {
+        #[cfg(debug_assertions)]
+        if super::broken_lock::is_broken() {
+            return Acquire::Granted;
+        }
         assert!(key.key.len() <= KEY_BYTES_MAX, "the host checks keys before it locks them");
         let hash = self.hash(key);
         let known = self.find_call(call);

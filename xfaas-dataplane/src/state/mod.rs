@@ -9,7 +9,8 @@
 //!    |  value       where a value's bytes are                           |
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
 //!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
-//! lock     FIFO locks per key with deadlock detection                shard_state   a region an app, and the locks
+//! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
+//!                                                                    shard_state   a region an app, and the locks
 //! ```
 //!
 //! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
@@ -18,6 +19,8 @@
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
 
 mod alloc;
+#[cfg(debug_assertions)]
+mod broken_lock;
 mod cell;
 mod class;
 mod error;
@@ -27,6 +30,7 @@ mod lock;
 mod namespace;
 mod open;
 mod reader;
+mod readers;
 mod region;
 mod scan;
 mod shard_state;
@@ -46,10 +50,13 @@ mod region_tests;
 #[cfg(test)]
 mod test_points;
 
+#[cfg(debug_assertions)]
+pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
+pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, StateKey};
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
