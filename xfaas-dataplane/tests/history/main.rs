@@ -14,7 +14,7 @@ mod value;
 mod workload;
 
 use client::Endpoint;
-use examine::{Examined, Histories};
+use examine::{Examined, Fault, Histories};
 use harness::{Node, eventually};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use workload::{Plan, functions};
@@ -59,6 +59,8 @@ fn hot_keys_over_two_shards_and_both_protocols_are_linearizable() {
         let examined = assert_right("hot keys", &plan(&node, requests, seed).run(|_| ()));
         // Traps leave nothing to note, and some requests are two operations.
         assert!(examined.operations > 4 * requests && examined.unknown == 0, "{examined:?}");
+        let beside = node.metrics().sum("xfaas_local_reads_total", &[]);
+        assert!(beside > 10.0, "{beside} of the reads ran beside the owner");
     }
 }
 
@@ -81,4 +83,13 @@ fn what_is_acknowledged_is_linearizable_over_kills() {
         let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 3, done));
         assert_right("three kills", &histories);
     }
+}
+
+#[test]
+#[cfg(debug_assertions)] // as the flag
+fn a_lock_that_does_not_lock_is_noticed() {
+    let node = functions(Node::builder()).flag("--test-broken-lock").start();
+    let plan = Plan { held_one_in: 1, sessions: 1, ..plan(&node, 60, 0) };
+    let verdict = plan.run(|_| ()).examine();
+    assert!(matches!(verdict, Err(Fault::Order { .. })), "{verdict:?}");
 }
