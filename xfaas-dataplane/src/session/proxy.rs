@@ -87,9 +87,9 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    beside: Beside,
     /// Those of `granted` that are invocations in other processes.
     granted_remote: Vec<CallToken>,
-    beside: Beside,
     parked: usize,
     queued: usize,
     stats: ProxyStats,
@@ -109,8 +109,8 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
-            granted_remote: Vec::new(),
             beside: Beside::default(),
+            granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),

@@ -179,8 +179,8 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
-        self.answer_granted();
         self.send_to_owners();
+        self.answer_granted();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
