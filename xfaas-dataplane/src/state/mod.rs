@@ -19,6 +19,8 @@
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
 
 mod alloc;
+#[cfg(debug_assertions)]
+mod broken_lock;
 mod cell;
 mod class;
 mod error;
@@ -31,6 +33,7 @@ mod reader;
 mod readers;
 mod region;
 mod scan;
+mod section;
 mod shard_state;
 mod space;
 mod table;
@@ -48,6 +51,8 @@ mod region_tests;
 #[cfg(test)]
 mod test_points;
 
+#[cfg(debug_assertions)]
+pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
@@ -55,4 +60,5 @@ pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, StateKey};
+pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
