@@ -5,6 +5,7 @@ pub mod fork;
 pub mod guest;
 pub mod limit;
 pub mod load;
+pub mod read_scaling;
 pub mod report;
 pub mod servers;
 pub mod steer;
