@@ -28,6 +28,14 @@ impl Shard {
         }
     }
 
+    /// A call of a connection here goes on to another shard.
+    pub(super) fn note_asked(&mut self, origin: Origin, shard: u16) {
+        let Origin::Http { connection, generation, .. } = origin else { return };
+        if let Some(asked) = self.connection(connection, generation as u16).and_then(|connection| connection.asked.as_mut()) {
+            asked.shard = shard;
+        }
+    }
+
     /// Ends a call that runs here, unless it is over.
     pub(super) fn cancel(&mut self, name: &CallName) {
         if let Some(finished) = self.proxy.cancel(name, clock::monotonic_ns()) {

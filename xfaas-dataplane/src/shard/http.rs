@@ -7,7 +7,7 @@ use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
 use crate::session::Outcome;
 use crate::sys::{Completion, FixedFile, clock};
-use crate::worker::{Call, Origin};
+use crate::worker::{Call, Origin, StateAt};
 
 impl Shard {
     pub(super) fn on_accept(&mut self, completion: &Completion) {
@@ -190,17 +190,21 @@ impl Shard {
         let connection = &mut self.connections[id as usize];
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
-        connection.asked = Some(Asked { shard: owner.0, app: call.app, table_hash: call.table_hash, session });
-        connection.speaks_for = connection.speaks_for.heard(owner.0);
-        if owner == self.core {
-            self.view.counters.steered.add(1);
+        let runs_here = self.runs_here(&mut call, owner);
+        let connection = &mut self.connections[id as usize];
+        let asked_shard = if runs_here { self.core } else { owner };
+        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session });
+        if call.state_at == StateAt::Here {
+            // One that runs beside the owner does as well here as there: no reason to move.
+            connection.speaks_for = connection.speaks_for.heard(owner.0);
+        }
+        if runs_here {
             if let Some(finished) = self.submit(call, now_ns) {
                 let generation = u32::from(self.connections[id as usize].generation);
                 self.reply_http(id, generation, finished);
             }
             return;
         }
-        self.view.counters.misrouted.add(1);
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {
