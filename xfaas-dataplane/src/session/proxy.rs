@@ -47,6 +47,7 @@ pub struct ProxyStats {
     pub lock_waits: u64,
     pub slices: u64,
     pub cancelled: u64,
+    pub regions_refused: u64,
 }
 
 /// What a worker is doing.
@@ -147,6 +148,7 @@ impl Proxy {
             opened => return opened,
         };
         let path = state.region_path(name);
+        self.stats.regions_refused += 1;
         match set_aside(&path) {
             Ok(aside) => tracing::error!("{error}: set aside as {}; app {name:?} starts with empty state", aside.display()),
             Err(_) => return Err(error),

@@ -126,6 +126,8 @@ pub struct ShardCounters {
     pub queued: Count,
     pub lock_waits: Count,
     pub slices: Count,
+    /// `xfaas_regions_refused_total`: files of session state that could not be trusted at start and were set aside.
+    pub regions_refused: Count,
     /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
     pub cancelled: Count,
     /// `xfaas_sessions`, with state in the region.
@@ -195,6 +197,9 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
     counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
     counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
+    counter("xfaas_regions_refused_total", "Files of session state that could not be trusted and were set aside.", |c| {
+        c.regions_refused.get() as f64
+    }),
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
@@ -216,6 +221,7 @@ impl ShardCounters {
         self.lock_waits.set(stats.lock_waits);
         self.slices.set(stats.slices);
         self.cancelled.set(stats.cancelled);
+        self.regions_refused.set(stats.regions_refused);
     }
 }
 

@@ -14,6 +14,7 @@ pub fn node(shards: usize) -> Node {
         .function(script("brief").with("deadline_ms = 200"))
         .function(script("atomic").with("atomic = true").with("deadline_ms = 60000"))
         .function(script("atomic-brief").with("atomic = true").with("deadline_ms = 200"))
+        .function(script("read-only").with("read_only = true").with("deadline_ms = 60000"))
         .function(script("single").with("workers_max = 1").with("deadline_ms = 60000"))
         .function(script("fresh").with("fresh = true").with("deadline_ms = 60000"))
         .function(script("idempotent").with("idempotent = true").with("deadline_ms = 60000"))

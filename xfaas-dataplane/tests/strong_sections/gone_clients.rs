@@ -77,6 +77,28 @@ fn finished_writes_of_a_cancelled_call_stay() {
 }
 
 #[test]
+fn a_call_that_spins_beside_its_sessions_owner_is_ended_too() {
+    let node = node(2);
+    // Until some have landed on either shard: sixty-four that all land on one happen once in 2^63 runs.
+    for round in 1..=64 {
+        let spinner = begin(&node, "read-only", &format!("s{round}"), &Script::new().read("n", 0).spin_forever());
+        let running = || {
+            let metrics = node.metrics();
+            metrics.sum("xfaas_workers", &[]) - metrics.sum("xfaas_workers_idle", &[])
+        };
+        eventually("it spins", || running() == 1.0);
+        reset(spinner);
+        cancelled(&node, round);
+        assert_eq!(running(), 0.0);
+        let metrics = node.metrics();
+        if metrics.sum("xfaas_local_reads_total", &[]) >= 2.0 && metrics.sum("xfaas_steered_total", &[]) >= 2.0 {
+            return;
+        }
+    }
+    panic!("no call landed beside its session's owner");
+}
+
+#[test]
 fn a_cancelled_atomic_call_leaves_nothing() {
     let node = node(2);
     let gate = Gate::close(&node, "s", "gate");
