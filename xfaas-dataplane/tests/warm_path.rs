@@ -121,8 +121,13 @@ impl Node {
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let address = free_address();
-        let plan =
-            || ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
+        let plan = || ShardPlan {
+            cpu: allowed_cpus()[0],
+            tcp: tcp_listener(address).unwrap(),
+            udp: udp_socket(address).unwrap(),
+            rpc: None,
+            flows: None,
+        };
         let placement = Arc::new(WatchingPlacement { inner: LocalPlacement::new(shards), marked: AtomicBool::new(false) });
         let plans = (0..shards).map(|_| plan()).collect();
         let running = shard::start(plans, &options(folder.path()), &(Arc::clone(&placement) as Arc<dyn Placement>)).unwrap();

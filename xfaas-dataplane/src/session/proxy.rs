@@ -2,6 +2,7 @@
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
 mod beside;
+mod remote;
 
 use self::beside::Beside;
 use super::idle::{IdleList, LinkStore, Links};
@@ -86,6 +87,8 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    /// Those of `granted` that are invocations in other processes.
+    granted_remote: Vec<CallToken>,
     beside: Beside,
     parked: usize,
     queued: usize,
@@ -106,6 +109,7 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            granted_remote: Vec::new(),
             beside: Beside::default(),
             parked: 0,
             queued: 0,
@@ -329,7 +333,12 @@ impl Proxy {
             return;
         }
         let now_ns = crate::sys::clock::monotonic_ns();
-        while let Some(CallToken(id)) = self.granted.pop() {
+        while let Some(token) = self.granted.pop() {
+            if token.remote_index().is_some() {
+                self.granted_remote.push(token);
+                continue;
+            }
+            let CallToken(id) = token;
             let slot = &mut self.workers.0[id as usize];
             let Phase::Parked { since_ns } = slot.phase else {
                 unreachable!("a lock is handed over only to a call that waits for it");

@@ -1,6 +1,7 @@
 //! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
 
 use super::connection::MovedConnection;
+use super::rpc::{ContainerOffer, MovedRpc};
 use crate::session::Finished;
 use crate::state::RegionReader;
 use crate::sys::Waker;
@@ -19,6 +20,8 @@ pub(super) enum Message {
     Done(Finished),
     /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
     Moved(Box<MovedConnection>),
+    /// The same of a container's connection.
+    RpcMoved(Box<MovedRpc>),
 }
 
 /// All mailboxes of a process.
@@ -107,6 +110,8 @@ pub enum ShardCommand {
     Remove(u16, SyncSender<Result<(), String>>),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// What containers are told from now on; answered when those that are connected will hear of it.
+    Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.
