@@ -1,4 +1,4 @@
-//! The four host functions of CONTRACT.md section 3, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
+//! The host functions of CONTRACT.md section 3 but for `snapshot`'s, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::lend::Lent;
@@ -42,7 +42,7 @@ impl Key {
 }
 
 /// The bytes `[pointer, pointer + length)`, if all of them are memory and the length is not negative.
-fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
+pub(super) fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
     let start = pointer as u32 as usize;
     let end = start.checked_add(usize::try_from(length).ok()?)?;
     (end <= memory.len()).then_some(start..end)
@@ -156,7 +156,7 @@ fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
 }
 
 /// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
-fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
+pub(super) fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
     let Lent { call, state } = lent;
     if call.namespace.is_none() {
         call.namespace = state.region(call.app)?.find(&call.session, call.table_hash);
