@@ -191,6 +191,7 @@ fn run(case: &Case, loads: u64) -> bool {
         Ok(None) => assert!(!case.key_stays && !was_removed, "{place}: it was there all the time"),
         Err(ReadRefused::Gone) => assert!(was_removed, "{place}: it was there all the time"),
         Err(ReadRefused::Busy) => panic!("{place}: the owner worked once only"),
+        Err(ReadRefused::Missing) => unreachable!("only `Readers` says so"),
     }
     true
 }

@@ -20,6 +20,7 @@
 //! Each read is a moment between its call and its return, so reads and writes of a key are linearizable: the version did not change
 //! while it was copied, and a version is acknowledged only after it is visible.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,6 +101,12 @@ impl RegionReader {
     /// Errors: `Io`, `NotARegion`, `LayoutVersion`, `HeaderChecksum`.
     pub fn open(path: &Path) -> Result<RegionReader, RegionError> {
         let (memory, header) = open::map_read_only(path)?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
+    /// The same of a region's descriptor, as the owner's process gives it to another. Errors: as `open`.
+    pub fn from_file(file: &File) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_file_read_only(file, Path::new("(a region's descriptor)"))?;
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 

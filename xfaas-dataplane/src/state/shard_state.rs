@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use super::error::RegionError;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
+use super::readers::Readers;
 use super::region::{Region, RegionStats};
 
 /// Regions and locks of one shard.
 pub struct ShardState {
     pub locks: LockTable,
+    /// Of the other shards' regions.
+    pub readers: Readers,
     directory: PathBuf,
     shard: u16,
     region_bytes_max: u64,
@@ -38,7 +41,8 @@ pub struct ShardStateStats {
 impl ShardState {
     /// No region is open yet. `directory` is made at the first `open_app`; `region_bytes_max` is each region's, 1 MiB..=64 GiB.
     pub fn new(directory: PathBuf, shard: u16, region_bytes_max: u64) -> ShardState {
-        ShardState { locks: LockTable::new(), directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new() }
+        let (locks, readers) = (LockTable::new(), Readers::default());
+        ShardState { locks, readers, directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new() }
     }
 
     /// Ties regions to the node's hash keys (`RegionOptions::hash_tag`): one made under other keys is refused at opening.

@@ -46,6 +46,16 @@ impl<'k> KeyList<'k> {
     }
 }
 
+/// The snapshot of a session that does not exist.
+pub fn snapshot_of_nothing(keys: KeyList<'_>, sink: &mut impl SnapshotSink) {
+    sink.begin();
+    for key in keys.iter() {
+        if !sink.has_own(key) {
+            sink.missing();
+        }
+    }
+}
+
 /// Takes the values of a snapshot, one call a key in the order of the list.
 pub trait SnapshotSink {
     /// The snapshot begins, or begins again: what was taken so far is void.

@@ -1,12 +1,13 @@
 //! The host function `snapshot_read`: several keys of the session as they are at one moment. CONTRACT.md section 3.
 //! Called by `abi`. Every pointer and length is hostile here, as in `host_calls`: -2 wins over -3.
 
-use super::host_calls::{find_namespace, span};
+use super::call::StateAt;
+use super::host_calls::{NEEDS_OWNER, find_namespace, span};
 use super::lend::Lent;
 use super::overlay::Overlay;
-use crate::state::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter};
+use crate::state::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
 use std::ops::Range;
-use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT, UNREACHABLE};
 
 /// `snapshot_read(keys, keys_len, buf, buf_len)`: the answer's full length, of which at most `buf_len` bytes are copied. Takes no lock and
 /// waits for none.
@@ -37,12 +38,21 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8]) -> i32 {
         Err(BadKeyList::Malformed) => return BAD_ARGUMENT,
         Err(BadKeyList::OverLimit) => return OVER_LIMIT,
     };
-    let namespace = find_namespace(lent);
+    let state_at = lent.call.state_at;
+    let namespace = if state_at == StateAt::Here { find_namespace(lent) } else { None };
     let Lent { call, state } = lent;
     let mut sink = OwnWritesFirst { overlay: &call.overlay, writer: SnapshotWriter::new(buf) };
-    match (namespace, state.region(call.app)) {
-        (Some(namespace), Some(region)) => region.snapshot(namespace, keys, &mut sink),
-        _ => sink.take_missing(keys),
+    match state_at {
+        StateAt::Here => match (namespace, state.region(call.app)) {
+            (Some(namespace), Some(region)) => region.snapshot(namespace, keys, &mut sink),
+            _ => snapshot_of_nothing(keys, &mut sink),
+        },
+        StateAt::Shard(owner) => {
+            if state.readers.snapshot(call.app, owner, &call.session, call.table_hash, keys, &mut sink).is_err() {
+                return NEEDS_OWNER;
+            }
+        }
+        StateAt::Primary => return UNREACHABLE,
     }
     sink.writer.full_bytes() as i32 // `limits` makes sure that it fits
 }
@@ -51,17 +61,6 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8]) -> i32 {
 struct OwnWritesFirst<'a> {
     overlay: &'a Overlay,
     writer: SnapshotWriter<'a>,
-}
-
-impl OwnWritesFirst<'_> {
-    /// The answer when the session has no state yet.
-    fn take_missing(&mut self, keys: KeyList<'_>) {
-        for key in keys.iter() {
-            if !self.has_own(key) {
-                self.missing();
-            }
-        }
-    }
 }
 
 impl SnapshotSink for OwnWritesFirst<'_> {

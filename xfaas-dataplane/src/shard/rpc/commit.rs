@@ -1,0 +1,44 @@
+//! The writes of an atomic invocation in a container: all of them take effect, or none.
+
+use super::super::turn::Shard;
+use super::access::check_key;
+use super::frames::Refusal;
+use super::invocations::Asked;
+use crate::state::StateError;
+use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
+use xfaas_common::limits::VALUE_BYTES_MAX;
+use xfaas_common::rpc::{CommitWrites, FrameFault, StateWrite};
+
+impl Shard {
+    /// Applies the writes and ends the invocation. Errors: the list's lengths do not add up.
+    pub(super) fn commit(&mut self, id: u32, asked: &Asked, write: &StateWrite<'_>) -> Result<Result<(), Refusal>, FrameFault> {
+        let writes = CommitWrites::decode(write.value)?;
+        if !write.key.is_empty() {
+            return Err(FrameFault::BadPayload);
+        }
+        let checked = match writes.is_empty() {
+            false if asked.read_only => Err(BAD_ARGUMENT),
+            _ => writes.clone().try_for_each(|(key, value)| match value.len() {
+                0..=VALUE_BYTES_MAX => check_key(key),
+                _ => check_key(key).and(Err(OVER_LIMIT)),
+            }),
+        };
+        let result = match checked {
+            Err(result) => result,
+            Ok(()) if writes.is_empty() => OK,
+            Ok(()) => self.apply(asked, writes).map_or(OVER_LIMIT, |()| OK),
+        };
+        self.end_invocation(id, write.invocation);
+        self.answer(id, asked, result);
+        Ok(Ok(()))
+    }
+
+    fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
+        self.proxy.with_state(|state, _| {
+            let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
+            let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
+            let writes = writes.map(|(key, value)| (key, Some(value)));
+            region.write_many(namespace, writes, asked.session_bytes_max)
+        })
+    }
+}
