@@ -54,6 +54,8 @@ mod race_tests;
 mod region_tests;
 #[cfg(test)]
 mod test_points;
+#[cfg(test)]
+mod transaction_tests;
 
 #[cfg(debug_assertions)]
 pub use self::broken_lock::break_locks;
