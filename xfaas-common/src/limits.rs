@@ -60,6 +60,12 @@ pub const DEADLINE_MS_DEFAULT: u32 = 1_000;
 pub const MEMORY_MIB_DEFAULT: u32 = 128;
 /// Default of `state_mib`: keys and values of one session.
 pub const STATE_MIB_DEFAULT: u32 = 64;
+/// Default of `log_mib`: writes in a shard's log after which a snapshot takes the place of what is before it.
+pub const LOG_MIB_DEFAULT: u32 = 256;
+/// Bytes of writes that wait for a shard's log; over it further requests of its apps are refused.
+pub const LOG_WAITING_BYTES_MAX: usize = 64 << 20;
+/// How long answers wait for a log that cannot be written.
+pub const LOG_HELD_MS_MAX: u64 = 5_000;
 /// Default of `lock_wait_ms`.
 pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::control::{
     Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
+use crate::durable::{RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
@@ -49,6 +50,8 @@ pub enum NodeError {
         #[source]
         source: std::io::Error,
     },
+    #[error("the log of acknowledged writes cannot be used")]
+    Recover(#[from] RecoverError),
     #[error(transparent)]
     Store(#[from] crate::control::StoreError),
     #[error(transparent)]
@@ -88,6 +91,7 @@ impl Node {
         make_directory(&region_directory)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
+        let recovered = recover_logs(config, &region_directory, &placement)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -115,7 +119,8 @@ impl Node {
         let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
-        let options = shard_options(config, region_directory, placement.fingerprint());
+        let mut options = shard_options(config, region_directory, placement.fingerprint());
+        options.recovered = recovered;
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = NodeFacts {
             shards: config.cpus.len(),
@@ -201,6 +206,9 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
         region_directory,
         region_bytes_max: u64::from(limits.region_mib) << 20,
         hash_tag,
+        log_directory: config.log_dir(),
+        recovered: Arc::default(),
+        log_bytes_max: u64::from(limits.log_mib) << 20,
         replay_bytes_max: REPLAY_BYTES_MAX,
         timeouts: Timeouts {
             head_ns: ms_ns(limits.head_timeout_ms),
@@ -211,6 +219,26 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
     }
+}
+
+/// Before any shard runs: what was acknowledged and is not in the regions goes there.
+fn recover_logs(config: &Config, region_directory: &std::path::Path, placement: &LocalPlacement) -> Result<Arc<Recovered>, NodeError> {
+    let place = |session: &xfaas_common::ids::SessionId| {
+        let hash = placement.hash(session);
+        SessionPlace { shard: placement.owner(hash.slot()).0, table_hash: hash.table_hash() }
+    };
+    let recovered = recover(&RecoverOptions {
+        directory: &config.log_dir(),
+        region_directory,
+        region_bytes_max: u64::from(config.limits.region_mib) << 20,
+        hash_tag: placement.fingerprint(),
+        shards: config.cpus.len() as u16,
+        place: &place,
+    })?;
+    if recovered.replayed > 0 {
+        tracing::info!(records = recovered.replayed, "writes of the log were loaded");
+    }
+    Ok(Arc::new(recovered))
 }
 
 /// Connections of a shard: as configured, or fewer where the system allows this process fewer descriptors.

@@ -4,6 +4,7 @@ use crate::control::{
     Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionsReply,
     StatsReply, Verdict,
 };
+use crate::worker::Durability;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -42,7 +43,10 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
             ("idempotent", manifest.idempotent),
             ("fresh", manifest.fresh),
         ];
-        let switches: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        let mut switches: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        if manifest.durability != Durability::Memory {
+            switches.push(manifest.durability.name());
+        }
         let source = match info.source {
             FunctionSource::Configuration => "configuration",
             FunctionSource::Deployment => "deployment",

@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::FunctionManifest;
+use crate::worker::{Durability, FunctionManifest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub struct DeployFlags {
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
     pub state_mib: Option<u32>,
+    pub durability: Option<Durability>,
 }
 
 impl DeployFlags {
@@ -33,6 +34,7 @@ impl DeployFlags {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
+            durability: self.durability.unwrap_or(default.durability),
         }
     }
 
@@ -46,6 +48,7 @@ impl DeployFlags {
             ("state_mib", self.state_mib),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
+        query.extend(self.durability.map(|durability| ("durability", durability.name().to_owned())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
         query.extend(numbers.iter().filter_map(|(key, value)| value.map(|value| (*key, value.to_string()))));
         query

@@ -1,7 +1,7 @@
 //! Which functions this node has: who may have which name, app and index. Pure bookkeeping, no I/O; `deploy.rs` drives it.
 
 use super::api::{FunctionInfo, FunctionSource};
-use crate::worker::FunctionManifest;
+use crate::worker::{Durability, FunctionManifest};
 use std::collections::BTreeMap;
 use xfaas_common::ids::{FunctionHash, is_name};
 use xfaas_common::limits::{FUNCTIONS_MAX, STATE_MIB_DEFAULT};
@@ -21,6 +21,8 @@ pub enum ManifestError {
     BadName { what: &'static str, name: String },
     #[error("`{key}` is {value}: give a value in {low}..={high}")]
     OutOfRange { key: &'static str, value: u32, low: u32, high: u32 },
+    #[error("`durability` is \"checkpoint\", which this version does not have: choose memory or sync")]
+    NoCheckpoints,
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
@@ -30,6 +32,9 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         if !is_name(name.as_bytes()) {
             return Err(ManifestError::BadName { what, name: name.clone() });
         }
+    }
+    if manifest.durability == Durability::Checkpoint {
+        return Err(ManifestError::NoCheckpoints);
     }
     let ranges = [
         ("deadline_ms", manifest.deadline_ms, DEADLINE_MS_MAX),
@@ -50,6 +55,8 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
 pub enum CatalogError {
     #[error("function {name:?} belongs to app {current:?} and cannot move to {wanted:?}: undeploy it first, or deploy under another name")]
     WrongApp { name: String, current: String, wanted: String },
+    #[error("function {other:?} of app {app:?} has durability {current:?}, and {name:?} wants {wanted:?}: the functions of an app must agree")]
+    OtherDurability { name: String, app: String, other: String, current: &'static str, wanted: &'static str },
     #[error("the name {name:?} has the same datagram hash {hash:08x} as function {other:?}: choose another name")]
     HashClash { name: String, other: String, hash: u32 },
     #[error("this node has {FUNCTIONS_MAX} functions, the most it takes: undeploy one first")]
@@ -108,6 +115,22 @@ impl Catalog {
             return Err(CatalogError::TooManyApps);
         }
         Ok(())
+    }
+
+    /// Errors: another function of the app has another durability.
+    pub fn agree(&self, manifest: &FunctionManifest) -> Result<(), CatalogError> {
+        let FunctionManifest { name, app, durability, .. } = manifest;
+        let others = self.entries.values().map(|entry| &entry.manifest).filter(|other| other.app == *app && other.name != *name);
+        match others.into_iter().find(|other| other.durability != *durability) {
+            None => Ok(()),
+            Some(other) => Err(CatalogError::OtherDurability {
+                name: name.clone(),
+                app: app.clone(),
+                other: other.name.clone(),
+                current: other.durability.name(),
+                wanted: durability.name(),
+            }),
+        }
     }
 
     /// The place of an admitted name: its own if it ever had one, else a new one, else one whose function is gone.
@@ -196,6 +219,19 @@ mod tests {
         catalog.admit("a", "shop").unwrap();
         catalog.remove("a");
         catalog.admit("a", "other").unwrap();
+    }
+
+    #[test]
+    fn the_functions_of_an_app_agree_on_durability() {
+        let mut catalog = Catalog::default();
+        catalog.insert(entry("a", "shop"));
+        let sync = |name: &str| FunctionManifest { durability: Durability::Sync, ..manifest(name, "shop") };
+        let refused = catalog.agree(&sync("b")).unwrap_err();
+        assert!(matches!(&refused, CatalogError::OtherDurability { other, current: "memory", .. } if other == "a"), "{refused}");
+        catalog.agree(&sync("a")).unwrap(); // alone, it may change
+        catalog.agree(&manifest("b", "shop")).unwrap();
+        let checkpoint = FunctionManifest { durability: Durability::Checkpoint, ..manifest("c", "c") };
+        assert!(matches!(check_manifest(&checkpoint, 128), Err(ManifestError::NoCheckpoints)));
     }
 
     #[test]

@@ -187,7 +187,9 @@ impl Shards for ShardsDoor {
     }
 
     fn ready(&self) -> Result<(), String> {
-        Ok(()) // `shard::start` returns only when every loop runs, and a shard that ends stops the process
+        // `shard::start` returns only when every loop runs, and a shard that ends stops the process.
+        let failing = self.views.iter().position(|view| view.counters.log_failing.get() != 0);
+        failing.map_or(Ok(()), |shard| Err(format!("the log of shard {shard} cannot be written: functions with durability sync get 503")))
     }
 }
 

@@ -136,6 +136,13 @@ pub struct ShardCounters {
     pub state_bytes: Count,
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
+    /// `xfaas_log_writes_total`, `xfaas_log_bytes_total`: writes of the log, each with its sync.
+    pub log_writes: Count,
+    pub log_bytes: Count,
+    /// `xfaas_log_failures_total`: of them, and of the files that the log needs.
+    pub log_failures: Count,
+    /// `xfaas_log_failing`: 1 while the log cannot be written.
+    pub log_failing: Count,
     /// `xfaas_turns_total`.
     pub turns: Count,
     /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
@@ -203,6 +210,10 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
+    counter("xfaas_log_writes_total", "Writes of the log, each with its sync.", |c| c.log_writes.get() as f64),
+    counter("xfaas_log_bytes_total", "Bytes written to the log.", |c| c.log_bytes.get() as f64),
+    counter("xfaas_log_failures_total", "Writes and files of the log that failed.", |c| c.log_failures.get() as f64),
+    gauge("xfaas_log_failing", "1 while the log cannot be written.", |c| c.log_failing.get() as f64),
     counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
     counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
     counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),

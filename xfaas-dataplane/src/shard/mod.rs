@@ -6,6 +6,7 @@ mod connection;
 mod counters;
 mod datagram;
 mod http;
+mod logging;
 mod mailbox;
 mod moving;
 mod read_only;

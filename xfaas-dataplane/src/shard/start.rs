@@ -3,6 +3,7 @@
 use super::counters::ShardView;
 use super::mailbox::{CommandDoor, Mailboxes, Post};
 use super::turn::{Shard, ShardParts};
+use crate::durable::Recovered;
 use crate::session::{Placement, Proxy, ProxyOptions};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
@@ -76,6 +77,11 @@ pub struct ShardOptions {
     pub region_bytes_max: u64,
     /// Names the session hash's keys: a region written under other keys is refused, because nothing in it would be found.
     pub hash_tag: u64,
+    /// Where the log is, and what the start found in it.
+    pub log_directory: PathBuf,
+    pub recovered: Arc<Recovered>,
+    /// Bytes of a shard's log after which a snapshot takes the place of what is before it.
+    pub log_bytes_max: u64,
     /// Remembered answers of idempotent functions.
     pub replay_bytes_max: usize,
     pub timeouts: Timeouts,

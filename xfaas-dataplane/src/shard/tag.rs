@@ -39,6 +39,8 @@ pub(super) enum Operation {
     Rpc(RpcOperation),
     /// A container's descriptor came from another shard.
     RpcArrived(Arrival),
+    /// A write of the log is over.
+    Logged,
 }
 
 /// The same of containers' connections; their kind lies where other tags have the sender.
@@ -77,6 +79,7 @@ impl Operation {
             Operation::Rpc(RpcOperation::Sent { connection, generation }) => pack(13, 2, generation, connection),
             Operation::Rpc(RpcOperation::Handed { connection, generation }) => pack(13, 3, generation, connection),
             Operation::RpcArrived(arrival) => pack(14, arrival.from, arrival.generation, arrival.connection),
+            Operation::Logged => pack(15, 0, 0, 0),
         }
     }
 
@@ -104,6 +107,7 @@ impl Operation {
                 kind => unreachable!("no RPC operation has kind {kind}: tags are made by `Operation::tag` only"),
             }),
             14 => Operation::RpcArrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
+            15 => Operation::Logged,
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -118,7 +122,7 @@ mod tests {
         #[test]
         fn a_tag_says_what_it_was_made_of(connection: u32, generation: u16, from: u8) {
             for operation in [
-                Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed,
+                Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed, Operation::Logged,
                 Operation::Receive { connection, generation }, Operation::Sent { connection, generation },
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
                 Operation::HalfClosed { connection, generation },

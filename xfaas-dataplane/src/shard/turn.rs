@@ -3,13 +3,14 @@
 
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
+use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::replay::Replays;
 use super::rpc::Rpc;
 use super::start::ShardOptions;
 use super::tag::Operation;
-use crate::net::{HttpLimits, http_date};
-use crate::session::{Finished, FreshIds, Placement, Proxy};
+use crate::net::{ErrorCode, HttpLimits, http_date};
+use crate::session::{Finished, FreshIds, Outcome, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
@@ -59,6 +60,7 @@ pub struct Shard {
     pub(super) tcp: OwnedFd,
     pub(super) udp: OwnedFd,
     pub(super) rpc: Rpc,
+    pub(super) logging: Logging,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -129,6 +131,7 @@ impl Shard {
             tcp,
             udp,
             rpc: Rpc::new(rpc),
+            logging: Logging::default(),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -181,6 +184,7 @@ impl Shard {
         }
         self.send_to_owners();
         self.answer_granted();
+        self.step_log();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -209,7 +213,7 @@ impl Shard {
     }
 
     fn wait_time(&self) -> Duration {
-        if self.proxy.has_runnable() || self.post.has_unsent() {
+        if self.proxy.has_runnable() || self.post.has_unsent() || self.logging.is_copying() {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
@@ -217,7 +221,7 @@ impl Shard {
     }
 
     fn sweep_interval_ns(&self) -> u64 {
-        if self.proxy.is_busy() || self.rpc.has_waiting() || self.draining_since_ns.is_some() {
+        if self.proxy.is_busy() || self.rpc.has_waiting() || self.logging.has_work() || self.draining_since_ns.is_some() {
             SWEEP_PARKED_NS
         } else if self.connections.is_empty() && !self.rpc.has_connections() {
             SWEEP_REST_NS
@@ -254,6 +258,7 @@ impl Shard {
             Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
             Operation::Rpc(operation) => self.on_rpc(operation, completion),
             Operation::RpcArrived(arrival) => self.on_rpc_arrived(arrival, completion.result),
+            Operation::Logged => self.on_logged(completion),
         }
     }
 
@@ -263,7 +268,7 @@ impl Shard {
                 match self.post.receive(from) {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Cancel(name)) => self.cancel(&name),
-                    Some(Message::Done(finished)) => self.deliver(finished),
+                    Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     None => break,
@@ -285,7 +290,11 @@ impl Shard {
     /// Runs a call of a session of ours, or lets it wait its turn.
     pub(super) fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
         call.served_by = self.core.0;
-        self.proxy.submit(call, now_ns)
+        if let Some(detail) = self.log_refusal(call.app) {
+            return Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) });
+        }
+        let finished = self.proxy.submit(call, now_ns)?;
+        self.hold(finished)
     }
 
     fn run_slices(&mut self) {
@@ -302,8 +311,15 @@ impl Shard {
         }
     }
 
-    /// Brings a call that is over to whoever asked: a connection here, a datagram's sender, or the shard that forwarded it.
+    /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.
     pub(super) fn deliver(&mut self, finished: Finished) {
+        if let Some(finished) = self.hold(finished) {
+            self.deliver_now(finished);
+        }
+    }
+
+    /// A connection here, a datagram's sender, or the shard that forwarded it.
+    pub(super) fn deliver_now(&mut self, finished: Finished) {
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {

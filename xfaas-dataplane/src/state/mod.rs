@@ -10,6 +10,7 @@
 //!    |  transaction several writes made visible by one store            |  snapshot   several keys of one moment
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
+//! journal  the writes that the shard's log is to get
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
 //!                                                                    shard_state   a region an app, and the locks
 //! ```
@@ -26,6 +27,7 @@ mod cell;
 mod class;
 mod error;
 mod hash;
+mod journal;
 mod layout;
 mod lock;
 mod memory;
@@ -62,12 +64,13 @@ mod transaction_tests;
 #[cfg(debug_assertions)]
 pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
+pub use self::journal::{BATCH_HEAD_BYTES, BadRecord, Journal, Record, record_session};
 pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
-pub use self::region::{Region, RegionStats, StateKey};
+pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
 pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::error::RegionError;
+use super::journal::Journal;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
 use super::readers::Readers;
@@ -16,6 +17,8 @@ pub struct ShardState {
     pub locks: LockTable,
     /// Of the other shards' regions.
     pub readers: Readers,
+    /// Writes of the apps whose durability is `sync`.
+    pub journal: Journal,
     directory: PathBuf,
     shard: u16,
     region_bytes_max: u64,
@@ -42,7 +45,7 @@ impl ShardState {
     /// No region is open yet. `directory` is made at the first `open_app`; `region_bytes_max` is each region's, 1 MiB..=64 GiB.
     pub fn new(directory: PathBuf, shard: u16, region_bytes_max: u64) -> ShardState {
         let (locks, readers) = (LockTable::new(), Readers::default());
-        ShardState { locks, readers, directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new() }
+        ShardState { locks, readers, journal: Journal::default(), directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new() }
     }
 
     /// Ties regions to the node's hash keys (`RegionOptions::hash_tag`): one made under other keys is refused at opening.

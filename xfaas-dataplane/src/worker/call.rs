@@ -3,7 +3,7 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use crate::net::Request;
-use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
+use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
@@ -173,15 +173,9 @@ impl Call {
         if self.overlay.is_empty() {
             return Ok(());
         }
-        let region = state.region_mut(self.app).ok_or(StateError::RegionFull)?;
-        let is_new = region.find(&self.session, self.table_hash).is_none();
-        let namespace = region.find_or_create(&self.session, self.table_hash)?;
-        let committed = self.overlay.commit(region, namespace, self.session_bytes_max);
-        if is_new && committed.is_err() {
-            region.remove(namespace);
-        } else {
-            self.namespace = Some(namespace);
-        }
+        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
+        let committed = state.store_many(&session, &mut self.namespace, self.overlay.writes(), self.session_bytes_max);
+        self.overlay.clear();
         committed
     }
 }

@@ -3,6 +3,39 @@
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
+/// What an app's state outlives; the same for all functions of an app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The process.
+    #[default]
+    Memory,
+    /// The machine, up to the last checkpoint. Refused in this version.
+    Checkpoint,
+    /// The machine: a reply leaves when all that it tells of is on the disk.
+    Sync,
+}
+
+impl Durability {
+    /// Errors: there is none of that name.
+    pub fn parse(text: &str) -> Result<Durability, String> {
+        match text {
+            "memory" => Ok(Durability::Memory),
+            "checkpoint" => Ok(Durability::Checkpoint),
+            "sync" => Ok(Durability::Sync),
+            _ => Err("choose memory or sync".to_owned()),
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Durability::Memory => "memory",
+            Durability::Checkpoint => "checkpoint",
+            Durability::Sync => "sync",
+        }
+    }
+}
+
 /// A function's name, app and limits. An app left out is the function's own name; a limit left out has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "ManifestText")]
@@ -27,6 +60,7 @@ pub struct FunctionManifest {
     pub workers_max: u16,
     /// Keys and values of one session.
     pub state_mib: u32,
+    pub durability: Durability,
 }
 
 /// The manifest as it is written down.
@@ -47,6 +81,8 @@ struct ManifestText {
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
     state_mib: Option<u32>,
+    #[serde(default)]
+    durability: Durability,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -62,6 +98,7 @@ impl From<ManifestText> for FunctionManifest {
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
+            durability: text.durability,
         }
     }
 }
@@ -80,6 +117,7 @@ impl FunctionManifest {
             memory_mib: MEMORY_MIB_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,
             state_mib: STATE_MIB_DEFAULT,
+            durability: Durability::Memory,
         }
     }
 }

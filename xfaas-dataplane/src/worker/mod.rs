@@ -30,6 +30,6 @@ pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::lend::Lent;
-pub use self::manifest::FunctionManifest;
+pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::trap::TrapKind;
