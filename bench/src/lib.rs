@@ -13,3 +13,4 @@ pub mod settings;
 pub mod state;
 pub mod steer;
 pub mod suite;
+pub mod sync;

@@ -1,6 +1,9 @@
 //! Apps with `durability = "sync"`: what was acknowledged is there after the machine has lost its memory. The regions on tmpfs are deleted while the
 //! node is down, which is what a reboot does to them.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+#[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
 use harness::{Function, Node, eventually, guest};
@@ -148,7 +151,7 @@ fn another_number_of_shards_finds_every_session() {
     }
     node.stop();
     let text = std::fs::read_to_string(node.config()).unwrap();
-    let one_shard = regex_cpus(&text, 1);
+    let one_shard = with_cpus(&text, 1);
     for text in [&one_shard, &text, &one_shard] {
         std::fs::write(node.config(), text).unwrap();
         node.start();
@@ -160,7 +163,7 @@ fn another_number_of_shards_finds_every_session() {
 }
 
 /// The configuration with the first so many of its CPUs.
-fn regex_cpus(text: &str, count: usize) -> String {
+fn with_cpus(text: &str, count: usize) -> String {
     let (before, rest) = text.split_once("cpus = [").unwrap();
     let (list, after) = rest.split_once(']').unwrap();
     let kept: Vec<&str> = list.split(',').take(count).collect();
@@ -271,3 +274,52 @@ fn an_app_that_becomes_sync_brings_its_state_along() {
     assert!((1..20).all(|number| node.post("counter-rmw", &session(number), b"").body == b"2"));
 }
 
+#[test]
+#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
+fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room() {
+    let mut node = sync_counters().shards(1).start();
+    node.stop();
+    let log = node.directory.path().join("state/log");
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=100m", "xfaas-test"]).arg(&log).status().unwrap();
+    assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
+    let _mount = Mount(log.clone());
+    node.start();
+    // One segment is set aside; no other one has room, and the disk cannot give it.
+    std::fs::write(log.join("filler"), vec![1; 40 << 20]).unwrap_err();
+    let mut client = node.connect();
+    let (mut acknowledged, mut refused) = (0_u64, None);
+    // A write alone takes a page: 64 MiB are 16,384 of them, fewer with eight at once.
+    for _ in 0..17_000 {
+        let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "durable-0")], b"");
+        match reply.status {
+            200 => acknowledged += 1,
+            _ => {
+                refused = Some(reply);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("the disk is full");
+    assert!(matches!(refused.status, 503 | 504), "{refused:?}");
+    let reply = node.post("counter-rmw-linear", "durable-0", b"");
+    assert!(reply.status == 503 && String::from_utf8_lossy(&reply.body).contains("overloaded"), "{reply:?}");
+    let stats = node.cli_json(&["stats"]);
+    assert!(stats["not_ready"].as_str().is_some_and(|text| text.contains("cannot be written")), "{stats}");
+    assert!(node.metrics().sum("xfaas_log_failing", &[]) >= 1.0);
+    std::fs::remove_file(log.join("filler")).unwrap();
+    eventually("it goes on", || node.post("counter-rmw-linear", "durable-0", b"").status == 200);
+    node.kill();
+    lose_memory(&node);
+    node.start();
+    assert!(value(&node, "durable-0") > acknowledged);
+    node.stop();
+}
+
+/// A file system that goes with its guard.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(&self.0).status().unwrap();
+    }
+}

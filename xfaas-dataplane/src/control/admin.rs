@@ -113,11 +113,12 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
     };
     let (stop, stopped) = oneshot::channel();
     let regions = options.regions;
+    let deployer = Arc::clone(&shared.deployer);
     let serve = move || {
         if let Some(regions) = regions {
             // Ends with the runtime, below.
-            runtime.spawn(async {
-                if let Err(error) = regions.serve().await {
+            runtime.spawn(async move {
+                if let Err(error) = regions.serve(Arc::new(move |app| deployer.shows_at_once(app))).await {
                     tracing::error!(%error, "containers of this machine cannot map regions");
                 }
             });

@@ -55,7 +55,9 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
 pub enum CatalogError {
     #[error("function {name:?} belongs to app {current:?} and cannot move to {wanted:?}: undeploy it first, or deploy under another name")]
     WrongApp { name: String, current: String, wanted: String },
-    #[error("function {other:?} of app {app:?} has durability {current:?}, and {name:?} wants {wanted:?}: the functions of an app must agree")]
+    #[error(
+        "function {other:?} of app {app:?} has durability {current:?}, and {name:?} wants {wanted:?}: the functions of an app must agree"
+    )]
     OtherDurability { name: String, app: String, other: String, current: &'static str, wanted: &'static str },
     #[error("the name {name:?} has the same datagram hash {hash:08x} as function {other:?}: choose another name")]
     HashClash { name: String, other: String, hash: u32 },
@@ -115,6 +117,11 @@ impl Catalog {
             return Err(CatalogError::TooManyApps);
         }
         Ok(())
+    }
+
+    /// The durability that an app's functions agree on. `None`: it has none.
+    pub fn durability_of(&self, app: &str) -> Option<Durability> {
+        self.entries.values().find(|entry| entry.manifest.app == app).map(|entry| entry.manifest.durability)
     }
 
     /// Errors: another function of the app has another durability.

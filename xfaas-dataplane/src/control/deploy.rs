@@ -6,7 +6,7 @@ use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestE
 use super::describe;
 use super::shards::{Running, Shards, ShardsError};
 use super::store::{Store, StoreError, Stored};
-use crate::worker::{Engine, Function, FunctionManifest, LoadError};
+use crate::worker::{Durability, Engine, Function, FunctionManifest, LoadError};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -175,6 +175,11 @@ impl Deployer {
     /// Functions that run or should, by name.
     pub fn functions(&self) -> Vec<FunctionInfo> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).list()
+    }
+
+    /// True when an app's values may be shown as soon as they are written: where they wait for the log, only the owner knows which are safe.
+    pub fn shows_at_once(&self, app: &str) -> bool {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).durability_of(app) != Some(Durability::Sync)
     }
 
     /// How many functions run.

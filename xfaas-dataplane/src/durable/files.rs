@@ -141,9 +141,7 @@ impl LogDirectory {
 
     pub(super) fn remove(&self, path: &Path) -> Result<(), LogError> {
         match std::fs::remove_file(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(LogError { operation: "remove", path: path.to_owned(), source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError { operation: "remove", path: path.to_owned(), source }),
             _ => Ok(()),
         }
     }

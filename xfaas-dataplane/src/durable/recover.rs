@@ -77,6 +77,11 @@ struct OpenRegion {
     is_believed: bool,
 }
 
+/// A segment with its head, if that holds.
+type Segment = (SegmentFile, Option<Head>);
+/// The segments of each shard by number.
+type Logs = BTreeMap<u16, Vec<Segment>>;
+
 /// How a segment ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SegmentEnd {
@@ -104,7 +109,7 @@ impl Chain {
     }
 }
 
-fn begins(log: &[(SegmentFile, Option<Head>)]) -> BTreeMap<String, u64> {
+fn begins(log: &[Segment]) -> BTreeMap<String, u64> {
     let snapshots = log.iter().filter_map(|(segment, head)| Some((segment.number, head.as_ref()?)));
     let snapshots = snapshots.filter(|(_, head)| head.kind == SegmentKind::Snapshot);
     snapshots.flat_map(|(number, head)| head.apps.iter().map(move |app| (app.name.clone(), number))).collect()
@@ -143,8 +148,8 @@ pub fn recover(options: &RecoverOptions<'_>) -> Result<Recovered, RecoverError> 
 
 impl Recovery<'_> {
     /// The segments in force, by shard. Those of other epochs are removed: a start was cut short before or after they counted.
-    fn logs(&mut self, segments: Vec<SegmentFile>) -> Result<BTreeMap<u16, Vec<(SegmentFile, Option<Head>)>>, RecoverError> {
-        let mut logs: BTreeMap<u16, Vec<_>> = BTreeMap::new();
+    fn logs(&mut self, segments: Vec<SegmentFile>) -> Result<Logs, RecoverError> {
+        let mut logs = Logs::new();
         for segment in segments {
             match SegmentReader::open(&segment, self.epoch)?.head()? {
                 Some((_, epoch)) if epoch != self.epoch => self.directory.remove(&segment.path)?,
@@ -155,7 +160,7 @@ impl Recovery<'_> {
     }
 
     /// Opens the region of every app of the log, made anew where it is not the one that the log was written beside.
-    fn open_regions(&mut self, logs: &BTreeMap<u16, Vec<(SegmentFile, Option<Head>)>>) -> Result<(), RecoverError> {
+    fn open_regions(&mut self, logs: &Logs) -> Result<(), RecoverError> {
         let mut identities: BTreeMap<(u16, String), u64> = BTreeMap::new();
         for (shard, log) in logs {
             for app in log.iter().filter_map(|(_, head)| head.as_ref()).flat_map(|head| &head.apps) {
@@ -200,7 +205,7 @@ impl Recovery<'_> {
     }
 
     /// Applies one shard's log as far as it holds.
-    fn replay(&mut self, log: &[(SegmentFile, Option<Head>)]) -> Result<(), RecoverError> {
+    fn replay(&mut self, log: &[Segment]) -> Result<(), RecoverError> {
         let shard = log.first().map_or(0, |(segment, _)| segment.shard);
         let may_be_for = |at: u16| !self.same_shards || at == shard;
         if !self.regions.iter().any(|((at, _), open)| !open.is_believed && may_be_for(*at)) {
@@ -234,7 +239,7 @@ impl Recovery<'_> {
     }
 
     /// True when a later segment begins with a batch after `sequence`.
-    fn goes_on_beyond(&self, later: &[(SegmentFile, Option<Head>)], sequence: u64) -> Result<bool, RecoverError> {
+    fn goes_on_beyond(&self, later: &[Segment], sequence: u64) -> Result<bool, RecoverError> {
         for (segment, head) in later {
             if head.as_ref().is_some_and(|head| head.kind == SegmentKind::Writes) {
                 let mut reader = SegmentReader::open(segment, self.epoch)?;
@@ -248,7 +253,7 @@ impl Recovery<'_> {
     }
 
     /// The log is damaged in the middle: what came before counts, the rest is kept for inspection.
-    fn give_up(&mut self, log: &[(SegmentFile, Option<Head>)], offset: u64) -> Result<(), RecoverError> {
+    fn give_up(&mut self, log: &[Segment], offset: u64) -> Result<(), RecoverError> {
         let [(first, _), ..] = log else { return Ok(()) };
         tracing::error!(
             "the log of shard {} is damaged in the middle: {} at byte {offset}; writes before it are loaded, acknowledged writes after it are LOST to this node",

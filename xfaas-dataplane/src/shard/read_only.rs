@@ -20,7 +20,10 @@ impl Shard {
             // The answers that an idempotent function's datagrams get again are kept in one place, with the owner.
             let is_replayed = function.manifest.idempotent && matches!(call.origin, Origin::Datagram { .. });
             // Where writes wait for the log, only the owner knows which of them are safe to show.
-            function.manifest.read_only && function.manifest.durability == Durability::Memory && !is_replayed && self.proxy.state().readers.get(function.app, owner.0).is_some()
+            function.manifest.read_only
+                && function.manifest.durability == Durability::Memory
+                && !is_replayed
+                && self.proxy.state().readers.get(function.app, owner.0).is_some()
         });
         if !may_run_beside || self.proxy.takes_locks(call.function) {
             return false;

@@ -44,7 +44,9 @@ impl From<DeployError> for ApiError {
     fn from(error: DeployError) -> ApiError {
         let (status, code) = match &error {
             DeployError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
-            DeployError::Catalog(CatalogError::WrongApp { .. } | CatalogError::OtherDurability { .. }) => (StatusCode::CONFLICT, "wrong_app"),
+            DeployError::Catalog(CatalogError::WrongApp { .. } | CatalogError::OtherDurability { .. }) => {
+                (StatusCode::CONFLICT, "wrong_app")
+            }
             DeployError::Catalog(CatalogError::HashClash { .. }) => (StatusCode::CONFLICT, "name_clash"),
             DeployError::Catalog(CatalogError::TooManyFunctions) => (StatusCode::CONFLICT, "too_many_functions"),
             DeployError::Catalog(CatalogError::TooManyApps) => (StatusCode::CONFLICT, "too_many_apps"),
