@@ -280,12 +280,12 @@ fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room()
     let mut node = sync_counters().shards(1).start();
     node.stop();
     let log = node.directory.path().join("state/log");
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=100m", "xfaas-test"]).arg(&log).status().unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=140m", "xfaas-test"]).arg(&log).status().unwrap();
     assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
     let _mount = Mount(log.clone());
     node.start();
     // One segment is set aside; no other one has room, and the disk cannot give it.
-    std::fs::write(log.join("filler"), vec![1; 40 << 20]).unwrap_err();
+    std::fs::write(log.join("filler"), vec![1; 100 << 20]).unwrap_err();
     let mut client = node.connect();
     let (mut acknowledged, mut refused) = (0_u64, None);
     // A write alone takes a page: 64 MiB are 16,384 of them, fewer with eight at once.

@@ -148,7 +148,7 @@ impl<F: Clone> Log<F> {
     pub fn next_segment(&mut self, now_ns: u64) -> Option<SegmentWanted> {
         let is_wanted = self.unwritten.is_some() || self.failing_since_ns.is_some();
         let is_late = is_wanted && self.active.is_none() && now_ns >= self.retry_at_ns;
-        let is_soon = self.active.as_ref().is_some_and(|active| active.offset > PREPARE_AT_BYTES) && self.failing_since_ns.is_none();
+        let is_soon = self.active.as_ref().is_some_and(|active| active.offset > PREPARE_AT_BYTES) && now_ns >= self.retry_at_ns;
         if self.awaited.is_some() || self.next.is_some() || !(is_late || is_soon) {
             return None;
         }
@@ -177,8 +177,9 @@ impl<F: Clone> Log<F> {
         if self.awaited == Some(number) {
             self.awaited = None;
         }
+        self.retry_at_ns = now_ns + RETRY_NS;
         if self.active.is_none() {
-            self.fail(now_ns);
+            self.failing_since_ns = self.failing_since_ns.or(Some(now_ns));
         }
     }
 

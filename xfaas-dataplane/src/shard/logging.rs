@@ -34,6 +34,8 @@ struct OpenLog {
     /// Where the write under way goes: the file stays open until it is over.
     writing: Option<Arc<File>>,
     snapshot: Option<Snapshot>,
+    /// The last failure was told; the next one is, when something worked in between.
+    is_told: bool,
 }
 
 /// A snapshot of all logged apps that is being made.
@@ -183,6 +185,7 @@ impl Shard {
         {
             let error = match answer {
                 KeeperAnswer::Segment { number, file, head_bytes } => {
+                    open.is_told = false;
                     open.log.on_segment(number, file, head_bytes);
                     continue;
                 }
@@ -199,7 +202,9 @@ impl Shard {
                 }
             };
             self.view.counters.log_failures.add(1);
-            tracing::error!(shard = self.core.0, error = ?error.source, "{error}");
+            if !std::mem::replace(&mut open.is_told, true) {
+                tracing::error!(shard = self.core.0, error = ?error.source, "{error}");
+            }
         }
     }
 
@@ -259,7 +264,7 @@ impl Shard {
         let wake = Box::new(move || door.waker.wake());
         let keeper = Keeper::start(LogDirectory::open(&options.log_directory)?, self.core.0, shards, epoch, wake)?;
         let log = Log::new(self.core.0, epoch, options.recovered.next_number, FIRST_SEQUENCE);
-        Ok(OpenLog { log, keeper, writing: None, snapshot: None })
+        Ok(OpenLog { log, keeper, writing: None, snapshot: None, is_told: false })
     }
 }
 
