@@ -236,8 +236,17 @@ pub(super) fn cells(words: Words<'_>, record: Offset) -> Leaves<'_> {
 
 /// Hash of a cell's key, for the owner.
 pub(super) fn key_hash(words: Words<'_>, secret: Secret, cell: Offset) -> u64 {
+    with_key(words, cell, |key| secret.hash(key))
+}
+
+/// True when the bytes behind a cell's key are zero, as look-ups expect. For the owner.
+pub(super) fn is_key_padded(words: Words<'_>, cell: Offset) -> bool {
+    with_key(words, cell, |key| cell::has_key(words, cell, key) == Ok(true))
+}
+
+fn with_key<R>(words: Words<'_>, cell: Offset, work: impl FnOnce(&[u8]) -> R) -> R {
     let mut bytes = [0; xfaas_common::limits::KEY_BYTES_MAX];
     let bytes = &mut bytes[..cell::key_bytes(words, cell)];
     cell::copy_key(words, cell, bytes);
-    secret.hash(bytes)
+    work(bytes)
 }

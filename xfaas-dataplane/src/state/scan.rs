@@ -23,6 +23,9 @@ pub(super) struct Totals {
     pub bytes: u64,
 }
 
+/// More than any owner can give out in its life: beyond it the count would begin at 0 again, which names a free record.
+const INCARNATIONS_MAX: u64 = 1 << 63;
+
 /// A place and what is wrong there.
 type Fault = (Offset, &'static str);
 
@@ -36,6 +39,9 @@ pub(super) struct AbsentCell {
 pub(super) fn scan(words: Words<'_>, alloc: &mut Allocator, fresh: u32, secret: Secret) -> Result<(Totals, Vec<AbsentCell>), RegionError> {
     let corrupt = |(at, what): Fault| RegionError::Corrupt { offset: at.0, what };
     alloc.load_page_table(words, fresh).map_err(corrupt)?;
+    if words.load(HEADER, WORD_INCARNATIONS) > INCARNATIONS_MAX {
+        return Err(corrupt((HEADER.plus((WORD_INCARNATIONS * WORD_BYTES) as u64), "more incarnations than can have been given out")));
+    }
     let (mut totals, mut absent) = (Totals::default(), Vec::new());
     let mut visit = |alloc: &mut Allocator, found: Found| scan_namespace(words, alloc, secret, found, &mut totals, &mut absent);
     scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, Prefix { bits: 0, value: 0 }, SESSIONS.root_bits, &mut visit)
@@ -123,6 +129,10 @@ fn scan_namespace(
     if !found.is_home_of(secret.session_hash(&session, table_hash)) {
         return Err((found.place, "the session is not where its hash leads"));
     }
+    // Look-ups compare whole words, so what is behind the name counts too.
+    if namespace::is_of(words, record, &session) != Ok(true) {
+        return Err((record, "the session ID is not padded with zeros"));
+    }
     let incarnation = namespace::incarnation(words, record).unwrap_or(0);
     if incarnation == 0 || incarnation > words.load(HEADER, WORD_INCARNATIONS) {
         return Err((record, "the record's incarnation was never given out"));
@@ -179,6 +189,9 @@ fn scan_cell(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found: Fou
     }
     if !found.is_home_of(namespace::key_hash(words, secret, cell)) {
         return Err((found.place, "the key is not where its hash leads"));
+    }
+    if !namespace::is_key_padded(words, cell) {
+        return Err((cell, "the key is not padded with zeros"));
     }
     // Readers of other processes may be looking on: they were told to look again when this open began.
     match cell::pending(words, cell).map(|pending| pending.number) {
