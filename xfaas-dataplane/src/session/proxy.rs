@@ -1,6 +1,11 @@
 //! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
+mod remote;
+
+pub use self::remote::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
+
+use self::remote::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -21,6 +26,8 @@ pub struct ProxyOptions {
     pub keep_warm_ns: u64,
     /// A call waits for a lock at most this long, nanoseconds.
     pub lock_wait_ns: u64,
+    /// The state is with a primary in another process: no region is opened here.
+    pub is_secondary: bool,
     /// Calls that wait for a worker: in one namespace, and on the whole shard.
     pub namespace_queue_calls_max: usize,
     pub queued_calls_max: usize,
@@ -39,6 +46,7 @@ pub struct ProxyStats {
     pub queued: u64,
     pub lock_waits: u64,
     pub slices: u64,
+    pub mapped_reads: u64,
 }
 
 /// What a worker is doing.
@@ -53,6 +61,8 @@ enum Phase {
     Parked {
         since_ns: u64,
     },
+    /// Parked until the primary has answered.
+    Remote(RemoteWait),
 }
 
 struct WorkerSlot {
@@ -83,6 +93,7 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    remote: RemoteCalls,
     parked: usize,
     queued: usize,
     stats: ProxyStats,
@@ -93,6 +104,7 @@ impl Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
         let run_queue = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
+        let remote = RemoteCalls::new(options.workers_live_max);
         Proxy {
             options,
             functions: Vec::new(),
@@ -102,6 +114,7 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            remote,
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),
@@ -116,7 +129,9 @@ impl Proxy {
     pub fn install(&mut self, function: Arc<Function>) -> Result<(), RegionError> {
         let index = usize::from(function.index);
         assert!(index < FUNCTIONS_MAX, "the deployer hands out indexes below the limit");
-        self.open_app(function.app, &function.manifest.app)?;
+        if !self.options.is_secondary {
+            self.open_app(function.app, &function.manifest.app)?;
+        }
         if self.functions.len() <= index {
             self.functions.resize(index + 1, None);
         }
@@ -159,14 +174,14 @@ impl Proxy {
 
     /// True while a call runs, is parked or waits.
     pub fn is_busy(&self) -> bool {
-        self.queued > 0 || self.parked > 0 || !self.run_queue.is_empty()
+        self.queued > 0 || self.parked > 0 || self.remote.waiting > 0 || !self.run_queue.is_empty()
     }
 
     pub fn stats(&self) -> ProxyStats {
         ProxyStats {
             workers: self.workers.0.len() as u64,
             workers_idle: self.idle.len() as u64,
-            workers_parked: self.parked as u64,
+            workers_parked: (self.parked + self.remote.waiting) as u64,
             namespaces: self.namespaces.len() as u64,
             queued: self.queued as u64,
             ..self.stats
@@ -281,9 +296,12 @@ impl Proxy {
         let finished = match progress {
             Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),
             Progress::Finished(code) => {
-                let outcome =
-                    Outcome::Failed { code: ErrorCode::GuestError, detail: "handle returned a non-zero code", guest_code: Some(code) };
+                let outcome = failed_with(&call, code);
                 Some(self.end(id, call, outcome, true, now_ns))
+            }
+            Progress::Asking | Progress::Committing => {
+                self.park_for_primary(id, call, progress == Progress::Committing);
+                None
             }
             Progress::Trapped(kind) => {
                 let outcome = Outcome::failed(ErrorCode::GuestTrapped, kind.detail());
@@ -332,6 +350,7 @@ impl Proxy {
 
     /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
     fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
+        self.note_end(&call);
         let slot = &mut self.workers.0[id as usize];
         let (namespace_id, function) = (slot.namespace, slot.function);
         let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);

@@ -71,7 +71,8 @@ fn memory<'a>(caller: &'a mut Caller<'_, WorkerData>) -> Result<&'a mut [u8], No
 
 fn park_if_told(caller: &mut Caller<'_, WorkerData>, result: i32) -> wasmtime::Result<i32> {
     if result == PARK {
-        pause(caller, Progress::Waiting)?;
+        let asked = lend::borrow(|lent, _| lent.call.remote.is_asked())?;
+        pause(caller, if asked { Progress::Asking } else { Progress::Waiting })?;
     }
     Ok(result)
 }

@@ -2,6 +2,7 @@
 
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
+use super::remote::RemoteAccess;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
 use std::net::SocketAddr;
@@ -80,6 +81,8 @@ pub struct Call {
     /// A strong write went to wait for its lock and has not been repeated yet: the lock is its own and goes back after it.
     pub(super) parked_in_write: bool,
     pub(super) overlay: Overlay,
+    /// What is asked of the primary, where `state_at` says `Primary`.
+    pub remote: RemoteAccess,
 }
 
 impl Default for Call {
@@ -108,6 +111,7 @@ impl Default for Call {
             granted: Vec::new(),
             parked_in_write: false,
             overlay: Overlay::default(),
+            remote: RemoteAccess::default(),
         }
     }
 }
@@ -135,6 +139,7 @@ impl Call {
         self.granted.clear();
         self.parked_in_write = false;
         self.overlay.clear();
+        self.remote.reset();
     }
 
     /// Takes over the limits of the function that is to run.
@@ -147,7 +152,12 @@ impl Call {
 
     /// True when the invocation has run longer than it may.
     pub fn is_over_deadline(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns) > self.deadline_ns
+        self.taken_ns(now_ns) > self.deadline_ns
+    }
+
+    /// Time the invocation has taken, without its waiting for locks.
+    pub fn taken_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns)
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.

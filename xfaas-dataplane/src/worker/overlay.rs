@@ -110,6 +110,15 @@ impl Overlay {
         self.live == 0
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Keys and values, in the order of each key's first write.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
+    }
+
     /// Applies all writes, or none: a write that is refused undoes those before it. Empties the overlay either way.
     pub(super) fn commit(&mut self, region: &mut Region, namespace: NamespaceRef, session_bytes_max: usize) -> Result<(), StateError> {
         let mut result = Ok(());
