@@ -8,10 +8,10 @@ use self::door::ShardsDoor;
 use crate::config::Config;
 use crate::control::{Control, ControlError, ControlOptions, DeployError, Deployer, StartReport, SteeringReport, SteeringStats, Store};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
-use crate::shard::{self, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
+use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
-use crate::sys::RingError;
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
+use crate::sys::{RingError, open_files};
 use crate::worker::{Engine, EngineError, EngineOptions};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -172,7 +172,7 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
     let limits = &config.limits;
     let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
     ShardOptions {
-        connections_max: limits.connections_max as usize,
+        connections_max: connections_max(limits.connections_max),
         body_bytes_max: limits.body_bytes_max as usize,
         session_header: config.session_header.clone().into_bytes(),
         proxy: ProxyOptions {
@@ -195,6 +195,18 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
     }
+}
+
+/// Connections of a shard: as configured, or fewer where the system allows this process fewer descriptors.
+fn connections_max(configured: u32) -> usize {
+    let files = open_files::raise_limit();
+    let allowed = files.saturating_sub(FILES_SPARE.into()).max(1);
+    if allowed < u64::from(configured) {
+        tracing::warn!(
+            "this process may open {files} files, so a shard takes {allowed} connections and not {configured}: raise the hard limit (`ulimit -Hn`, LimitNOFILE= of systemd)"
+        );
+    }
+    allowed.min(configured.into()) as usize
 }
 
 fn make_directory(path: &std::path::Path) -> Result<(), NodeError> {

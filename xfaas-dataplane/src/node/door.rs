@@ -47,11 +47,10 @@ impl ShardsDoor {
         answers.into_iter().enumerate().map(answer).collect()
     }
 
-    fn ask_all_ok(&self, command: impl Fn(SyncSender<Result<(), String>>) -> ShardCommand) -> Result<(), ShardsError> {
-        for (shard, answer) in self.ask_all(command)?.into_iter().enumerate() {
-            answer.map_err(|reason| ShardsError::Refused { shard: shard as u16, reason })?;
-        }
-        Ok(())
+    fn ask_all_ok<T>(&self, command: impl Fn(SyncSender<Result<T, String>>) -> ShardCommand) -> Result<Vec<T>, ShardsError> {
+        let refused = |shard: usize, reason| ShardsError::Refused { shard: shard as u16, reason };
+        let answers = self.ask_all(command)?.into_iter().enumerate();
+        answers.map(|(shard, answer)| answer.map_err(|reason| refused(shard, reason))).collect()
     }
 
     fn names(&self) -> std::sync::MutexGuard<'_, Names> {
@@ -77,7 +76,10 @@ impl Shards for ShardsDoor {
     }
 
     fn install(&self, function: Arc<Function>) -> Result<(), ShardsError> {
-        self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
+        let readers = self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
+        // Each time, not only for read-only functions: the readers always are those of the regions that are open now.
+        let readers: Arc<[_]> = readers.into();
+        self.ask_all_ok(|answer| ShardCommand::Readers(function.app, Arc::clone(&readers), answer))?;
         let mut names = self.names();
         names.functions.insert(function.index, function.manifest.name.clone());
         names.apps.insert(function.app, function.manifest.app.clone());
@@ -85,7 +87,8 @@ impl Shards for ShardsDoor {
     }
 
     fn remove(&self, index: u16) -> Result<(), ShardsError> {
-        self.ask_all_ok(|answer| ShardCommand::Remove(index, answer))
+        self.ask_all_ok(|answer| ShardCommand::Remove(index, answer))?;
+        Ok(())
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {

@@ -1,10 +1,12 @@
 //! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
+mod beside;
 mod remote;
 
 pub use self::remote::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
+use self::beside::Beside;
 use self::remote::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
@@ -94,6 +96,7 @@ pub struct Proxy {
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
     remote: RemoteCalls,
+    beside: Beside,
     parked: usize,
     queued: usize,
     stats: ProxyStats,
@@ -115,6 +118,7 @@ impl Proxy {
             state: Some(state),
             granted,
             remote,
+            beside: Beside::default(),
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),
@@ -136,6 +140,7 @@ impl Proxy {
             self.functions.resize(index + 1, None);
         }
         self.functions[index] = Some(function);
+        self.beside.forget(index);
         self.drop_stale();
         Ok(())
     }
@@ -161,6 +166,7 @@ impl Proxy {
             *function = None;
         }
         self.drop_stale();
+        self.drop_stale_readers();
     }
 
     pub fn function(&self, index: u16) -> Option<&Arc<Function>> {
@@ -311,6 +317,10 @@ impl Proxy {
                 let outcome = Outcome::failed(ErrorCode::Deadline, "the function ran longer than its deadline_ms");
                 Some(self.end(id, call, outcome, false, now_ns))
             }
+            Progress::NeedsOwner { for_lock } => {
+                self.give_up(id, call, for_lock, now_ns);
+                None
+            }
             Progress::SliceOver => {
                 self.workers.0[id as usize].call = Some(call);
                 self.run_queue.push_back(id);
@@ -348,9 +358,14 @@ impl Proxy {
         }
     }
 
-    /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
     fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
         self.note_end(&call);
+        self.release(id, &call, intact, now_ns);
+        Finished { call, outcome }
+    }
+
+    /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
+    fn release(&mut self, id: u32, call: &Call, intact: bool, now_ns: u64) {
         let slot = &mut self.workers.0[id as usize];
         let (namespace_id, function) = (slot.namespace, slot.function);
         let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);
@@ -370,7 +385,6 @@ impl Proxy {
         } else {
             self.start_waiting(namespace_id, now_ns);
         }
-        Finished { call, outcome }
     }
 
     /// Gives a freed place to the call that has waited longest. It runs from the run queue, so that no chain of calls grows the stack.
@@ -429,6 +443,9 @@ impl Proxy {
         }
         if self.queued > 0 {
             self.sweep_waiting(now_ns, finished);
+        }
+        if self.beside.has_stale_readers {
+            self.drop_stale_readers();
         }
         while let Some(id) = self.idle.oldest() {
             let slot = &self.workers.0[id as usize];

@@ -2,6 +2,7 @@
 
 use super::mailbox::{SessionRow, SessionsQuery, ShardCommand};
 use super::turn::Shard;
+use crate::state::RegionReader;
 use crate::worker::Function;
 use std::sync::Arc;
 
@@ -11,6 +12,10 @@ impl Shard {
             // A asker that gave up has dropped its end: then the answer has no reader, and that is all.
             match command {
                 ShardCommand::Install(function, answer) => drop(answer.try_send(self.install(function))),
+                ShardCommand::Readers(app, readers, answer) => {
+                    self.set_readers(app, &readers);
+                    drop(answer.try_send(Ok(())));
+                }
                 ShardCommand::Remove(index, answer) => {
                     self.by_name.retain(|_, function| *function != index);
                     self.by_hash.retain(|_, function| *function != index);
@@ -24,13 +29,19 @@ impl Shard {
         }
     }
 
-    fn install(&mut self, function: Arc<Function>) -> Result<(), String> {
-        let (index, hash) = (function.index, function.hash);
+    fn install(&mut self, function: Arc<Function>) -> Result<Option<RegionReader>, String> {
+        let (index, app, hash) = (function.index, function.app, function.hash);
         let name = function.manifest.name.as_bytes().into();
         self.proxy.install(function).map_err(|error| error_chain(&error))?;
         self.by_name.insert(name, index);
         self.by_hash.insert(hash.0, index);
-        Ok(())
+        Ok(self.proxy.reader(app))
+    }
+
+    fn set_readers(&mut self, app: u16, readers: &[Option<RegionReader>]) {
+        let all = (0..).zip(readers.iter().cloned());
+        let core = self.core.0;
+        self.proxy.set_readers(app, all.filter_map(|(shard, reader)| Some((shard, reader?))).filter(|(shard, _)| *shard != core));
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Vec<SessionRow> {

@@ -64,11 +64,9 @@ impl Shard {
         call.received_ns = now_ns;
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
-        if owner == self.core {
-            self.view.counters.steered.add(1);
+        if self.runs_here(&mut call, owner) {
             return self.run_datagram(call, peer, head.request_id, now_ns);
         }
-        self.view.counters.misrouted.add(1);
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {

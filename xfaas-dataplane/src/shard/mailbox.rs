@@ -2,6 +2,7 @@
 
 use super::connection::MovedConnection;
 use crate::session::Finished;
+use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
 use crossbeam::queue::ArrayQueue;
@@ -98,8 +99,10 @@ impl Post {
 
 /// What control asks of a shard.
 pub enum ShardCommand {
-    /// Take a function, or a new version of it, into service; answered when done.
-    Install(Arc<Function>, SyncSender<Result<(), String>>),
+    /// Take a function, or a new version of it, into service; answered when done, with a reader of the app's region for the other shards.
+    Install(Arc<Function>, SyncSender<Result<Option<RegionReader>, String>>),
+    /// Take over the readers of an app's regions, by shard, in place of all earlier ones.
+    Readers(u16, Arc<[Option<RegionReader>]>, SyncSender<Result<(), String>>),
     /// Take a function out of service.
     Remove(u16, SyncSender<Result<(), String>>),
     /// Sessions with state or workers here.

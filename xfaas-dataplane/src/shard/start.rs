@@ -24,6 +24,8 @@ const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
+/// Direct descriptors besides the connections': one that closes and one that comes may overlap.
+pub const FILES_SPARE: u32 = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -210,8 +212,7 @@ fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
     Ring::new(&RingOptions {
         submission_entries: SUBMISSION_ENTRIES,
         completion_entries: COMPLETION_ENTRIES,
-        // Some more than connections: one that closes and one that comes may overlap.
-        files: options.connections_max as u32 + 256,
+        files: options.connections_max as u32 + FILES_SPARE,
         groups: vec![streams, datagrams],
     })
 }

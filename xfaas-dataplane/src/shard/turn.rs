@@ -173,6 +173,7 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
+        self.send_to_owners();
         self.post.retry();
         self.wake_neighbours();
         self.publish();

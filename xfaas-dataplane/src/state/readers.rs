@@ -34,6 +34,15 @@ impl Readers {
         }
     }
 
+    /// Lets go of the readers of apps for which `keep` is false; asked only for apps that have some.
+    pub fn retain(&mut self, mut keep: impl FnMut(u16) -> bool) {
+        for (app, shards) in self.by_app.iter_mut().enumerate() {
+            if !shards.is_empty() && !keep(app as u16) {
+                shards.clear();
+            }
+        }
+    }
+
     pub fn clear(&mut self) {
         self.by_app.clear();
     }

@@ -3,6 +3,7 @@
 pub mod affinity;
 mod buffers;
 pub mod clock;
+pub mod open_files;
 mod ring;
 pub mod shm;
 pub mod socket;

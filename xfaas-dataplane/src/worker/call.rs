@@ -72,6 +72,8 @@ pub struct Call {
     pub received_ns: u64,
     /// When the invocation began, on the monotonic clock.
     pub started_ns: u64,
+    /// Time the invocation took on another shard before it was given up there: it counts as taken here.
+    pub spent_ns: u64,
     /// Time spent waiting for locks so far; kept by whoever parks and resumes the worker.
     pub waited_ns: u64,
     /// The invocation is stopped when it has taken longer than this, not counting `waited_ns`.
@@ -106,6 +108,7 @@ impl Default for Call {
             served_by: 0,
             received_ns: 0,
             started_ns: 0,
+            spent_ns: 0,
             waited_ns: 0,
             deadline_ns: 0,
             granted: Vec::new(),
@@ -135,6 +138,7 @@ impl Call {
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;
+        self.spent_ns = 0;
         self.waited_ns = 0;
         self.granted.clear();
         self.parked_in_write = false;
@@ -157,7 +161,16 @@ impl Call {
 
     /// Time the invocation has taken, without its waiting for locks.
     pub fn taken_ns(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns)
+        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns).saturating_add(self.spent_ns)
+    }
+
+    /// Makes the call ready to be run anew, as if it had not run; only the time it took is kept.
+    pub fn give_up(&mut self, now_ns: u64) {
+        self.spent_ns = self.taken_ns(now_ns);
+        self.started_ns = 0;
+        self.waited_ns = 0;
+        self.output.clear();
+        self.namespace = None;
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.

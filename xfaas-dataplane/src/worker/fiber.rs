@@ -1,7 +1,7 @@
 //! One worker: a wasm instance whose fiber never ends between calls, so a warm call neither makes a fiber nor allocates.
 //! Run by the session proxy, on one thread at a time.
 
-use super::abi::{self, DeadlinePassed};
+use super::abi::{self, DeadlinePassed, NeedsOwner};
 use super::call::StateAt;
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
@@ -32,6 +32,12 @@ pub enum Progress {
     Trapped(TrapKind),
     /// The invocation is over and the worker must be dropped.
     DeadlinePassed,
+    /// The call ran beside its session's owner and cannot go on here: it is to be run anew on the owner's shard. It changed nothing, since
+    /// only read-only functions run so. The worker must be dropped.
+    NeedsOwner {
+        /// It asked for a lock, and will again.
+        for_lock: bool,
+    },
 }
 
 /// Why there is no new worker.
@@ -111,7 +117,10 @@ impl Worker {
         let progress = match polled {
             Poll::Pending => reason.expect("whoever makes a guest yield says why"),
             Poll::Ready(error) if error.is::<DeadlinePassed>() => Progress::DeadlinePassed,
-            Poll::Ready(error) => Progress::Trapped(TrapKind::of(&error)),
+            Poll::Ready(error) => match error.downcast_ref::<NeedsOwner>() {
+                Some(needs) => Progress::NeedsOwner { for_lock: needs.for_lock },
+                None => Progress::Trapped(TrapKind::of(&error)),
+            },
         };
         let progress = match progress {
             Progress::Waiting | Progress::Asking | Progress::SliceOver => progress,
@@ -120,7 +129,7 @@ impl Worker {
                 finish(&mut lent, code)
             }
             Progress::Committing => unreachable!("only `finish` says so"),
-            Progress::Trapped(_) | Progress::DeadlinePassed => {
+            Progress::Trapped(_) | Progress::DeadlinePassed | Progress::NeedsOwner { .. } => {
                 self.phase = Phase::Dead;
                 lent.end_invocation();
                 progress

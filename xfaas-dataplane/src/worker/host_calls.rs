@@ -9,12 +9,13 @@ use crate::state::{Acquire, LockKey, NamespaceRef, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
     ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
-    UNREACHABLE,
 };
 use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Tells the guest's shim to pause and call again: the lock is held by someone else, or the primary is asked. No result of the contract has this value.
 pub(super) const PARK: i32 = i32::MIN;
+/// Ends the invocation: only the owner's shard can answer. No result of the contract has this value.
+pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
 
 /// A key copied out of the guest's memory: the guest's buffer may overlap it.
 struct Key {
@@ -87,7 +88,8 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
     OK
 }
 
-/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock.
+/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock;
+/// `NEEDS_OWNER` when the call runs beside the owner and this read cannot.
 pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
     let (key, span) = match state_arguments(memory, key, buf, buf_len, mode) {
         Ok(arguments) => arguments,
@@ -96,7 +98,7 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
     match lent.call.state_at {
         StateAt::Here => {}
         StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
-        StateAt::Shard(_) => return UNREACHABLE,
+        StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
         StateAt::Primary => return remote::read(lent, key.as_bytes(), &mut memory[span], mode),
     }
     if mode == MODE_STRONG {
@@ -122,7 +124,7 @@ fn read_beside_owner(lent: &Lent, owner: u16, key: &Key, buffer: &mut [u8]) -> i
     let Lent { call, state } = lent;
     match state.readers.read(call.app, owner, &call.session, call.table_hash, key.as_bytes(), buffer) {
         Ok(length) => length.map_or(NOT_FOUND, |length| length as i32),
-        Err(_) => UNREACHABLE,
+        Err(_) => NEEDS_OWNER,
     }
 }
 
