@@ -428,10 +428,21 @@ impl<'a> StateReply<'a> {
 
     /// Appends the whole frame. Input: a value of at most `REPLY_VALUE_BYTES_MAX`.
     pub fn encode(&self, request_id: u64, function: FunctionHash, out: &mut impl for<'b> Extend<&'b u8>) {
-        let head = FrameHead { function, ..FrameHead::plain(KIND_STATE_REPLY, request_id) };
-        head.encode(REPLY_HEAD_BYTES + self.value.len(), out);
-        out.extend(&self.result.to_be_bytes());
+        StateReply::encode_head(self.result, self.value.len(), request_id, function, out);
         out.extend(self.value);
+    }
+
+    /// Appends the frame without its value, of which `value_bytes` must follow.
+    pub fn encode_head(
+        result: i32,
+        value_bytes: usize,
+        request_id: u64,
+        function: FunctionHash,
+        out: &mut impl for<'b> Extend<&'b u8>,
+    ) {
+        let head = FrameHead { function, ..FrameHead::plain(KIND_STATE_REPLY, request_id) };
+        head.encode(REPLY_HEAD_BYTES + value_bytes, out);
+        out.extend(&result.to_be_bytes());
     }
 }
 

@@ -13,9 +13,24 @@ use xfaas_common::limits::{CALL_LOCKS_MAX, KEY_BYTES_MAX, LOCKS_MAX, SHARD_CALLS
 
 use super::hash::Secret;
 
-/// Identity of a running invocation on this shard.
+/// Identity of a running invocation on this shard: below `REMOTE` the slot of a worker here, else an invocation in another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallToken(pub u32);
+
+impl CallToken {
+    const REMOTE: u32 = 1 << 31;
+
+    /// The token of remote invocation `index`, below 2^31.
+    pub fn remote(index: u32) -> CallToken {
+        assert!(index < CallToken::REMOTE, "remote invocations are bounded far below");
+        CallToken(index | CallToken::REMOTE)
+    }
+
+    /// What `remote` was given, if this is such a token.
+    pub const fn remote_index(self) -> Option<u32> {
+        if self.0 & CallToken::REMOTE == 0 { None } else { Some(self.0 & !CallToken::REMOTE) }
+    }
+}
 
 /// What is locked.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +174,11 @@ impl LockTable {
     pub fn holds(&self, key: &LockKey<'_>, call: CallToken) -> bool {
         let lock = self.find_lock(self.hash(key), key);
         lock.is_some_and(|lock| self.calls[self.locks[lock as usize].holder as usize].token == call)
+    }
+
+    /// True while the call holds or waits for a lock.
+    pub fn knows(&self, call: CallToken) -> bool {
+        self.find_call(call).is_some()
     }
 
     /// True while the call stands in a queue.

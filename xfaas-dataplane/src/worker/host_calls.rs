@@ -5,7 +5,7 @@ use super::call::StateAt;
 use super::lend::Lent;
 use super::overlay::SessionSize;
 use super::remote;
-use crate::state::{Acquire, LockKey, NamespaceRef, StateError};
+use crate::state::{Acquire, LockKey, NamespaceRef, SessionKey, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
     ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
@@ -178,13 +178,10 @@ fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
     state.locks.acquire(&lock, call.token)
 }
 
-/// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
 fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
     let Lent { call, state } = lent;
-    if call.namespace.is_none() {
-        call.namespace = state.region(call.app)?.find(&call.session, call.table_hash);
-    }
-    call.namespace
+    let key = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    state.find_namespace(&key, &mut call.namespace)
 }
 
 fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
@@ -194,17 +191,8 @@ fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
 
 fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
     let Lent { call, state } = lent;
-    let region = state.region_mut(call.app).ok_or(StateError::RegionFull)?;
-    if let Some(namespace) = call.namespace {
-        match region.write(namespace, key, value, call.session_bytes_max) {
-            // The session was removed meanwhile: this write begins it anew.
-            Err(StateError::NoNamespace) => {}
-            written => return written,
-        }
-    }
-    let namespace = region.find_or_create(&call.session, call.table_hash)?;
-    call.namespace = Some(namespace);
-    region.write(namespace, key, value, call.session_bytes_max)
+    let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    state.store(&session, &mut call.namespace, key, value, call.session_bytes_max)
 }
 
 /// Keeps the write in the call until it is committed.
