@@ -22,6 +22,9 @@ pub(super) const GROUP_DATAGRAMS: u16 = 1;
 const STREAM_BUFFERS: u16 = 512;
 const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
+/// The longest datagram that can come: IPv6 carries 20 bytes more than IPv4, and than an answer may have (RFC 768, RFC 8200).
+const RECEIVED_BYTES_MAX: usize = 65_527;
+const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
 /// Direct descriptors besides the connections': one that closes and one that comes may overlap.
@@ -208,7 +211,7 @@ impl Seed {
 fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
     let streams = GroupOptions { buffers: STREAM_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     let datagrams =
-        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + DATAGRAM_BYTES_MAX).next_multiple_of(64) as u32 };
+        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + RECEIVED_BYTES_MAX).next_multiple_of(64) as u32 };
     Ring::new(&RingOptions {
         submission_entries: SUBMISSION_ENTRIES,
         completion_entries: COMPLETION_ENTRIES,

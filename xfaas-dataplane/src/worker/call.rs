@@ -5,7 +5,7 @@ use super::overlay::Overlay;
 use super::remote::RemoteAccess;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
-use std::net::SocketAddr;
+use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
 
@@ -25,7 +25,7 @@ pub enum Origin {
     },
     Datagram {
         shard: u16,
-        peer: SocketAddr,
+        peer: Peer,
         request_id: u64,
     },
 }
