@@ -106,7 +106,13 @@ impl Node {
         })?);
         tracing::info!("steering: {}", steering.explain());
         let sockets = tcp.into_iter().zip(udp);
-        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan { cpu, tcp, udp, flows: steering.flow_table() });
+        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan {
+            cpu,
+            tcp,
+            udp,
+            flows: steering.flow_table(),
+            container: None,
+        });
         let options = shard_options(config, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let door = Arc::new(ShardsDoor::new(&shards));
@@ -179,6 +185,7 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
             workers_live_max: (limits.workers_live_max as usize / config.cpus.len()).max(1),
             keep_warm_ns: KEEP_WARM_S * 1_000 * MS_NS,
             lock_wait_ns: ms_ns(limits.lock_wait_ms),
+            is_secondary: false,
             namespace_queue_calls_max: limits.namespace_queue_calls_max as usize,
             queued_calls_max: limits.shard_calls_max as usize,
         },

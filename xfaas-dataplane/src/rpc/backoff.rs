@@ -1,16 +1,24 @@
 //! How long to wait before the next try to connect: twice as long each time, and never in step with others that lost the same primary.
 
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// Waiting times of one connection's tries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoff {
     /// Tries since the last success.
     failures: u32,
+    random: StdRng,
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff { failures: 0, random: StdRng::from_os_rng() }
+    }
 }
 
 impl Backoff {
@@ -18,7 +26,7 @@ impl Backoff {
     pub fn next(&mut self) -> Duration {
         let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+        full.mul_f64(self.random.random_range(0.5..=1.0))
     }
 
     /// A try succeeded.

@@ -22,6 +22,7 @@ impl Shard {
                     self.proxy.remove(index);
                     drop(answer.try_send(Ok(())));
                 }
+                ShardCommand::Primary(command) => self.on_primary_command(command),
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
                 ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),

@@ -3,6 +3,13 @@
 use super::connection::Arrival;
 use crate::sys::Tag;
 
+/// What is under way on a container's connection to its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkOperation {
+    Received,
+    Sent,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Accept,
@@ -36,6 +43,12 @@ pub(super) enum Operation {
         connection: u32,
         generation: u16,
     },
+    /// Of a container's connection to its primary.
+    Link {
+        link: u32,
+        generation: u16,
+        operation: LinkOperation,
+    },
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -60,6 +73,7 @@ impl Operation {
             Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
             Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
+            Operation::Link { link, generation, operation } => pack(15, operation as u8, generation, link),
         }
     }
 
@@ -79,6 +93,11 @@ impl Operation {
             10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             11 => Operation::Installed { connection, generation },
             12 => Operation::HalfClosed { connection, generation },
+            15 => {
+                let is_sent = (tag.0 >> FROM_SHIFT) as u8 == LinkOperation::Sent as u8;
+                let operation = if is_sent { LinkOperation::Sent } else { LinkOperation::Received };
+                Operation::Link { link: connection, generation, operation }
+            }
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -98,6 +117,8 @@ mod tests {
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
                 Operation::HalfClosed { connection, generation },
                 Operation::Arrived(Arrival { from, connection, generation }),
+                Operation::Link { link: connection, generation, operation: LinkOperation::Received },
+                Operation::Link { link: connection, generation, operation: LinkOperation::Sent },
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);
                 prop_assert_eq!(operation.tag().0 >> 60, 0);

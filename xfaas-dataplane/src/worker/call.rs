@@ -154,6 +154,11 @@ impl Call {
         self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
     }
 
+    /// True when an invocation of it has begun, whatever became of it.
+    pub fn has_begun(&self) -> bool {
+        self.started_ns != 0
+    }
+
     /// True when the invocation has run longer than it may.
     pub fn is_over_deadline(&self, now_ns: u64) -> bool {
         self.taken_ns(now_ns) > self.deadline_ns

@@ -106,9 +106,13 @@ impl Proxy {
         None
     }
 
-    /// There was no room to send it: it stays the next.
+    pub fn count_unsent_remote(&self) -> usize {
+        self.remote.unsent.len()
+    }
+
+    /// There was no room to send it: it waits behind those that go to other shards of the primary, and before later ones to its own.
     pub fn put_back_remote(&mut self, ticket: RemoteTicket) {
-        self.remote.unsent.push_front(ticket);
+        self.remote.unsent.push_back(ticket);
     }
 
     /// Invocations of whose end the primary must be told.
