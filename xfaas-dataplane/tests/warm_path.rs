@@ -105,8 +105,13 @@ impl Node {
     fn start() -> Node {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let address = free_address();
-        let plan =
-            ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
+        let plan = ShardPlan {
+            cpu: allowed_cpus()[0],
+            tcp: tcp_listener(address).unwrap(),
+            udp: udp_socket(address).unwrap(),
+            flows: None,
+            container: None,
+        };
         let placement = WatchingPlacement { inner: LocalPlacement::new(1), marked: AtomicBool::new(false) };
         let running = shard::start(vec![plan], &options(folder.path()), &(Arc::new(placement) as Arc<dyn Placement>)).unwrap();
         let node = Node { address, running, _folder: folder };
@@ -144,6 +149,7 @@ fn options(folder: &Path) -> ShardOptions {
         body_bytes_max: 1 << 20,
         session_header: b"x-session-id".to_vec(),
         proxy: ProxyOptions {
+            is_secondary: false,
             workers_live_max: 16,
             keep_warm_ns: 60 * SECOND_NS,
             lock_wait_ns: SECOND_NS,

@@ -1,7 +1,7 @@
 //! What a container knows of its primary: how sessions are hashed there, and which of the primary's shards owns a slot.
 //! Made from a welcome, shared by the container's shards. In a container itself no shard owns anything.
 
-use super::placement::Placement;
+use super::placement::{Placement, fingerprint};
 use std::sync::Arc;
 use xfaas_common::hash::{HashKeys, SessionHash, session_hash};
 use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
@@ -32,6 +32,11 @@ impl Primary {
 
     pub fn keys(&self) -> &HashKeys {
         &self.keys
+    }
+
+    /// The number that the primary's regions carry: they were written under its keys.
+    pub fn fingerprint(&self) -> u64 {
+        fingerprint(&self.keys)
     }
 
     /// The shard that owns a session, by `SessionHash::table_hash`, whose upper bits are the slot.
@@ -92,5 +97,6 @@ mod tests {
             assert_eq!(primary.shard_of(hash.table_hash()), local.owner(hash.slot()).0);
             assert_eq!(placement.owner(hash.slot()), CoreIndex(1));
         }
+        assert_eq!(primary.fingerprint(), local.fingerprint());
     }
 }

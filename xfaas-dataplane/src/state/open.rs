@@ -1,5 +1,6 @@
 //! Opening a region's file: making a new one, or checking that an old one is what was asked for. The content is checked by `scan`.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -101,7 +102,18 @@ pub(super) fn begin(words: Words<'_>) -> Result<u32, RegionError> {
 
 /// A read-only mapping for another process than the owner's, header checked, content not: a reader trusts no word of it.
 pub(super) fn map_read_only(path: &Path) -> Result<(SharedMemory, Header), RegionError> {
-    let memory = SharedMemory::open_read_only(path).map_err(|source| io_error("map region to read", path, source))?;
+    check_read_only(SharedMemory::open_read_only(path).map_err(|source| io_error("map region to read", path, source))?)
+}
+
+/// As `map_read_only`, of a descriptor that the owner gave away, which must be that of the region meant.
+pub(super) fn map_given(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<(SharedMemory, Header), RegionError> {
+    let memory = SharedMemory::map_read_only(file).map_err(|source| io_error("map region to read", Path::new(app), source))?;
+    let (memory, header) = check_read_only(memory)?;
+    check_owner(&header, &RegionOptions { app, shard, bytes_max: 0, hash_tag })?;
+    Ok((memory, header))
+}
+
+fn check_read_only(memory: SharedMemory) -> Result<(SharedMemory, Header), RegionError> {
     let words = memory.words();
     let header = layout::read_header(Words::new(words), (words.len() * 8) as u64)?;
     Ok((memory, header))

@@ -13,6 +13,7 @@
 //! Each read is a moment between its call and its return, so reads and writes of a key are linearizable: the version did not change
 //! while it was copied, and a version is acknowledged only after it is visible.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -86,6 +87,12 @@ impl RegionReader {
     /// Errors: `Io`, `NotARegion`, `LayoutVersion`, `HeaderChecksum`.
     pub fn open(path: &Path) -> Result<RegionReader, RegionError> {
         let (memory, header) = open::map_read_only(path)?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
+    /// Maps a region whose descriptor its owner gave away. Errors: as `open`, and `Foreign` or `OtherHashKeys` when it is another region.
+    pub fn of_file(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_given(file, app, shard, hash_tag)?;
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 
