@@ -84,6 +84,8 @@ pub const RPC_SHARD_INVOCATIONS_MAX: usize = 16_384;
 pub const RPC_WAITING_BYTES_MAX: usize = 64 << 20;
 /// Modules on their way to one RPC connection.
 pub const RPC_MODULES_MAX: usize = 64;
+/// Connections that ask for descriptors of regions, at once.
+pub const REGION_CONNECTIONS_MAX: usize = 64;
 /// How often a container pings.
 pub const RPC_PING_MS: u64 = 500;
 /// Who hears nothing on an RPC connection for so long closes it.
@@ -103,6 +105,7 @@ const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(CALL_LOCKS_MAX < LOCKS_MAX, "one call cannot take all locks of a shard");
 const _: () = assert!(RPC_PAYLOAD_BYTES_MAX >= 2 * (VALUE_BYTES_MAX + KEY_BYTES_MAX + 64), "a commit of two largest values fits");
 const _: () = assert!(RPC_SHARD_INVOCATIONS_MAX < SHARD_CALLS_MAX / 2);
+const _: () = assert!((FUNCTIONS_MAX + 8) << 10 <= RPC_PAYLOAD_BYTES_MAX, "a welcome has room for a KiB about each function");
 const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
 const _: () = assert!(RPC_SNAPSHOT_KEYS_MAX <= u16::MAX as usize);
 const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");

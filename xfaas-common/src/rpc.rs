@@ -433,13 +433,7 @@ impl<'a> StateReply<'a> {
     }
 
     /// Appends the frame without its value, of which `value_bytes` must follow.
-    pub fn encode_head(
-        result: i32,
-        value_bytes: usize,
-        request_id: u64,
-        function: FunctionHash,
-        out: &mut impl for<'b> Extend<&'b u8>,
-    ) {
+    pub fn encode_head(result: i32, value_bytes: usize, request_id: u64, function: FunctionHash, out: &mut impl for<'b> Extend<&'b u8>) {
         let head = FrameHead { function, ..FrameHead::plain(KIND_STATE_REPLY, request_id) };
         head.encode(REPLY_HEAD_BYTES + value_bytes, out);
         out.extend(&result.to_be_bytes());

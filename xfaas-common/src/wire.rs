@@ -24,6 +24,15 @@ pub const KIND_PING: u8 = 23;
 pub const KIND_PONG: u8 = 24;
 pub const KIND_CHANGED: u8 = 25;
 
+/// Descriptors of regions over a Unix socket: a request is magic, version u8, app_len u8, shard u16, app; its answer one byte.
+pub const REGION_MAGIC: [u8; 2] = *b"XR";
+pub const REGION_VERSION: u8 = 1;
+pub const REGION_REQUEST_HEAD_BYTES: usize = 6;
+/// The descriptor comes with this byte.
+pub const REGION_GIVEN: u8 = 0;
+/// There is no such region.
+pub const REGION_REFUSED: u8 = 1;
+
 /// `status` of a kind 3 datagram, and of a kind 3 frame that is about what one of these says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

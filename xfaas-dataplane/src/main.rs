@@ -34,9 +34,10 @@ fn serve_node(config: &Config, mut signals: Signals) -> anyhow::Result<()> {
     let started_at = Instant::now();
     let node = Node::start(config, ebpf_object()).map_err(|error| anyhow::anyhow!(describe(&error)))?;
     tracing::info!(
-        "serving http on {} and datagrams on {}, {} shards on CPUs {:?}, {} functions, admin on http://{}, ready after {} ms",
+        "serving http on {}, datagrams on {} and containers on {}, {} shards on CPUs {:?}, {} functions, admin on http://{}, ready after {} ms",
         config.http,
         config.udp,
+        config.rpc,
         config.cpus.len(),
         config.cpus,
         node.start_report().loaded.len(),

@@ -4,10 +4,14 @@
 pub mod container;
 mod door;
 mod keys;
+mod offer;
 
 use self::door::ShardsDoor;
+use self::offer::NodeFacts;
 use crate::config::{Config, Limits};
-use crate::control::{Control, ControlError, ControlOptions, DeployError, Deployer, StartReport, SteeringReport, SteeringStats, Store};
+use crate::control::{
+    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
@@ -82,6 +86,7 @@ impl Node {
     pub fn start(config: &Config, ebpf_object: &[u8]) -> Result<Node, NodeError> {
         ensure_free(config.http, true)?;
         ensure_free(config.udp, false)?;
+        ensure_free(config.rpc, true)?;
         let store = Store::open(&config.state_dir)?;
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
         // The parent of this folder may be writable by everyone, as /dev/shm is.
@@ -97,6 +102,7 @@ impl Node {
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
+        let rpc: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.rpc)).collect::<Result<_, _>>()?;
         let steering = Arc::new(Steering::start(SteeringOptions {
             mode: config.steering_mode,
             iface: config.steering_iface.as_deref(),
@@ -111,23 +117,27 @@ impl Node {
             ebpf_object,
         })?);
         tracing::info!("steering: {}", steering.explain());
-        let sockets = tcp.into_iter().zip(udp);
-        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan {
-            cpu,
-            tcp,
-            udp,
-            flows: steering.flow_table(),
-            container: None,
-        });
+        let sockets = tcp.into_iter().zip(udp).zip(rpc);
+        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
+        let plans = config.cpus.iter().zip(sockets).map(plan);
+        let regions = region_door(config, &region_directory);
         let options = shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let door = Arc::new(ShardsDoor::new(&shards));
+        let facts = NodeFacts {
+            shards: config.cpus.len(),
+            keys: *placement.keys(),
+            session_header: config.session_header.clone(),
+            lock_wait_ms: config.limits.lock_wait_ms,
+            region_socket: regions.is_some().then(|| config.region_socket()),
+        };
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts)));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
             shards: door,
             steering: steering_stats(&steering),
+            regions,
         })?;
         let report = deployer.start(&config.functions)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
@@ -231,6 +241,18 @@ fn connections_max(configured: u32) -> usize {
         );
     }
     allowed.min(configured.into()) as usize
+}
+
+/// Containers of this machine do without when it cannot be had: they read by RPC.
+fn region_door(config: &Config, directory: &std::path::Path) -> Option<RegionDoor> {
+    let path = config.region_socket();
+    match RegionDoor::bind(&path, directory.to_owned()) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "containers cannot map regions: {} cannot be bound", path.display());
+            None
+        }
+    }
 }
 
 fn make_directory(path: &std::path::Path) -> Result<(), NodeError> {

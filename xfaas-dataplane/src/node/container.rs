@@ -52,17 +52,17 @@ impl Container {
             let news = news.clone();
             // Full only if the linker is gone: then the process is ending.
             let on_lost: OnLost = Arc::new(move |shard| drop(news.try_send(LinkerNews::Lost(shard))));
-            ShardPlan { cpu, tcp, udp, flows: None, container: Some(on_lost) }
+            ShardPlan { cpu, tcp, udp, rpc: None, flows: None, container: Some(on_lost) }
         });
         // No region is ever opened: the state is the primary's.
         let mut options = shard_options(&config.limits, config.cpus.len(), SESSION_HEADER_DEFAULT, config.state_dir.clone(), 0);
         options.proxy.is_secondary = true;
         let placement: Arc<dyn Placement> = Arc::new(LocalPlacement::new(config.cpus.len()));
         let shards = shard::start(plans.collect(), &options, &placement)?;
-        let door = Arc::new(ShardsDoor::new(&shards));
+        let door = Arc::new(ShardsDoor::new(&shards, None));
         let deployer = Arc::new(Deployer::for_container(engine, Arc::clone(&door) as _, config.limits.memory_mib_max));
         let steering = Arc::new(|| Ok(SteeringReport { mode: "off, as always in a container".to_owned(), ..SteeringReport::default() }));
-        let control = ControlOptions { listen: config.admin, deployer: Arc::clone(&deployer), shards: door, steering };
+        let control = ControlOptions { listen: config.admin, deployer: Arc::clone(&deployer), shards: door, steering, regions: None };
         let control = crate::control::spawn(control)?;
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;

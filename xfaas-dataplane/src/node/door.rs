@@ -1,15 +1,21 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
+use super::offer::NodeFacts;
 use crate::control::{
-    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionInfo, SessionsQuery, Shards, ShardsError,
+    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo, SessionsQuery, Shards,
+    ShardsError,
 };
-use crate::shard::{self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, FunctionCounters, OUTCOMES, RunningShards, ShardCommand, ShardView};
+use crate::shard::{
+    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounters, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
+    ShardView,
+};
 use crate::worker::Function;
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use xfaas_common::drop_reason::DropReason;
+use xfaas_common::rpc::FrameFault;
 
 /// How long a shard may take to answer a command.
 const COMMAND_MS_MAX: u64 = 5_000;
@@ -17,6 +23,8 @@ const COMMAND_MS_MAX: u64 = 5_000;
 pub(super) struct ShardsDoor {
     doors: Vec<Arc<CommandDoor>>,
     views: Vec<Arc<ShardView>>,
+    /// What containers are told; none join a container.
+    facts: Option<NodeFacts>,
     names: Mutex<Names>,
 }
 
@@ -28,8 +36,8 @@ struct Names {
 }
 
 impl ShardsDoor {
-    pub(super) fn new(shards: &RunningShards) -> ShardsDoor {
-        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), names: Mutex::default() }
+    pub(super) fn new(shards: &RunningShards, facts: Option<NodeFacts>) -> ShardsDoor {
+        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, names: Mutex::default() }
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
@@ -91,6 +99,12 @@ impl Shards for ShardsDoor {
         Ok(())
     }
 
+    fn offer(&self, functions: &[Running]) -> Result<(), ShardsError> {
+        let Some(facts) = &self.facts else { return Ok(()) };
+        let offer = Arc::new(facts.offer(functions));
+        self.ask_all(|answer| ShardCommand::Offer(Arc::clone(&offer), answer)).map(drop)
+    }
+
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {
         let apps = self.names().apps.clone();
         let app = match &query.app {
@@ -119,7 +133,7 @@ impl Shards for ShardsDoor {
         let mut samples = Vec::new();
         for (shard, view) in self.views.iter().enumerate() {
             let labels = || vec![("shard", shard.to_string())];
-            for exported in EXPORTED {
+            for exported in EXPORTED.iter().chain(EXPORTED_RPC) {
                 let kind = if exported.is_counter { MetricKind::Counter } else { MetricKind::Gauge };
                 let value = (exported.value)(&view.counters);
                 samples.push(CounterSample { name: exported.name, help: exported.help, kind, labels: labels(), value });
@@ -135,6 +149,7 @@ impl Shards for ShardsDoor {
                     value: view.counters.drops[reason as usize].get() as f64,
                 });
             }
+            samples.extend(rpc_samples(shard, view));
         }
         self.each_function(|name, shard, counters| {
             for (outcome, count) in OUTCOMES.iter().zip(&counters.outcomes) {
@@ -176,4 +191,25 @@ impl Shards for ShardsDoor {
     fn ready(&self) -> Result<(), String> {
         Ok(()) // `shard::start` returns only when every loop runs, and a shard that ends stops the process
     }
+}
+
+/// Requests of containers by kind, and what was wrong with their frames.
+fn rpc_samples(shard: usize, view: &ShardView) -> Vec<CounterSample> {
+    let rpc = &view.counters.rpc;
+    let sample = |name, help, label, value: &str, count: &shard::Count| CounterSample {
+        name,
+        help,
+        kind: MetricKind::Counter,
+        labels: vec![("shard", shard.to_string()), (label, value.to_owned())],
+        value: count.get() as f64,
+    };
+    let requests = REQUEST_KINDS
+        .iter()
+        .zip(&rpc.requests)
+        .map(|(kind, count)| sample("xfaas_rpc_requests_total", "Requests of containers.", "kind", kind, count));
+    let malformed = FrameFault::ALL.iter().map(|fault| {
+        let (help, count) = ("Malformed frames of containers; each closed its connection.", &rpc.malformed[*fault as usize]);
+        sample("xfaas_rpc_malformed_total", help, "reason", fault.name(), count)
+    });
+    requests.chain(malformed).collect()
 }

@@ -3,11 +3,12 @@
 
 mod beside;
 mod remote;
+mod secondary;
 
-pub use self::remote::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
+pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 use self::beside::Beside;
-use self::remote::{RemoteCalls, RemoteWait, failed_with};
+use self::secondary::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -96,6 +97,8 @@ pub struct Proxy {
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
     remote: RemoteCalls,
+    /// Those of `granted` that are invocations in other processes.
+    granted_remote: Vec<CallToken>,
     beside: Beside,
     parked: usize,
     queued: usize,
@@ -118,6 +121,7 @@ impl Proxy {
             state: Some(state),
             granted,
             remote,
+            granted_remote: Vec::new(),
             beside: Beside::default(),
             parked: 0,
             queued: 0,
@@ -346,7 +350,12 @@ impl Proxy {
             return;
         }
         let now_ns = crate::sys::clock::monotonic_ns();
-        while let Some(CallToken(id)) = self.granted.pop() {
+        while let Some(token) = self.granted.pop() {
+            if token.remote_index().is_some() {
+                self.granted_remote.push(token);
+                continue;
+            }
+            let CallToken(id) = token;
             let slot = &mut self.workers.0[id as usize];
             let Phase::Parked { since_ns } = slot.phase else {
                 unreachable!("a lock is handed over only to a call that waits for it");

@@ -24,6 +24,10 @@ impl Shard {
                 }
                 ShardCommand::Primary(command) => self.on_primary_command(command),
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Offer(offer, answer) => {
+                    self.offer_to_containers(offer);
+                    answer.try_send(()).ok();
+                }
                 ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
             }
@@ -68,7 +72,9 @@ impl Shard {
     pub(super) fn is_drained(&self) -> bool {
         let Some(since_ns) = self.draining_since_ns else { return false };
         let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
-        let busy = self.proxy.is_busy() || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
+        let busy = self.proxy.is_busy()
+            || self.rpc.is_busy()
+            || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;
         late || (told && !busy && !self.post.has_unsent())

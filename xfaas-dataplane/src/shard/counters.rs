@@ -1,5 +1,6 @@
 //! What one shard counts. Only the shard writes, so a count is a relaxed load and store; control reads at any time and never resets.
 
+use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,6 +144,8 @@ pub struct ShardCounters {
     pub turns: Count,
     /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
     pub buffers_exhausted: Count,
+    /// What belongs to containers' connections.
+    pub rpc: RpcCounters,
 }
 
 /// One exported number of a shard.
@@ -154,11 +157,11 @@ pub struct Exported {
     pub value: fn(&ShardCounters) -> f64,
 }
 
-const fn counter(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+pub(super) const fn counter(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
     Exported { name, help, is_counter: true, value }
 }
 
-const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+pub(super) const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
     Exported { name, help, is_counter: false, value }
 }
 

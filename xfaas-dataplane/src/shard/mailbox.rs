@@ -2,6 +2,7 @@
 
 use super::connection::MovedConnection;
 use super::primary::PrimaryCommand;
+use super::rpc::{ContainerOffer, MovedRpc};
 use crate::session::Finished;
 use crate::state::RegionReader;
 use crate::sys::Waker;
@@ -20,6 +21,8 @@ pub(super) enum Message {
     Done(Finished),
     /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
     Moved(Box<MovedConnection>),
+    /// The same of a container's connection.
+    RpcMoved(Box<MovedRpc>),
 }
 
 /// All mailboxes of a process.
@@ -110,6 +113,8 @@ pub enum ShardCommand {
     Primary(PrimaryCommand),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// What containers are told from now on; answered when those that are connected will hear of it.
+    Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.

@@ -15,21 +15,24 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use xfaas_common::ids::CoreIndex;
-use xfaas_common::limits::DATAGRAM_BYTES_MAX;
+use xfaas_common::limits::{DATAGRAM_BYTES_MAX, RPC_CONNECTIONS_MAX};
 
 /// Buffer groups of a shard's ring.
 pub(super) const GROUP_STREAMS: u16 = 0;
 pub(super) const GROUP_DATAGRAMS: u16 = 1;
+pub(super) const GROUP_RPC: u16 = 2;
 const STREAM_BUFFERS: u16 = 512;
 const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
+/// Few: they bound what containers can make one turn do, however much they send.
+const RPC_BUFFERS: u16 = 32;
 /// The longest datagram that can come: IPv6 carries 20 bytes more than IPv4, and than an answer may have (RFC 768, RFC 8200).
 const RECEIVED_BYTES_MAX: usize = 65_527;
 const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
-/// Direct descriptors besides the connections': one that closes and one that comes may overlap.
-pub const FILES_SPARE: u32 = 256;
+/// Direct descriptors besides those of clients' connections: containers have some, and one that closes and one that comes may overlap.
+pub const FILES_SPARE: u32 = 256 + RPC_CONNECTIONS_MAX as u32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -100,6 +103,8 @@ pub struct ShardPlan {
     pub cpu: u16,
     pub tcp: OwnedFd,
     pub udp: OwnedFd,
+    /// Where containers connect; `None`: nowhere.
+    pub rpc: Option<OwnedFd>,
     pub flows: Option<FlowTable>,
     /// This shard is one of a container: it owns no state and asks a primary, whose lost connections it tells here.
     pub container: Option<OnLost>,
@@ -210,6 +215,7 @@ impl Seed {
             door: self.door,
             tcp: self.plan.tcp,
             udp: self.plan.udp,
+            rpc: self.plan.rpc,
             flows: self.plan.flows,
         });
         self.started.wait();
@@ -221,10 +227,11 @@ fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
     let streams = GroupOptions { buffers: STREAM_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     let datagrams =
         GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + RECEIVED_BYTES_MAX).next_multiple_of(64) as u32 };
+    let rpc = GroupOptions { buffers: RPC_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     Ring::new(&RingOptions {
         submission_entries: SUBMISSION_ENTRIES,
         completion_entries: COMPLETION_ENTRIES,
         files: options.connections_max as u32 + FILES_SPARE,
-        groups: vec![streams, datagrams],
+        groups: vec![streams, datagrams, rpc],
     })
 }

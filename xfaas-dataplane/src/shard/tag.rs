@@ -43,12 +43,24 @@ pub(super) enum Operation {
         connection: u32,
         generation: u16,
     },
+    Rpc(RpcOperation),
+    /// A container's descriptor came from another shard.
+    RpcArrived(Arrival),
     /// Of a container's connection to its primary.
     Link {
         link: u32,
         generation: u16,
         operation: LinkOperation,
     },
+}
+
+/// The same of containers' connections; their kind lies where other tags have the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RpcOperation {
+    Accept,
+    Receive { connection: u32, generation: u16 },
+    Sent { connection: u32, generation: u16 },
+    Handed { connection: u32, generation: u16 },
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -74,6 +86,11 @@ impl Operation {
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
             Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
             Operation::Link { link, generation, operation } => pack(15, operation as u8, generation, link),
+            Operation::Rpc(RpcOperation::Accept) => pack(13, 0, 0, 0),
+            Operation::Rpc(RpcOperation::Receive { connection, generation }) => pack(13, 1, generation, connection),
+            Operation::Rpc(RpcOperation::Sent { connection, generation }) => pack(13, 2, generation, connection),
+            Operation::Rpc(RpcOperation::Handed { connection, generation }) => pack(13, 3, generation, connection),
+            Operation::RpcArrived(arrival) => pack(14, arrival.from, arrival.generation, arrival.connection),
         }
     }
 
@@ -98,6 +115,14 @@ impl Operation {
                 let operation = if is_sent { LinkOperation::Sent } else { LinkOperation::Received };
                 Operation::Link { link: connection, generation, operation }
             }
+            13 => Operation::Rpc(match (tag.0 >> FROM_SHIFT) as u8 {
+                0 => RpcOperation::Accept,
+                1 => RpcOperation::Receive { connection, generation },
+                2 => RpcOperation::Sent { connection, generation },
+                3 => RpcOperation::Handed { connection, generation },
+                kind => unreachable!("no RPC operation has kind {kind}: tags are made by `Operation::tag` only"),
+            }),
+            14 => Operation::RpcArrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -119,6 +144,10 @@ mod tests {
                 Operation::Arrived(Arrival { from, connection, generation }),
                 Operation::Link { link: connection, generation, operation: LinkOperation::Received },
                 Operation::Link { link: connection, generation, operation: LinkOperation::Sent },
+                Operation::RpcArrived(Arrival { from, connection, generation }),
+                Operation::Rpc(RpcOperation::Accept), Operation::Rpc(RpcOperation::Receive { connection, generation }),
+                Operation::Rpc(RpcOperation::Sent { connection, generation }),
+                Operation::Rpc(RpcOperation::Handed { connection, generation }),
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);
                 prop_assert_eq!(operation.tag().0 >> 60, 0);

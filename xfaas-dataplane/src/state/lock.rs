@@ -133,6 +133,10 @@ impl LockTable {
     /// Asks for a lock on behalf of a call that runs, so waits for nothing. Cost: a hash of session and key, and a step for each call in
     /// the chain of those who wait for one another.
     pub fn acquire(&mut self, key: &LockKey<'_>, call: CallToken) -> Acquire {
+        #[cfg(debug_assertions)]
+        if super::broken_lock::is_broken() {
+            return Acquire::Granted;
+        }
         assert!(key.key.len() <= KEY_BYTES_MAX, "the host checks keys before it locks them");
         let hash = self.hash(key);
         let known = self.find_call(call);
@@ -174,6 +178,11 @@ impl LockTable {
     pub fn holds(&self, key: &LockKey<'_>, call: CallToken) -> bool {
         let lock = self.find_lock(self.hash(key), key);
         lock.is_some_and(|lock| self.calls[self.locks[lock as usize].holder as usize].token == call)
+    }
+
+    /// Locks that the call holds.
+    pub fn held_by(&self, call: CallToken) -> usize {
+        self.find_call(call).map_or(0, |index| self.calls[index as usize].held as usize)
     }
 
     /// True while the call holds or waits for a lock.

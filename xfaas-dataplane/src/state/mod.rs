@@ -19,6 +19,8 @@
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
 
 mod alloc;
+#[cfg(debug_assertions)]
+mod broken_lock;
 mod cell;
 mod class;
 mod error;
@@ -49,6 +51,8 @@ mod region_tests;
 #[cfg(test)]
 mod test_points;
 
+#[cfg(debug_assertions)]
+pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};

@@ -102,18 +102,24 @@ pub(super) fn begin(words: Words<'_>) -> Result<u32, RegionError> {
 
 /// A read-only mapping for another process than the owner's, header checked, content not: a reader trusts no word of it.
 pub(super) fn map_read_only(path: &Path) -> Result<(SharedMemory, Header), RegionError> {
-    check_read_only(SharedMemory::open_read_only(path).map_err(|source| io_error("map region to read", path, source))?)
+    let memory = SharedMemory::open_read_only(path).map_err(|source| io_error("map region to read", path, source))?;
+    read_only(memory)
 }
 
-/// As `map_read_only`, of a descriptor that the owner gave away, which must be that of the region meant.
+/// The same of a descriptor that another process gave; errors name it as `path`.
+pub(super) fn map_file_read_only(file: &File, path: &Path) -> Result<(SharedMemory, Header), RegionError> {
+    let memory = SharedMemory::read_only(file).map_err(|source| io_error("map region to read", path, source))?;
+    read_only(memory)
+}
+
+/// The same of a descriptor that must be that of one region and no other.
 pub(super) fn map_given(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<(SharedMemory, Header), RegionError> {
-    let memory = SharedMemory::map_read_only(file).map_err(|source| io_error("map region to read", Path::new(app), source))?;
-    let (memory, header) = check_read_only(memory)?;
+    let (memory, header) = map_file_read_only(file, Path::new(app))?;
     check_owner(&header, &RegionOptions { app, shard, bytes_max: 0, hash_tag })?;
     Ok((memory, header))
 }
 
-fn check_read_only(memory: SharedMemory) -> Result<(SharedMemory, Header), RegionError> {
+fn read_only(memory: SharedMemory) -> Result<(SharedMemory, Header), RegionError> {
     let words = memory.words();
     let header = layout::read_header(Words::new(words), (words.len() * 8) as u64)?;
     Ok((memory, header))

@@ -90,7 +90,13 @@ impl RegionReader {
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 
-    /// Maps a region whose descriptor its owner gave away. Errors: as `open`, and `Foreign` or `OtherHashKeys` when it is another region.
+    /// The same of a region's descriptor, as the owner's process gives it to another. Errors: as `open`.
+    pub fn from_file(file: &File) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_file_read_only(file, Path::new("(a region's descriptor)"))?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
+    /// The same, of one region and no other. Errors: as `open`, and `Foreign` or `OtherHashKeys` when it is another region.
     pub fn of_file(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<RegionReader, RegionError> {
         let (memory, header) = open::map_given(file, app, shard, hash_tag)?;
         Ok(RegionReader::new(Arc::new(memory), header.secret))

@@ -77,6 +77,9 @@ pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::soc
 /// Address boxes made at start: as many datagrams may be on their way out before another is allocated.
 const PEERS_AT_START: usize = 256;
 
+/// How long `wait_past_sends` waits for more than sends.
+const GATHER: Duration = Duration::from_micros(50);
+
 struct InFlight {
     tag: Tag,
     buffer: Vec<u8>,
@@ -96,6 +99,8 @@ pub struct Ring {
     /// Shape of a received datagram: room for one address and one control message before the payload.
     message: Box<libc::msghdr>,
     enters: u64,
+    /// Sends pushed since the last `wait_past_sends`.
+    sends: usize,
 }
 
 impl Ring {
@@ -140,6 +145,7 @@ impl Ring {
             completed: VecDeque::with_capacity(options.completion_entries as usize),
             message,
             enters: 0,
+            sends: 0,
         })
     }
 
@@ -201,6 +207,7 @@ impl Ring {
 
     /// Sends the whole buffer on a stream; it comes back in `Completion::sent`.
     pub fn send(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
+        self.sends += 1;
         let entry = self.in_flight.vacant_entry();
         let id = entry.key() as u64;
         let sending = entry.insert(InFlight { tag, buffer, peer: None });
@@ -223,6 +230,7 @@ impl Ring {
     pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: Peer) {
         let mut outgoing = self.peers.pop().unwrap_or_else(Outgoing::new);
         outgoing.set_address(peer.address);
+        self.sends += 1;
         let entry = self.in_flight.vacant_entry();
         let id = entry.key() as u64;
         let InFlight { buffer, peer: outgoing, .. } = entry.insert(InFlight { tag, buffer, peer: Some(outgoing) });
@@ -310,6 +318,16 @@ impl Ring {
             Err(source) => return Err(RingError::Operation { operation: "wait for completions", source }),
         }
         Ok(())
+    }
+
+    /// As `wait` for one completion, but those of the sends being handed over do not count: nearly all of them complete while they are handed
+    /// over, and a turn that finds nothing else has entered the kernel in vain. Waits at most `GATHER` where there are sends, because one to
+    /// a client that does not read completes later, and its place would be taken by something else that waits.
+    pub fn wait_past_sends(&mut self, timeout: Duration) -> Result<(), RingError> {
+        match std::mem::take(&mut self.sends) {
+            0 => self.wait(1, Some(timeout)),
+            sends => self.wait(sends + 1, Some(timeout.min(GATHER))),
+        }
     }
 
     /// The next completion that is already there; makes no system call.

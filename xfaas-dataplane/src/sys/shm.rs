@@ -89,11 +89,11 @@ impl SharedMemory {
     /// Maps the file at `path` for reading only, without a lock: for another process than the writer's. Storing through `words()` of such
     /// a mapping is a fault (SIGSEGV), so its holder must not.
     pub fn open_read_only(path: &Path) -> io::Result<SharedMemory> {
-        SharedMemory::map_read_only(&File::open(path)?)
+        SharedMemory::read_only(&File::open(path)?)
     }
 
-    /// As `open_read_only`, of a file that is open already.
-    pub fn map_read_only(file: &File) -> io::Result<SharedMemory> {
+    /// The same of a file that is open already, for reading at least.
+    pub fn read_only(file: &File) -> io::Result<SharedMemory> {
         Ok(SharedMemory { map: MmapOptions::new().map_raw_read_only(file)? })
     }
 

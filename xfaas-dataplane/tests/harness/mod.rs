@@ -7,7 +7,7 @@ mod metrics;
 mod node;
 mod script;
 
-pub use self::datagram::{Answer, UdpClient, function_hash, request_datagram};
+pub use self::datagram::{Answer, KIND_REPLY, UdpClient, function_hash, request_datagram};
 pub use self::http::{Client, Reply, request};
 pub use self::metrics::Metrics;
 pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};

@@ -23,10 +23,10 @@ impl Deployer {
         let mut deployments = self.lock();
         let generation = deployments.store.next_generation();
         match self.bring_up(&mut deployments, manifest, wasm, FunctionSource::Primary, generation) {
-            Ok(()) => Ok(deployments.running[&manifest.name].app),
+            Ok(()) => Ok(deployments.running[&manifest.name].function.app),
             Err(error) => {
                 if let Some(former) = deployments.running.remove(&manifest.name) {
-                    self.take_away(&former.manifest.name, former.index);
+                    self.take_away(&manifest.name, former.function.index);
                 }
                 let (wasm_bytes, fault) = (wasm.len() as u64, Some(describe(&error)));
                 let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Primary, generation, wasm_bytes, fault };
@@ -40,7 +40,7 @@ impl Deployer {
     pub fn remove_copy(&self, name: &str) {
         let former = self.lock().running.remove(name);
         if let Some(former) = former {
-            self.take_away(name, former.index);
+            self.take_away(name, former.function.index);
         }
         self.catalog_mut(|catalog| catalog.remove(name));
     }

@@ -10,10 +10,8 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+use xfaas_common::wire::{REGION_GIVEN, REGION_MAGIC, REGION_REQUEST_HEAD_BYTES, REGION_VERSION};
 
-const MAGIC: [u8; 2] = *b"XR";
-const VERSION: u8 = 1;
-const HERE: u8 = 0;
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +58,9 @@ pub(super) fn map(socket: &Path, primary: &Primary, apps: &[(String, u16)]) -> R
 }
 
 fn ask(stream: &mut UnixStream, app: &str, shard: u16) -> std::io::Result<Option<File>> {
-    let mut request = Vec::with_capacity(6 + app.len());
-    request.extend_from_slice(&MAGIC);
-    request.extend_from_slice(&[VERSION, app.len() as u8]); // names have at most 64 bytes
+    let mut request = Vec::with_capacity(REGION_REQUEST_HEAD_BYTES + app.len());
+    request.extend_from_slice(&REGION_MAGIC);
+    request.extend_from_slice(&[REGION_VERSION, app.len() as u8]); // names have at most 64 bytes
     request.extend_from_slice(&shard.to_be_bytes());
     request.extend_from_slice(app.as_bytes());
     stream.write_all(&request)?;
@@ -78,5 +76,5 @@ fn ask(stream: &mut UnixStream, app: &str, shard: u16) -> std::io::Result<Option
         _ => None,
     });
     let file = descriptors.flatten().next().map(File::from);
-    Ok(file.filter(|_| answer == [HERE]))
+    Ok(file.filter(|_| answer == [REGION_GIVEN]))
 }
