@@ -140,7 +140,7 @@ impl NodeBuilder {
             write!(text, "[[function]]\nname = \"{}\"\nwasm = \"{}\"\n{}", function.name, path.display(), function.keys).unwrap();
         }
         std::fs::write(directory.path().join("xfaas.toml"), text).unwrap();
-        let mut node = Node { directory, shared_memory, http, admin, process: None };
+        let mut node = Node { directory, shared_memory, http, admin, rpc, process: None };
         node.start();
         node
     }
@@ -181,6 +181,7 @@ pub struct Node {
     shared_memory: TempDir,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    pub rpc: SocketAddr,
     process: Option<Child>,
 }
 

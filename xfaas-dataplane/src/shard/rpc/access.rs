@@ -206,10 +206,10 @@ impl Shard {
 
     /// Asks for a key's lock. Errors: the request is refused: its invocation waits already, or there are too many.
     fn lock(&mut self, id: u32, asked: &Asked, wanted: &Wanted<'_>) -> Result<Lock, Refusal> {
-        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
-        if known.is_some_and(|index| self.rpc.invocations.is_waiting(index)) {
+        if self.is_waiting(id, wanted.invocation) {
             return Err(BUSY_INVOCATION);
         }
+        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
         if known.is_none() && self.draining_since_ns.is_some() {
             return Err(DRAINING);
         }
@@ -235,6 +235,12 @@ impl Shard {
         };
         self.forget_idle(id, token);
         refused
+    }
+
+    /// True while a request of the invocation waits for its lock.
+    pub(super) fn is_waiting(&self, id: u32, invocation: u64) -> bool {
+        let known = self.rpc.connections[id as usize].invocations.get(&invocation);
+        known.is_some_and(|index| self.rpc.invocations.is_waiting(*index))
     }
 
     fn add_invocation(&mut self, id: u32, number: u64) -> Option<u32> {
