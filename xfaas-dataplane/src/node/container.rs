@@ -88,9 +88,9 @@ impl Container {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
-        // The connections last until the shards have finished.
-        let ended = super::drain(self.shards);
         self.joiner.stop();
+        // The shards' connections last until they have finished.
+        let ended = super::drain(self.shards);
         for Linker { news, thread } in self.linkers {
             // A linker that does not listen has ended.
             news.send(LinkerNews::Stop).ok();

@@ -101,6 +101,7 @@ impl Work {
         let mut backoff = Backoff::default();
         while !self.is_stopped() {
             let Err(error) = self.stay_joined(&mut backoff) else { return };
+            self.parts.board.is_joined.store(false, Ordering::Release);
             self.set_ready(false);
             if self.primary.is_none() && error.is_for_good() {
                 let failure = format!("cannot join {:?}: {}", self.parts.config.join, describe(&error));
@@ -132,6 +133,7 @@ impl Work {
         let mut line = Line::connect(&self.parts.config.join)?;
         self.take_over(&mut line)?;
         backoff.reset();
+        self.parts.board.is_joined.store(true, Ordering::Release);
         self.tell_linkers(|| LinkerNews::Retry);
         let mut links_seen = None;
         let mut ping = None;
@@ -150,7 +152,9 @@ impl Work {
                 ping = None;
                 self.send_readers();
             }
-            self.look_at_links();
+            if ping.is_none() {
+                self.look_at_links();
+            }
             line.idle(LOOK)?;
         }
         Ok(())

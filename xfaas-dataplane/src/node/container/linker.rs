@@ -9,7 +9,7 @@ use crate::session::Primary;
 use crate::shard::{CommandDoor, NewLink, PrimaryCommand, ShardCommand};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub(super) struct LinkBoard {
     pub(super) up: AtomicUsize,
     /// Connections that were ever made.
     pub(super) made: AtomicU64,
+    /// The thread that joins has a connection of its own.
+    pub(super) is_joined: AtomicBool,
 }
 
 pub(super) struct Linker {
@@ -124,8 +126,8 @@ impl Work {
                 }
             }
             Err(error) => {
-                // The thread that joins says it too, unless it is this shard of the primary alone that cannot be reached.
-                if !self.has_complained {
+                // When the whole primary is gone, the thread that joins says so.
+                if self.board.is_joined.load(Ordering::Acquire) && !self.has_complained {
                     tracing::warn!("no connection to shard {shard} of the primary: {}; trying again", describe(&error));
                     self.has_complained = true;
                 }
