@@ -42,6 +42,66 @@ fn twenty_clients_of_both_sides_lose_no_increment() {
     eventually("the last ends are there", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 0.0);
 }
 
+/// One container that increments until its turns are over, and dies in the middle of some of them. Output: increments acknowledged, and
+/// those of which it never heard.
+fn increment_and_die(node: &Node, turns: u64, seed: u64) -> (u64, u64) {
+    let at = |invocation| State::strong("counter-rmw-linear", "one", invocation);
+    let (mut known, mut unknown) = (0, 0);
+    let mut client = RpcClient::to_owner(node.rpc, "one");
+    for turn in 0..turns {
+        let way = turn.wrapping_mul(seed) % 7;
+        let id = client.fresh_id();
+        client.send(&at(turn).read(id, b"n"));
+        if way == 0 {
+            client = RpcClient::to_owner(node.rpc, "one"); // died waiting, or holding
+            continue;
+        }
+        let read = client.answer_to(id);
+        let count = if read.result() < 0 { 0 } else { std::str::from_utf8(read.value()).unwrap().parse::<u64>().unwrap() };
+        if way == 1 {
+            client.send(&at(turn).end()); // thought better of it, and asks for more with the same number
+            continue;
+        }
+        let id = client.fresh_id();
+        client.send(&at(turn).write(id, b"n", (count + 1).to_string().as_bytes()));
+        if way == 2 {
+            client = RpcClient::to_owner(node.rpc, "one"); // died before it heard
+            unknown += 1;
+            continue;
+        }
+        assert_eq!(client.answer_to(id).result(), 0);
+        known += 1;
+    }
+    (known, unknown)
+}
+
+#[test]
+fn containers_that_die_at_any_point_lose_no_acknowledged_increment() {
+    const LOCAL: u64 = 100;
+    let node = node();
+    let (mut known, mut unknown) = (LOCAL, 0);
+    std::thread::scope(|scope| {
+        let node = &node;
+        let containers: Vec<_> = [3, 5, 11, 13].map(|seed| scope.spawn(move || increment_and_die(node, 60, seed))).into();
+        let mut local = node.connect();
+        for _ in 0..LOCAL {
+            assert_eq!(local.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "one")], b"").status, 200);
+        }
+        for container in containers {
+            let (heard, unheard) = container.join().unwrap();
+            known += heard;
+            unknown += unheard;
+        }
+    });
+    let count = node.post("counter-rmw-linear", "one", b"").text().parse::<u64>().unwrap() - 1;
+    assert!((known..=known + unknown).contains(&count), "{count}: {known} acknowledged, {unknown} more sent");
+    eventually("nothing is left", || {
+        let metrics = node.metrics();
+        metrics.sum("xfaas_rpc_invocations", &[]) + metrics.sum("xfaas_rpc_connections", &[]) == 0.0
+    });
+    assert_eq!(node.metrics().sum("xfaas_rpc_connections_silent_total", &[]), 0.0);
+}
+
 #[test]
 fn a_local_call_waits_for_a_container_and_the_other_way_round() {
     let node = node();

@@ -112,9 +112,12 @@ fn malformed_frames_close_their_connection_and_are_counted() {
     let list = [&3u32.to_be_bytes()[..], &[0; 6]].concat();
     assert_refused(&node, "bad_payload", &State { op: 2, ..State::weak("script", &owned(&node)) }.write(1, b"", &list));
     // A frame that is cut short is none: the connection ends, and nothing was written.
-    let mut client = RpcClient::to_owner(node.rpc, "s");
+    let owner = RpcClient::to_shard(node.rpc, 0).1.owner("s");
+    let mut client = RpcClient::silent(node.rpc); // a ping's first byte would complete it
+    client.hello(owner);
     client.send(&good[..good.len() - 1]);
-    drop(client);
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    client.assert_closed();
     let mut client = RpcClient::to_owner(node.rpc, "s");
     assert_eq!(client.call(|id| State::weak("script", "s").read(id, b"k")).result(), NOT_FOUND);
 }

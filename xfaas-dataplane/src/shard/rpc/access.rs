@@ -8,7 +8,7 @@ use crate::state::{Acquire, CallToken, LockKey, SessionKey};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
-use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, encode_snapshot_value, snapshot_keys};
+use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, snapshot_keys};
 use xfaas_common::wire::Status;
 
 const MS_NS: u64 = 1_000_000;
@@ -144,23 +144,21 @@ impl Shard {
         let place = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
         let value_bytes = |key: &[u8]| place.and_then(|(region, namespace)| region.value_bytes(namespace, key));
         let list_bytes: usize = snapshot_keys(read.key).map(|key| 4 + value_bytes(key).unwrap_or(0)).sum();
-        if list_bytes > REPLY_VALUE_BYTES_MAX {
-            return self.answer(id, asked, OVER_LIMIT);
-        }
-        if list_bytes > read.bytes_max as usize {
-            return self.answer(id, asked, list_bytes as i32);
-        }
+        let mut room = list_bytes.min(read.bytes_max as usize).min(REPLY_VALUE_BYTES_MAX);
         let out = &mut self.rpc.connections[id as usize].out;
-        StateReply::encode_head(list_bytes as i32, list_bytes, asked.request_id, asked.function, out);
+        StateReply::encode_head(list_bytes as i32, room, asked.request_id, asked.function, out);
         for key in snapshot_keys(read.key) {
-            let Some((bytes, (region, namespace))) = value_bytes(key).zip(place) else {
-                encode_snapshot_value(None, out);
-                continue;
-            };
-            out.extend_from_slice(&(bytes as i32).to_be_bytes());
-            let start = out.len();
-            out.resize(start + bytes, 0);
-            region.read(namespace, key, &mut out[start..]);
+            let bytes = value_bytes(key);
+            let length = bytes.map_or(-1, |bytes| bytes as i32).to_be_bytes();
+            let copied = room.min(length.len());
+            out.extend_from_slice(&length[..copied]);
+            room -= copied;
+            let (start, copied) = (out.len(), room.min(bytes.unwrap_or(0)));
+            out.resize(start + copied, 0);
+            if let Some((region, namespace)) = place {
+                region.read(namespace, key, &mut out[start..]);
+            }
+            room -= copied;
         }
     }
 
