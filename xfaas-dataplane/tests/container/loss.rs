@@ -119,6 +119,9 @@ fn kills_under_load_lose_no_acknowledged_increment_and_no_request_hangs() {
     let count = number(&node.post("counter-read", "s", b""));
     let (attempted, acknowledged) = (attempted.into_inner(), acknowledged.into_inner());
     assert!((acknowledged..=attempted).contains(&count), "{acknowledged} acknowledged, {count} counted, {attempted} attempted");
+    // One of its shards may still be on its way back.
+    eventually("the container reads", || container.post("counter-read", "s", b"").status == 200);
+    container.wait_until_ready();
     assert_eq!(number(&container.post("counter-read", "s", b"")), count);
 }
 

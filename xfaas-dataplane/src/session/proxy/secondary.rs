@@ -17,6 +17,8 @@ const LAST_WORDS_PART: u64 = 8;
 const LAST_WORDS_NS_MAX: u64 = 100_000_000;
 /// A request that is made with nearly no time left may still take so long.
 const PATIENCE_NS_MIN: u64 = 1_000_000;
+/// A primary that nothing is heard of for less than this may just be busy: no wait for a lock ends because of it, however short the deadline.
+const SILENCE_NS_MIN: u64 = 500_000_000;
 
 /// Names one request of one call: an answer that comes late finds that it is no longer meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +202,7 @@ impl RemoteWait {
             return now_ns >= self.since_ns.saturating_add(self.patience_ns);
         }
         let silent_since_ns = self.since_ns.max(heard_ns);
-        now_ns >= silent_since_ns.saturating_add(self.patience_ns) || now_ns >= self.since_ns.saturating_add(lock_ns)
+        now_ns >= silent_since_ns.saturating_add(self.patience_ns.max(SILENCE_NS_MIN)) || now_ns >= self.since_ns.saturating_add(lock_ns)
     }
 }
 
@@ -236,5 +238,7 @@ mod tests {
         assert!(wait.is_over(5_400 * MS, 4_500 * MS, lock_ns), "the primary has fallen silent");
         assert!(wait.is_over(1_900 * MS, 0, lock_ns), "it never spoke");
         assert!(wait.is_over(7_000 * MS, 6_999 * MS, lock_ns), "no lock takes so long");
+        let hasty = RemoteWait { patience_ns: 50 * MS, ..wait };
+        assert!(!hasty.is_over(1_499 * MS, 0, lock_ns) && hasty.is_over(1_500 * MS, 0, lock_ns), "it may just be busy");
     }
 }
