@@ -12,4 +12,4 @@ pub use self::hint::FreshIds;
 pub use self::outcome::{Finished, Outcome};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::primary::{ContainerPlacement, Primary};
-pub use self::proxy::{EndedInvocation, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, invocation_of};
+pub use self::proxy::{CallName, EndedInvocation, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, invocation_of};

@@ -41,8 +41,19 @@ const BOUNDS_NS: [u64; DURATION_BOUNDS_S.len()] = {
 };
 
 /// The `outcome` labels; the position is the index in `FunctionCounters::outcomes`.
-pub const OUTCOMES: [&str; 10] =
-    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "no_primary", "overloaded", "draining", "no_function", "other"];
+pub const OUTCOMES: [&str; 11] = [
+    "ok",
+    "guest_error",
+    "guest_trapped",
+    "deadline",
+    "lock_wait",
+    "no_primary",
+    "overloaded",
+    "draining",
+    "no_function",
+    "other",
+    "cancelled",
+];
 
 /// Counts of one function on one shard.
 #[derive(Default)]
@@ -69,6 +80,7 @@ impl FunctionCounters {
                 ErrorCode::NoFunction => 8,
                 _ => 9,
             },
+            Outcome::Cancelled => 10,
         };
         self.outcomes[index].add(1);
         let bucket = BOUNDS_NS.partition_point(|bound| *bound < duration_ns);
@@ -134,6 +146,10 @@ pub struct ShardCounters {
     pub primary_timeouts: Count,
     pub primary_reads: Count,
     pub mapped_reads: Count,
+    /// `xfaas_regions_refused_total`: files of session state that could not be trusted at start and were set aside.
+    pub regions_refused: Count,
+    /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
+    pub cancelled: Count,
     /// `xfaas_sessions`, with state in the region.
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
@@ -214,6 +230,10 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_container_mapped_reads_total", "Reads that a container did in its primary's mapped regions.", |c| {
         c.mapped_reads.get() as f64
     }),
+    counter("xfaas_regions_refused_total", "Files of session state that could not be trusted and were set aside.", |c| {
+        c.regions_refused.get() as f64
+    }),
+    counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
     counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
@@ -234,6 +254,8 @@ impl ShardCounters {
         self.lock_waits.set(stats.lock_waits);
         self.slices.set(stats.slices);
         self.mapped_reads.set(stats.mapped_reads);
+        self.cancelled.set(stats.cancelled);
+        self.regions_refused.set(stats.regions_refused);
     }
 }
 

@@ -24,11 +24,11 @@ pub(super) const GROUP_RPC: u16 = 2;
 const STREAM_BUFFERS: u16 = 512;
 const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
-/// Few: they bound what containers can make one turn do, however much they send.
-const RPC_BUFFERS: u16 = 32;
 /// The longest datagram that can come: IPv6 carries 20 bytes more than IPv4, and than an answer may have (RFC 768, RFC 8200).
 const RECEIVED_BYTES_MAX: usize = 65_527;
 const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
+/// Few: they bound what containers can make one turn do, however much they send.
+const RPC_BUFFERS: u16 = 32;
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
 /// Direct descriptors besides those of clients' connections: containers have some, and one that closes and one that comes may overlap.

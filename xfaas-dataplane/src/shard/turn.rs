@@ -184,8 +184,8 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
-        self.answer_granted();
         self.send_to_owners();
+        self.answer_granted();
         self.pump_primary();
         self.post.retry();
         self.wake_neighbours();
@@ -269,6 +269,7 @@ impl Shard {
             for _ in 0..MAIL_MESSAGES_MAX {
                 match self.post.receive(from) {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
+                    Some(Message::Cancel(name)) => self.cancel(&name),
                     Some(Message::Done(finished)) => self.deliver(finished),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),

@@ -41,6 +41,8 @@ mod value;
 mod words;
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod interleave_tests;
 #[cfg(test)]
 mod lock_tests;

@@ -1,4 +1,5 @@
 //! Containers on loopback: the same functions and sessions as at their primary, whichever of the two is asked, and what happens when one of them goes.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses a part of the harness")]
 #[path = "../harness/mod.rs"]

@@ -152,3 +152,18 @@ fn functions_of_several_apps_share_a_container() {
     }
     assert_eq!(number(&container.post("two", "s", b"")), 1, "sessions of two apps have nothing in common");
 }
+
+#[test]
+fn a_client_of_a_container_that_is_gone_holds_no_lock_at_the_primary() {
+    let node = node();
+    let container = Container::join(&node, &[]);
+    // One that spins in its section, and one that waits for it.
+    for script in [Script::new().read("n", 1).spin_forever(), Script::new().read("n", 1).write("n", b"1", 1).end()] {
+        let mut client = container.connect();
+        client.send(&request("POST", "/f/script", &[("x-session-id", "s")], &script));
+        eventually("it holds or waits", || node.metrics().sum("xfaas_rpc_invocations", &[]) >= 1.0);
+        socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    eventually("both are forgotten", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 0.0);
+    assert_eq!(results(&node.post("script", "s", &Script::new().read("n", 1).end())), [-1]);
+}

@@ -15,7 +15,7 @@ pub use self::http::{Client, Reply, request};
 pub use self::metrics::Metrics;
 pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};
 pub use self::rpc::{RpcClient, RpcFrame, State, Welcome, rpc_frame};
-pub use self::script::Script;
+pub use self::script::{RESULTS, Script};
 
 use std::time::{Duration, Instant};
 

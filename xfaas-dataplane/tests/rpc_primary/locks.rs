@@ -156,6 +156,25 @@ fn an_invocation_holds_a_thousand_locks_and_no_more() {
 }
 
 #[test]
+fn a_connection_has_locks_for_some_thousand_invocations_and_no_more() {
+    let node = node();
+    let mut client = RpcClient::to_owner(node.rpc, "s");
+    let all: Vec<u8> = (0..4_097u64).flat_map(|i| State::strong("script", "s", i).read(i, i.to_string().as_bytes())).collect();
+    client.send(&all);
+    for i in 0..4_096u64 {
+        assert_eq!(client.answer_to(i).result(), NOT_FOUND);
+    }
+    client.answer_to(4_096).assert_error(3, "overloaded");
+    client.send(&State::strong("script", "s", 7).end());
+    assert_eq!(strong_read(&mut client, "s", 4_097, b"x").result(), NOT_FOUND, "there is room again");
+    let mut other = RpcClient::to_owner(node.rpc, "s");
+    assert_eq!(strong_read(&mut other, "s", 1, b"y").result(), NOT_FOUND, "another connection has its own");
+    drop(client);
+    eventually("all are released", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
+    assert_eq!(node.metrics().sum("xfaas_rpc_locks_lost_total", &[]), 4_096.0);
+}
+
+#[test]
 fn a_lost_container_loses_its_locks_and_changes_no_value() {
     let node = node();
     let mut one = RpcClient::to_owner(node.rpc, "s");

@@ -4,8 +4,9 @@ use super::harness::{Node, RpcClient, State, eventually};
 use super::node;
 use rustix::io::IoSliceMut;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::fs::File;
-use std::io::{Read, Write};
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +41,14 @@ fn answer(stream: &UnixStream) -> (u8, Option<File>) {
         _ => None,
     });
     (code[0], file.map(File::from))
+}
+
+/// True when the primary has closed, in order or by a reset, and said nothing.
+fn is_closed(stream: &mut UnixStream) -> bool {
+    match stream.read(&mut [0]) {
+        Ok(bytes) => bytes == 0,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    }
 }
 
 #[test]
@@ -88,7 +97,7 @@ fn what_is_not_there_is_refused_and_what_is_no_name_cut_off() {
     for bad in [request("../state", 0), request("", 0), b"XX\x01\x01\0\0a".to_vec(), b"XR\x02\x01\0\0a".to_vec()] {
         let mut stream = connect(&node);
         stream.write_all(&bad).unwrap();
-        assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)), "{bad:?} is answered with the end");
+        assert!(is_closed(&mut stream), "{bad:?} is answered with the end");
     }
     let mut half = connect(&node);
     half.write_all(b"XR\x01").unwrap();
@@ -105,6 +114,32 @@ fn what_is_not_there_is_refused_and_what_is_no_name_cut_off() {
         let mut stream = connect(&node);
         stream.write_all(&request("state", 0)).is_ok() && stream.read(&mut [9]).is_ok_and(|bytes| bytes == 1)
     });
+}
+
+#[test]
+#[ignore = "needs CAP_SETUID: run `cargo xtask test` as root"]
+fn another_user_is_cut_off_without_an_answer() {
+    let node = node();
+    let path = socket(&node);
+    // The folder and the socket keep others out too: opened here, so that it is the primary that looks at who comes.
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(node.directory.path())) {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o711)).unwrap();
+    }
+    // Of this thread alone: the kernel notes the user that connects.
+    let stranger = std::thread::spawn(move || {
+        let nobody = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        UnixStream::connect(path).unwrap()
+    });
+    let mut stranger = stranger.join().unwrap();
+    stranger.set_read_timeout(Some(super::harness::PATIENCE)).unwrap();
+    stranger.write_all(&request("state", 0)).ok();
+    assert!(is_closed(&mut stranger), "no answer");
+    eventually("it is in the log", || node.log().contains("a process of user 65534"));
+    let mut ours = connect(&node);
+    ours.write_all(&request("state", 0)).unwrap();
+    assert_eq!(answer(&ours).0, 0);
 }
 
 #[test]

@@ -107,6 +107,7 @@ fn a_snapshot_brings_all_keys_at_once() {
     }
     assert_eq!(client.call(|id| State { mode: 1, ..snapshot }.read(id, b"a\0")).result(), BAD_ARGUMENT);
     assert_eq!(client.call(|id| snapshot.read(id, &[&[b'k'; 256][..], b"\0"].concat())).result(), OVER_LIMIT);
+    assert_eq!(client.call(|id| snapshot.read(id, &[&[b'k'; 256][..], b"\0\0"].concat())).result(), BAD_ARGUMENT);
     assert_eq!(client.call(|id| snapshot.read(id, &b"k\0".repeat(64))).result(), 4 * 64);
     assert_eq!(client.call(|id| snapshot.read(id, &b"k\0".repeat(65))).result(), OVER_LIMIT);
     for key in [b"x", b"y", b"z"] {
@@ -139,6 +140,13 @@ fn a_commit_takes_effect_as_a_whole_or_not_at_all() {
     assert_eq!(client.call(|id| at.commit(id, &[(b"a", b"9"), (b"b", &vec![0; (1 << 20) + 1])])).result(), OVER_LIMIT);
     assert_eq!((read(&mut client, b"a"), read(&mut client, b"b")), (Some(b"3".to_vec()), Some(b"2".to_vec())));
     assert_eq!((read(&mut client, b"c"), read(&mut client, b"d")), (None, None));
+    // One that makes a session and fails leaves none behind.
+    let fresh = State { session: "t", ..at };
+    let (mut other, sessions) = (RpcClient::to_owner(node.rpc, "t"), || node.cli_json(&["sessions", "--prefix", "t"])["sessions"].clone());
+    assert_eq!(other.call(|id| fresh.commit(id, &[(b"a", b"1"), (b"c", &large), (b"d", &large)])).result(), OVER_LIMIT);
+    assert_eq!(sessions().as_array().unwrap().len(), 0);
+    assert_eq!(other.call(|id| fresh.commit(id, &[(b"a", b"1")])).result(), 0);
+    assert_eq!(sessions().as_array().unwrap().len(), 1);
     // It ends the invocation: its locks go.
     let strong = State::strong("small", "s", 5);
     assert_eq!(client.call(|id| strong.read(id, b"a")).value(), b"3");

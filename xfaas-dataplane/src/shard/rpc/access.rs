@@ -73,6 +73,18 @@ pub(super) fn check_key(key: &[u8]) -> Result<(), i32> {
     }
 }
 
+/// Errors: the result for a snapshot's list that is malformed (-2) or too long (-3), in that order.
+fn check_keys(read: &StateRead<'_>) -> Result<(), i32> {
+    let keys = || snapshot_keys(read.key);
+    if i32::from(read.mode) != MODE_WEAK || !read.key.ends_with(&[0]) || keys().any(<[u8]>::is_empty) {
+        return Err(BAD_ARGUMENT);
+    }
+    if keys().count() > RPC_SNAPSHOT_KEYS_MAX || keys().any(|key| key.len() > KEY_BYTES_MAX) {
+        return Err(OVER_LIMIT);
+    }
+    Ok(())
+}
+
 /// Errors: the result for a mode that there is not.
 fn check_mode(mode: u8) -> Result<bool, i32> {
     match i32::from(mode) {
@@ -131,13 +143,7 @@ impl Shard {
 
     /// Several keys of the session at one moment: this thread is the only writer.
     pub(super) fn read_snapshot(&mut self, id: u32, asked: &Asked, read: &StateRead<'_>) {
-        let is_list = i32::from(read.mode) == MODE_WEAK && read.key.ends_with(&[0]);
-        let checked = if is_list { snapshot_keys(read.key).try_for_each(check_key) } else { Err(BAD_ARGUMENT) };
-        let checked = checked.and_then(|()| match snapshot_keys(read.key).count() {
-            1..=RPC_SNAPSHOT_KEYS_MAX => Ok(()),
-            _ => Err(OVER_LIMIT),
-        });
-        if let Err(result) = checked {
+        if let Err(result) = check_keys(read) {
             return self.answer(id, asked, result);
         }
         let state = self.proxy.state();

@@ -35,8 +35,13 @@ impl Shard {
     fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
         self.proxy.with_state(|state, _| {
             let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
+            let is_new = region.find(&asked.session, asked.table_hash).is_none();
             let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
-            apply_all(region, namespace, writes, asked.session_bytes_max)
+            let applied = apply_all(region, namespace, writes, asked.session_bytes_max);
+            if is_new && applied.is_err() {
+                region.remove(namespace);
+            }
+            applied
         })
     }
 }
