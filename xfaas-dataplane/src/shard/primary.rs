@@ -15,7 +15,7 @@ use socket2::SockRef;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK};
-use xfaas_common::rpc::{Asker, READ_KEY, StateRead, StateWrite, WRITE_COMMIT, WRITE_KEY};
+use xfaas_common::rpc::{Asker, READ_KEY, READ_SNAPSHOT, StateRead, StateWrite, WRITE_COMMIT, WRITE_KEY};
 use xfaas_common::wire::Status;
 
 const MS_NS: u64 = 1_000_000;
@@ -95,7 +95,8 @@ impl Container {
             return Sent::NoRoom;
         }
         call.remote.note_sent(socket.number);
-        let is_read = matches!(call.remote.request().operation, RemoteOperation::ReadWeak | RemoteOperation::ReadStrong);
+        let is_read =
+            matches!(call.remote.request().operation, RemoteOperation::ReadWeak | RemoteOperation::ReadStrong | RemoteOperation::Snapshot);
         socket.link.ask(ticket, |request_id, out| encode_request(call, request_id, out));
         Sent::Done { is_read }
     }
@@ -123,11 +124,12 @@ fn encode_request(call: &Call, request_id: u64, out: &mut Vec<u8>) {
     let left_ns = call.deadline_ns.saturating_sub(call.taken_ns(crate::sys::clock::monotonic_ns()));
     let deadline_ms = if call.remote.may_wait_for_lock() { 0 } else { (left_ns / MS_NS).clamp(1, u64::from(u32::MAX)) as u32 };
     let RemoteRequest { operation, bytes_max, key, value } = call.remote.request();
-    let read = |mode: i32| StateRead { invocation, deadline_ms, mode: mode as u8, op: READ_KEY, bytes_max, key };
+    let read = |mode: i32, op| StateRead { invocation, deadline_ms, mode: mode as u8, op, bytes_max, key };
     let write = |mode: i32, op| StateWrite { invocation, deadline_ms, mode: mode as u8, op, key, value };
     match operation {
-        RemoteOperation::ReadWeak => read(MODE_WEAK).encode(&asker, out),
-        RemoteOperation::ReadStrong => read(MODE_STRONG).encode(&asker, out),
+        RemoteOperation::ReadWeak => read(MODE_WEAK, READ_KEY).encode(&asker, out),
+        RemoteOperation::ReadStrong => read(MODE_STRONG, READ_KEY).encode(&asker, out),
+        RemoteOperation::Snapshot => read(MODE_WEAK, READ_SNAPSHOT).encode(&asker, out),
         RemoteOperation::WriteWeak => write(MODE_WEAK, WRITE_KEY).encode(&asker, out),
         RemoteOperation::WriteStrong => write(MODE_STRONG, WRITE_KEY).encode(&asker, out),
         RemoteOperation::Commit => write(MODE_WEAK, WRITE_COMMIT).encode(&asker, out),

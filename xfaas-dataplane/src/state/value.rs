@@ -21,6 +21,9 @@ pub(super) struct ValueHead {
     pub payload: [u64; 2],
 }
 
+/// Stands for the length of a value that is not there: a key that a transaction is about to add, or has taken out.
+const ABSENT_BYTES: usize = usize::MAX;
+
 const fn list_bytes(bytes: usize) -> usize {
     bytes.div_ceil(PIECE_BYTES) * WORD_BYTES
 }
@@ -32,9 +35,17 @@ const fn piece_bytes(bytes: usize, piece: usize) -> usize {
 }
 
 impl ValueHead {
+    /// No value: for a reader the key is missing.
+    pub const ABSENT: ValueHead = ValueHead { bytes: ABSENT_BYTES, payload: [0; 2] };
+
+    #[inline(always)]
+    pub const fn is_absent(self) -> bool {
+        self.bytes == ABSENT_BYTES
+    }
+
     /// Bytes of the value's first block, 0 for one that lies in its slot.
     const fn block_bytes(self) -> usize {
-        if self.bytes <= INLINE_BYTES_MAX {
+        if self.bytes <= INLINE_BYTES_MAX || self.is_absent() {
             0
         } else if self.bytes <= PIECE_BYTES {
             self.bytes
@@ -113,6 +124,9 @@ impl ValueHead {
 
     /// Claims the blocks when a region is opened. Errors: the place, and why it cannot be.
     pub fn claim(self, words: Words<'_>, alloc: &mut Allocator, cell: Offset) -> Result<(), (Offset, &'static str)> {
+        if self.is_absent() {
+            return Ok(());
+        }
         if self.bytes > VALUE_BYTES_MAX {
             return Err((cell, "the value is longer than a value can be"));
         }

@@ -21,6 +21,7 @@ mod program;
 mod remote;
 mod rewrite;
 mod shape;
+mod snapshot;
 mod trap;
 
 #[cfg(test)]

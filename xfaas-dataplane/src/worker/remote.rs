@@ -4,10 +4,12 @@
 
 use super::host_calls::{PARK, copy};
 use super::lend::Lent;
+use super::overlay::Overlay;
 use super::overlay::SessionSize;
+use crate::state::{KeyList, SnapshotSink, SnapshotWriter};
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
 use xfaas_common::limits::VALUE_BYTES_MAX;
-use xfaas_common::rpc::{COMMIT_BYTES_MAX, COMMIT_HEAD_BYTES, COMMIT_WRITE_HEAD_BYTES, CommitWrites};
+use xfaas_common::rpc::{COMMIT_BYTES_MAX, COMMIT_HEAD_BYTES, COMMIT_WRITE_HEAD_BYTES, CommitWrites, REPLY_VALUE_BYTES_MAX};
 
 /// Bytes above which a buffer is given back between invocations.
 const BUFFER_BYTES_KEPT_MAX: usize = 64 << 10;
@@ -22,6 +24,8 @@ pub enum RemoteOperation {
     WriteWeak,
     /// Writes a key and ends its section; without one it locks, writes and releases.
     WriteStrong,
+    /// Reads several keys as they are at one moment.
+    Snapshot,
     /// All writes of an atomic invocation, and its end.
     Commit,
 }
@@ -32,7 +36,7 @@ pub struct RemoteRequest<'a> {
     pub operation: RemoteOperation,
     /// Bytes of the value that the guest has room for.
     pub bytes_max: u32,
-    /// Empty in a commit.
+    /// Empty in a commit; of a snapshot the list of keys.
     pub key: &'a [u8],
     /// Of a write; in a commit the list of writes as it travels.
     pub value: &'a [u8],
@@ -99,7 +103,7 @@ impl RemoteAccess {
     pub fn may_wait_for_lock(&self) -> bool {
         match self.operation {
             RemoteOperation::ReadStrong | RemoteOperation::WriteStrong => !self.held.contains(&self.key),
-            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Commit => false,
+            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Snapshot | RemoteOperation::Commit => false,
         }
     }
 
@@ -154,7 +158,7 @@ impl RemoteAccess {
         match self.operation {
             RemoteOperation::ReadStrong | RemoteOperation::WriteStrong => true,
             RemoteOperation::Commit => self.owes_end || self.is_lost,
-            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak => false,
+            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Snapshot => false,
         }
     }
 
@@ -172,6 +176,26 @@ impl RemoteAccess {
         self.value.extend_from_slice(value);
         self.stage = Stage::Asked;
         PARK
+    }
+
+    fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Answered(_))
+    }
+
+    /// Asks for several keys. False when there is none: then nothing is asked.
+    fn ask_snapshot<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>, bytes_max: usize) -> bool {
+        self.operation = RemoteOperation::Snapshot;
+        self.bytes_max = bytes_max.min(REPLY_VALUE_BYTES_MAX) as u32;
+        self.key.clear();
+        self.value.clear();
+        for key in keys {
+            self.key.extend_from_slice(key);
+            self.key.push(0);
+        }
+        if !self.key.is_empty() {
+            self.stage = Stage::Asked;
+        }
+        self.is_asked()
     }
 
     fn take_answer(&mut self) -> Option<i32> {
@@ -214,6 +238,56 @@ pub(super) fn read(lent: &mut Lent, key: &[u8], buffer: &mut [u8], mode: i32) ->
         }
         Err(_) => call.remote.ask(RemoteOperation::ReadWeak, buffer.len(), key, &[]),
     }
+}
+
+/// True when the region that has the session is mapped.
+pub(super) fn has_reader(lent: &Lent) -> bool {
+    !lent.call.remote.is_answered() && lent.state.readers.get(lent.call.app, lent.call.remote.shard).is_some()
+}
+
+/// `snapshot_read` with its keys checked, where no region is mapped. The invocation's own writes stand in for what the primary has.
+pub(super) fn snapshot(lent: &mut Lent, keys: KeyList<'_>, buffer: &mut [u8]) -> i32 {
+    let call = &mut lent.call;
+    let Some(result) = call.remote.take_answer() else {
+        let others = keys.iter().filter(|key| call.overlay.get(key).is_none());
+        if call.remote.ask_snapshot(others, buffer.len()) {
+            return PARK;
+        }
+        return take_snapshot(&[], 0, keys, &call.overlay, buffer);
+    };
+    if result < 0 { result } else { take_snapshot(&call.remote.value, result as usize, keys, &call.overlay, buffer) }
+}
+
+/// Puts together what the primary answered (of `list_bytes` perhaps the first ones only) and the invocation's own writes.
+fn take_snapshot(list: &[u8], list_bytes: usize, keys: KeyList<'_>, overlay: &Overlay, buffer: &mut [u8]) -> i32 {
+    let buffer_bytes = buffer.len();
+    let (mut list, mut own_bytes, mut is_short) = (list, 0, false);
+    let mut writer = SnapshotWriter::new(buffer);
+    for key in keys.iter() {
+        if let Some(value) = overlay.get(key) {
+            own_bytes += 4 + value.len();
+            writer.own(value);
+            continue;
+        }
+        let Some((length, rest)) = list.split_first_chunk() else {
+            // Cut off. What the guest has room for must have come.
+            is_short |= writer.full_bytes() < buffer_bytes;
+            break;
+        };
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            writer.missing();
+            list = rest;
+            continue;
+        };
+        let (value, rest) = rest.split_at(length.min(rest.len()));
+        let room = writer.value(length);
+        let copied = room.len().min(value.len());
+        room[..copied].copy_from_slice(&value[..copied]);
+        is_short |= copied < room.len();
+        list = rest;
+    }
+    // A frame has room for some 2 MiB.
+    if is_short { OVER_LIMIT } else { (list_bytes + own_bytes) as i32 }
 }
 
 /// `write_state` with its arguments and limits checked.
