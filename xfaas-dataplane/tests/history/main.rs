@@ -15,7 +15,7 @@ mod workload;
 
 use client::Endpoint;
 use examine::{Examined, Fault, Histories};
-use harness::{Node, eventually};
+use harness::{Container, Node, eventually};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use workload::{Plan, functions};
 
@@ -30,7 +30,7 @@ fn rounds() -> std::ops::Range<u64> {
 /// Half of the clients over HTTP, half by datagrams, on two sessions; a section in thirty is held a while.
 fn plan(node: &Node, requests_a_client: usize, seed: u64) -> Plan {
     let endpoints = vec![Endpoint::Http(node.http), Endpoint::Datagram(node.http)];
-    Plan { endpoints, clients: 8, requests_a_client, sessions: 2, hold_rounds_max: HOLD_ROUNDS_MAX, held_one_in: 30, seed }
+    Plan { endpoints, clients: 8, requests_a_client, sessions: 2, hold_rounds_max: HOLD_ROUNDS_MAX, held_one_in: 30, seed, killed: None }
 }
 
 #[track_caller]
@@ -87,6 +87,49 @@ fn what_is_acknowledged_is_linearizable_over_kills() {
         let plan = plan(&node, 250, seed);
         let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 3, done));
         assert_right("three kills", &histories);
+    }
+}
+
+/// The clients of a primary and of a container that is joined to it.
+fn plan_with_container(node: &Node, container: &Container, requests_a_client: usize, seed: u64) -> Plan {
+    let endpoints = [node.http, container.http].into_iter().flat_map(|address| [Endpoint::Http(address), Endpoint::Datagram(address)]);
+    Plan { endpoints: endpoints.collect(), held_one_in: 10, ..plan(node, requests_a_client, seed) }
+}
+
+#[test]
+fn what_a_container_and_its_primary_do_together_is_linearizable() {
+    for seed in rounds() {
+        for (name, flags) in [("container", &[][..]), ("container without mapping", &["--no-map"])] {
+            let node = functions(Node::builder()).start();
+            let container = Container::join(&node, flags);
+            let examined = assert_right(name, &plan_with_container(&node, &container, 150, seed).run(|_| ()));
+            assert_eq!(examined.unknown, 0, "{examined:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_container_acknowledges_is_linearizable_over_kills_of_its_primary() {
+    for seed in rounds() {
+        let mut node = functions(Node::builder()).start();
+        let container = Container::join(&node, &[]);
+        let plan = plan_with_container(&node, &container, 150, seed);
+        let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 2, done));
+        assert_right("container, two kills of its primary", &histories);
+    }
+}
+
+#[test]
+fn what_a_killed_container_leaves_behind_is_linearizable() {
+    for seed in rounds() {
+        let node = functions(Node::builder()).start();
+        let mut container = Container::join(&node, &[]);
+        let plan = Plan { killed: Some(container.http), ..plan_with_container(&node, &container, 150, seed) };
+        let histories = plan.run(|done| {
+            eventually("the clients get to the kill", || done.load(Ordering::Relaxed) >= plan.requests() / 3);
+            container.kill();
+        });
+        assert_right("container, killed", &histories);
     }
 }
 
