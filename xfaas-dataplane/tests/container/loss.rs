@@ -2,6 +2,7 @@
 
 use super::harness::{Container, Script, eventually, request};
 use super::{node, number, results};
+use rustix::process::Signal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,26 @@ fn a_guest_that_gives_up_when_the_primary_goes_is_answered_with_no_primary() {
     reply.assert_error(503, "no_primary");
     assert_eq!(reply.problem()["guest_code"], 9);
     assert_eq!((reply.session(), reply.header("retry-after")), ("s", Some("1")), "it ran");
+}
+
+#[test]
+fn a_primary_that_hangs_is_given_up_within_the_deadline_and_taken_back() {
+    let node = node();
+    let container = Container::join(&node, &["--no-map"]);
+    assert_eq!(number(&container.post("counter-rmw-linear", "s", b"")), 1);
+    node.signal(Signal::STOP);
+    // First it is only silent, later its connections are given up; a weak and a strong read fare alike.
+    for _ in 0..3 {
+        for function in ["counter-read", "counter-rmw-linear"] {
+            let begun = Instant::now();
+            container.post(function, "s", b"").assert_error(503, "no_primary");
+            assert!(begun.elapsed() < ANSWERED_WITHIN, "{function}: {:?}", begun.elapsed());
+        }
+    }
+    eventually("the loss is noticed", || !container.is_ready());
+    node.signal(Signal::CONT);
+    container.wait_until_ready();
+    assert_eq!(number(&container.post("counter-rmw-linear", "s", b"")), 2);
 }
 
 #[test]
