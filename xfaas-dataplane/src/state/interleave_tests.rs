@@ -40,6 +40,12 @@ fn own(length: usize, filling: u8) -> Vec<u8> {
     value
 }
 
+/// One of many sessions, without keys.
+fn crowd(region: &mut Region, number: u32) -> NamespaceRef {
+    let id = SessionId::new(format!("crowd-{number:05}").as_bytes()).unwrap();
+    region.find_or_create(&id, number.wrapping_mul(0x9E37_79B9)).unwrap()
+}
+
 struct Case {
     name: &'static str,
     prepare: fn(&mut Region),
@@ -136,6 +142,43 @@ const CASES: &[Case] = &[
             (0..60).for_each(|number| assert!(region.delete(ns, &other_key(number))));
             (0..60).for_each(|number| write(region, 2, &other_key(number), b"z"));
             write(region, 2, KEY, &[9; 30]);
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "cell, value and nodes moved, the places where they were used by another session",
+        prepare: |region| {
+            // Session 3 fills the second half of what session 0 comes to lie in, and goes at once.
+            (0..1_100).for_each(|number| write(region, 2, &other_key(number), if number < 100 { &[8; 300] } else { b"x" }));
+            (0..900).for_each(|number| write(region, 3, &other_key(number), &[8; 300]));
+            start(region, 9, 300);
+            remove(region, 3);
+        },
+        work: |region| {
+            let before = region.stats().bytes_used;
+            while region.compact_some(1 << 20, &mut |_, _| true) {}
+            let after = region.stats().bytes_used;
+            assert!(after + 3 * 65_536 <= before, "a page of each kind became free: {before}, {after}");
+            (0..900).for_each(|number| write(region, 4, &other_key(number), &[9; 300]));
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "record moved, the place where it was used by another session",
+        prepare: |region| {
+            (0..700).for_each(|number| _ = crowd(region, number));
+            start(region, 2, 30);
+            (0..300).for_each(|number| {
+                let ns = crowd(region, number);
+                region.remove(ns);
+            });
+        },
+        work: |region| {
+            let before = region.find(&session(0).0, session(0).1);
+            while region.compact_some(1 << 20, &mut |_, _| false) {}
+            assert_ne!(region.find(&session(0).0, session(0).1), before);
+            (1_000..1_800).for_each(|number| _ = crowd(region, number));
+            write(region, 0, KEY, &own(31, 2));
         },
         key_stays: true,
     },

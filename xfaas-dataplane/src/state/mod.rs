@@ -8,6 +8,7 @@
 //!    |  cell        one key and its value, swapped by one store         |
 //!    |  value       where a value's bytes are                           |
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
+//!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
 //! lock     FIFO locks per key with deadlock detection                shard_state   a region an app, and the locks
 //! ```
@@ -20,6 +21,7 @@
 mod alloc;
 mod cell;
 mod class;
+mod compact;
 mod error;
 mod hash;
 mod layout;
@@ -31,10 +33,14 @@ mod region;
 mod scan;
 mod shard_state;
 mod space;
+mod sparse;
 mod table;
 mod value;
+mod walk;
 mod words;
 
+#[cfg(test)]
+mod compact_tests;
 #[cfg(test)]
 mod interleave_tests;
 #[cfg(test)]
@@ -51,5 +57,5 @@ pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
-pub use self::region::{Region, RegionStats, StateKey};
+pub use self::region::{Region, RegionStats, StateKey, fragmentation};
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
