@@ -42,7 +42,7 @@ impl SessionHash {
 /// Input: the ID zero-padded to 64 bytes and its length 1..=64. Output: 64 bits. Errors: none.
 /// Cost: 19 multiplications, no branch, no loop the compiler does not unroll.
 #[inline(always)]
-pub fn session_hash(keys: &HashKeys, padded: &[u8; SESSION_ID_BYTES_MAX], length: u8) -> SessionHash {
+pub const fn session_hash(keys: &HashKeys, padded: &[u8; SESSION_ID_BYTES_MAX], length: u8) -> SessionHash {
     let mut words = [0u64; SESSION_ID_BYTES_MAX / 8];
     let mut i = 0;
     while i < words.len() {
@@ -64,7 +64,7 @@ pub fn session_hash(keys: &HashKeys, padded: &[u8; SESSION_ID_BYTES_MAX], length
 
 /// `session_hash` of an ID already read as eight little-endian words: the form in which the kernel program holds it.
 #[inline(always)]
-pub fn session_hash_words(keys: &HashKeys, words: &[u64; SESSION_ID_BYTES_MAX / 8], length: u8) -> SessionHash {
+pub const fn session_hash_words(keys: &HashKeys, words: &[u64; SESSION_ID_BYTES_MAX / 8], length: u8) -> SessionHash {
     let mut sum = keys.keys[0].wrapping_add(keys.keys[1].wrapping_mul(length as u64));
     let mut i = 0;
     while i < words.len() {

@@ -6,6 +6,8 @@ pub mod drop_reason;
 pub mod guest_abi;
 pub mod hash;
 pub mod ids;
+pub mod layout_tag;
 pub mod limits;
 pub mod map_layout;
+pub mod rpc;
 pub mod wire;

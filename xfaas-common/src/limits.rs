@@ -64,6 +64,33 @@ pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 /// How long the first answer to an idempotent datagram is remembered.
 pub const IDEMPOTENT_WINDOW_S: u64 = 60;
 
+/// Bytes of one RPC frame's payload: two values of 1 MiB with their keys fit into one commit.
+pub const RPC_PAYLOAD_BYTES_MAX: usize = (2 << 20) + (4 << 10);
+/// Bytes of one RPC frame: header, session ID, payload.
+pub const RPC_FRAME_BYTES_MAX: usize = 32 + SESSION_ID_BYTES_MAX + RPC_PAYLOAD_BYTES_MAX;
+/// Bytes of a module in one frame of kind 22.
+pub const RPC_MODULE_CHUNK_BYTES: usize = 256 << 10;
+/// Keys of one snapshot read.
+pub const RPC_SNAPSHOT_KEYS_MAX: usize = 1_024;
+/// RPC connections of one shard.
+pub const RPC_CONNECTIONS_MAX: usize = 256;
+/// Bytes of answers that wait to be sent on one RPC connection; over it no further request of the connection is read.
+pub const RPC_UNSENT_BYTES_MAX: usize = 1 << 20;
+/// Invocations of one RPC connection that hold or wait for a lock.
+pub const RPC_INVOCATIONS_MAX: usize = 4_096;
+/// The same of all RPC connections of one shard: local calls keep most of `SHARD_CALLS_MAX`.
+pub const RPC_SHARD_INVOCATIONS_MAX: usize = 16_384;
+/// Bytes of keys and values that wait for their locks on one shard, of all RPC connections.
+pub const RPC_WAITING_BYTES_MAX: usize = 64 << 20;
+/// Modules on their way to one RPC connection.
+pub const RPC_MODULES_MAX: usize = 64;
+/// Connections that ask for descriptors of regions, at once.
+pub const REGION_CONNECTIONS_MAX: usize = 64;
+/// How often a container pings.
+pub const RPC_PING_MS: u64 = 500;
+/// Who hears nothing on an RPC connection for so long closes it.
+pub const RPC_SILENCE_MS_MAX: u64 = 2_000;
+
 pub const HTTP_PORT_DEFAULT: u16 = 8_080;
 pub const ADMIN_PORT_DEFAULT: u16 = 9_070;
 pub const RPC_PORT_DEFAULT: u16 = 9_071;
@@ -76,3 +103,9 @@ const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(CALL_LOCKS_MAX < LOCKS_MAX, "one call cannot take all locks of a shard");
+const _: () = assert!(RPC_PAYLOAD_BYTES_MAX >= 2 * (VALUE_BYTES_MAX + KEY_BYTES_MAX + 64), "a commit of two largest values fits");
+const _: () = assert!(RPC_SHARD_INVOCATIONS_MAX < SHARD_CALLS_MAX / 2);
+const _: () = assert!((FUNCTIONS_MAX + 8) << 10 <= RPC_PAYLOAD_BYTES_MAX, "a welcome has room for a KiB about each function");
+const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
+const _: () = assert!(RPC_SNAPSHOT_KEYS_MAX <= u16::MAX as usize);
+const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");

@@ -16,8 +16,24 @@ pub const KIND_ERROR: u8 = 3;
 pub const KIND_STATE_READ: u8 = 16;
 pub const KIND_STATE_WRITE: u8 = 17;
 pub const KIND_STATE_REPLY: u8 = 18;
+pub const KIND_HELLO: u8 = 19;
+pub const KIND_WELCOME: u8 = 20;
+pub const KIND_MODULE: u8 = 21;
+pub const KIND_MODULE_REPLY: u8 = 22;
+pub const KIND_PING: u8 = 23;
+pub const KIND_PONG: u8 = 24;
+pub const KIND_CHANGED: u8 = 25;
 
-/// `status` of a kind 3 datagram.
+/// Descriptors of regions over a Unix socket: a request is magic, version u8, app_len u8, shard u16, app; its answer one byte.
+pub const REGION_MAGIC: [u8; 2] = *b"XR";
+pub const REGION_VERSION: u8 = 1;
+pub const REGION_REQUEST_HEAD_BYTES: usize = 6;
+/// The descriptor comes with this byte.
+pub const REGION_GIVEN: u8 = 0;
+/// There is no such region.
+pub const REGION_REFUSED: u8 = 1;
+
+/// `status` of a kind 3 datagram, and of a kind 3 frame that is about what one of these says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {

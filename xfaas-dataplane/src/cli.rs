@@ -140,8 +140,17 @@ where
     let admin = arguments.admin;
     let client = || AdminClient::new(admin.as_deref().unwrap_or(ADMIN_ADDRESS_DEFAULT));
     match arguments.command {
-        Command::Run { settings, check } => {
+        Command::Run {
+            settings,
+            check,
+            #[cfg(debug_assertions)]
+            test_broken_lock,
+        } => {
             let config = load(settings, admin.as_deref(), environment)?;
+            #[cfg(debug_assertions)]
+            if test_broken_lock {
+                crate::state::break_locks();
+            }
             if check {
                 let text = || format!("the configuration is good: {} shards, {} functions\n", config.cpus.len(), config.functions.len());
                 terminal

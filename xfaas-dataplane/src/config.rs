@@ -56,6 +56,11 @@ impl Config {
     pub fn compiled_dir(&self) -> PathBuf {
         self.state_dir.join("compiled")
     }
+
+    /// Where containers of this machine get descriptors of regions.
+    pub fn region_socket(&self) -> PathBuf {
+        self.state_dir.join("regions.sock")
+    }
 }
 
 /// Flags of `xfaas run`: each overrides its key in the file.

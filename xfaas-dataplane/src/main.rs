@@ -26,9 +26,10 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
     let node = Node::start(&config, ebpf_object()).map_err(|error| anyhow::anyhow!(describe(&error)))?;
     tracing::info!(
-        "serving http on {} and datagrams on {}, {} shards on CPUs {:?}, {} functions, admin on http://{}, ready after {} ms",
+        "serving http on {}, datagrams on {} and containers on {}, {} shards on CPUs {:?}, {} functions, admin on http://{}, ready after {} ms",
         config.http,
         config.udp,
+        config.rpc,
         config.cpus.len(),
         config.cpus,
         node.start_report().loaded.len(),

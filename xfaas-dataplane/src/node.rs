@@ -3,15 +3,19 @@
 
 mod door;
 mod keys;
+mod offer;
 
 use self::door::ShardsDoor;
+use self::offer::NodeFacts;
 use crate::config::Config;
-use crate::control::{Control, ControlError, ControlOptions, DeployError, Deployer, StartReport, SteeringReport, SteeringStats, Store};
+use crate::control::{
+    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
-use crate::shard::{self, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
+use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
-use crate::sys::RingError;
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
+use crate::sys::{RingError, open_files};
 use crate::worker::{Engine, EngineError, EngineOptions};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -76,6 +80,7 @@ impl Node {
     pub fn start(config: &Config, ebpf_object: &[u8]) -> Result<Node, NodeError> {
         ensure_free(config.http, true)?;
         ensure_free(config.udp, false)?;
+        ensure_free(config.rpc, true)?;
         let store = Store::open(&config.state_dir)?;
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
         // The parent of this folder may be writable by everyone, as /dev/shm is.
@@ -91,6 +96,7 @@ impl Node {
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
+        let rpc: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.rpc)).collect::<Result<_, _>>()?;
         let steering = Arc::new(Steering::start(SteeringOptions {
             mode: config.steering_mode,
             iface: config.steering_iface.as_deref(),
@@ -105,17 +111,27 @@ impl Node {
             ebpf_object,
         })?);
         tracing::info!("steering: {}", steering.explain());
-        let sockets = tcp.into_iter().zip(udp);
-        let plans = config.cpus.iter().zip(sockets).map(|(&cpu, (tcp, udp))| ShardPlan { cpu, tcp, udp, flows: steering.flow_table() });
+        let sockets = tcp.into_iter().zip(udp).zip(rpc);
+        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
+        let plans = config.cpus.iter().zip(sockets).map(plan);
+        let regions = region_door(config, &region_directory);
         let options = shard_options(config, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let door = Arc::new(ShardsDoor::new(&shards));
+        let facts = NodeFacts {
+            shards: config.cpus.len(),
+            keys: *placement.keys(),
+            session_header: config.session_header.clone(),
+            lock_wait_ms: config.limits.lock_wait_ms,
+            region_socket: regions.is_some().then(|| config.region_socket()),
+        };
+        let door = Arc::new(ShardsDoor::new(&shards, facts));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
             shards: door,
             steering: steering_stats(&steering),
+            regions,
         })?;
         let report = deployer.start(&config.functions)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
@@ -172,7 +188,7 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
     let limits = &config.limits;
     let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
     ShardOptions {
-        connections_max: limits.connections_max as usize,
+        connections_max: connections_max(limits.connections_max),
         body_bytes_max: limits.body_bytes_max as usize,
         session_header: config.session_header.clone().into_bytes(),
         proxy: ProxyOptions {
@@ -194,6 +210,30 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
         },
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
+    }
+}
+
+/// Connections of a shard: as configured, or fewer where the system allows this process fewer descriptors.
+fn connections_max(configured: u32) -> usize {
+    let files = open_files::raise_limit();
+    let allowed = files.saturating_sub(FILES_SPARE.into()).max(1);
+    if allowed < u64::from(configured) {
+        tracing::warn!(
+            "this process may open {files} files, so a shard takes {allowed} connections and not {configured}: raise the hard limit (`ulimit -Hn`, LimitNOFILE= of systemd)"
+        );
+    }
+    allowed.min(configured.into()) as usize
+}
+
+/// Containers of this machine do without when it cannot be had: they read by RPC.
+fn region_door(config: &Config, directory: &std::path::Path) -> Option<RegionDoor> {
+    let path = config.region_socket();
+    match RegionDoor::bind(&path, directory.to_owned()) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "containers cannot map regions: {} cannot be bound", path.display());
+            None
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Function, Node, Script, UdpClient, eventually, function_hash, request, request_datagram};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 const DATAGRAM_BYTES_MAX: usize = 65_507;
@@ -298,4 +299,25 @@ fn ipv6_serves_both_protocols() {
     let mut client = node.connect();
     client.send(&bytes);
     client.reply().assert_ok(b"20");
+}
+
+/// The client's socket is connected, so it takes answers from the address it wrote to and from no other.
+#[test]
+fn answers_leave_from_the_address_that_was_asked() {
+    for any in ["0.0.0.0", "[::]"] {
+        let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let node = Node::builder().guests(&["echo"]).listen(&format!("udp = \"{any}:{port}\"")).start();
+        let mut addresses: Vec<SocketAddr> = [1, 2, 77].iter().map(|last| (Ipv4Addr::new(127, 0, 0, *last), port).into()).collect();
+        if any == "[::]" {
+            addresses.push((Ipv6Addr::LOCALHOST, port).into());
+        }
+        for address in addresses {
+            let udp = UdpClient::connect(address);
+            // Sessions of both shards: one answers for the other.
+            for i in 0..20 {
+                udp.call("echo", &format!("session-{i}"), i, b"hello").assert_reply(b"hello");
+            }
+        }
+        drop(node);
+    }
 }

@@ -393,3 +393,25 @@ fn tc_passes_what_it_cannot_move_and_counts_it() {
     assert_eq!(lab.tc(&envelope.udp(&request(&session, b""))), TC_ACT_OK);
     assert_eq!(lab.verdict(Verdict::RedirectFailed), 1);
 }
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn an_object_of_another_build_is_refused_before_it_is_loaded() {
+    let keys = hash_keys();
+    let owners = slot_to_core();
+    let options = SteerBenchOptions {
+        udp_port: PORT,
+        tcp_port: PORT,
+        cpus: &[HERE],
+        slot_to_core: &owners,
+        keys: &keys,
+        session_header: b"x-session-id",
+    };
+    let refusal = |object: &[u8]| SteerBench::load(object, &options).err().map(|error| error.to_string()).unwrap();
+    let mut other = object();
+    let tag = xfaas_common::layout_tag::LAYOUT_TAG.to_le_bytes();
+    let at = other.windows(tag.len()).position(|bytes| bytes == tag).expect("the object holds the tag");
+    other[at] ^= 1;
+    assert!(refusal(&other).contains("another build"), "{}", refusal(&other));
+    assert!(refusal(b"not an object file").contains("no object file"));
+}

@@ -7,15 +7,15 @@ use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use xfaas_common::hash::SessionHash;
 use xfaas_common::ids::{CoreIndex, FunctionHash, SessionId, SlotIndex};
 use xfaas_dataplane::net::{DatagramHead, encode_datagram_request};
 use xfaas_dataplane::session::{LocalPlacement, Placement, ProxyOptions};
-use xfaas_dataplane::shard::{self, RunningShards, ShardCommand, ShardOptions, ShardPlan, Timeouts};
+use xfaas_dataplane::shard::{self, CommandDoor, RunningShards, ShardCommand, ShardOptions, ShardPlan, Timeouts};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 use xfaas_dataplane::sys::socket::{tcp_listener, udp_socket};
 use xfaas_dataplane::worker::{Engine, EngineOptions, Function, FunctionManifest};
@@ -93,41 +93,105 @@ const COUNTER: &str = r#"(module
     (drop (call $output (i32.const 16) (i32.const 1)))
     (i32.const 0)))"#;
 
+/// The first byte of key `n`, read weakly: a read-only function, which runs on every shard.
+const LOOK: &str = r#"(module
+  (import "xfaas" "read_state" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "set_output" (func $output (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 8) "n\00")
+  (func (export "handle") (result i32)
+    (drop (call $read (i32.const 8) (i32.const 16) (i32.const 1) (i32.const 0)))
+    (drop (call $output (i32.const 16) (i32.const 1)))
+    (i32.const 0)))"#;
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 struct Node {
     address: SocketAddr,
+    placement: Arc<WatchingPlacement>,
     running: RunningShards,
     _folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Node {
-    fn start() -> Node {
+    /// A node whose shards share one CPU. One at a time: what is counted is counted for all threads of the process.
+    fn start(shards: usize) -> Node {
+        static ONE: Mutex<()> = Mutex::new(());
+        let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let address = free_address();
-        let plan =
-            ShardPlan { cpu: allowed_cpus()[0], tcp: tcp_listener(address).unwrap(), udp: udp_socket(address).unwrap(), flows: None };
-        let placement = WatchingPlacement { inner: LocalPlacement::new(1), marked: AtomicBool::new(false) };
-        let running = shard::start(vec![plan], &options(folder.path()), &(Arc::new(placement) as Arc<dyn Placement>)).unwrap();
-        let node = Node { address, running, _folder: folder };
+        let plan = || ShardPlan {
+            cpu: allowed_cpus()[0],
+            tcp: tcp_listener(address).unwrap(),
+            udp: udp_socket(address).unwrap(),
+            rpc: None,
+            flows: None,
+        };
+        let placement = Arc::new(WatchingPlacement { inner: LocalPlacement::new(shards), marked: AtomicBool::new(false) });
+        let plans = (0..shards).map(|_| plan()).collect();
+        let running = shard::start(plans, &options(folder.path()), &(Arc::clone(&placement) as Arc<dyn Placement>)).unwrap();
+        let node = Node { address, placement, running, _folder: folder, _alone: alone };
         node.install();
         node
     }
 
     fn install(&self) {
         let options = EngineOptions { cache_directory: None, workers_live_max: 16, memory_mib_max: 128, tick_us: 1_000 };
-        let manifest: FunctionManifest = serde_json::from_str(r#"{"name":"counter","app":"counter"}"#).unwrap();
-        let program = Engine::new(&options).unwrap().load(&manifest, &wat::parse_str(COUNTER).unwrap()).unwrap();
-        let hash = FunctionHash::of(b"counter");
-        let function = Arc::new(Function { manifest, program, index: 0, app: 0, hash, generation: 1 });
-        let (answer, answered) = sync_channel(1);
-        self.running.doors[0].send(ShardCommand::Install(function, answer)).ok().unwrap();
-        answered.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
-        self.running.doors[0].send(ShardCommand::Serve).ok().unwrap();
+        let engine = Engine::new(&options).unwrap();
+        let functions = [(r#"{"name":"counter","app":"app"}"#, COUNTER), (r#"{"name":"look","app":"app","read_only":true}"#, LOOK)];
+        for (index, (manifest, wat)) in (0..).zip(functions) {
+            let manifest: FunctionManifest = serde_json::from_str(manifest).unwrap();
+            let program = engine.load(&manifest, &wat::parse_str(wat).unwrap()).unwrap();
+            let hash = FunctionHash::of(manifest.name.as_bytes());
+            let function = Arc::new(Function { manifest, program, index, app: 0, hash, generation: 1 });
+            let readers = self.ask_all(|answer| ShardCommand::Install(Arc::clone(&function), answer));
+            let readers: Arc<[_]> = readers.into();
+            self.ask_all(|answer| ShardCommand::Readers(0, Arc::clone(&readers), answer));
+        }
+        for door in &self.running.doors {
+            door.send(ShardCommand::Serve).ok().unwrap();
+        }
+    }
+
+    /// Gives every shard a command; the answers by shard.
+    fn ask_all<T>(&self, command: impl Fn(SyncSender<Result<T, String>>) -> ShardCommand) -> Vec<T> {
+        let ask = |door: &Arc<CommandDoor>| {
+            let (answer, answered) = sync_channel(1);
+            door.send(command(answer)).ok().unwrap();
+            answered.recv_timeout(Duration::from_secs(10)).unwrap().unwrap()
+        };
+        self.running.doors.iter().map(ask).collect()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+    }
+
+    fn udp(&self) -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    }
+
+    /// A session of that shard's. Not through the placement that marks threads.
+    fn session_of(&self, shard: u16) -> String {
+        let placement = &self.placement.inner;
+        let is_of = |name: &String| placement.owner(placement.hash(&SessionId::new(name.as_bytes()).unwrap()).slot()) == CoreIndex(shard);
+        (0..).map(|i| format!("session-{i}")).find(is_of).unwrap()
+    }
+
+    fn local_reads(&self) -> u64 {
+        self.running.views.iter().map(|view| view.counters.local_reads.get()).sum()
     }
 
     fn stop(self) {
-        self.running.doors[0].send(ShardCommand::Drain).ok().unwrap();
+        for door in &self.running.doors {
+            door.send(ShardCommand::Drain).ok().unwrap();
+        }
         for thread in self.running.threads {
             thread.join().unwrap().unwrap();
         }
@@ -161,10 +225,11 @@ fn options(folder: &Path) -> ShardOptions {
 }
 
 /// Sends `requests` requests over one connection, one after another, and returns the last reply.
-fn ask_http(stream: &mut TcpStream, requests: usize) -> Vec<u8> {
+fn ask_http(stream: &mut TcpStream, function: &str, session: &str, requests: usize) -> Vec<u8> {
     let mut reply = Vec::new();
+    let request = format!("POST /f/{function} HTTP/1.1\r\nhost: x\r\nx-session-id: {session}\r\ncontent-length: 5\r\n\r\nhello");
     for _ in 0..requests {
-        stream.write_all(b"POST /f/counter HTTP/1.1\r\nhost: x\r\nx-session-id: alice\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
         reply.clear();
         let mut buffer = [0; 1_024];
         while !reply.windows(4).any(|window| window == b"\r\n\r\n") || reply.ends_with(b"\r\n\r\n") {
@@ -176,40 +241,59 @@ fn ask_http(stream: &mut TcpStream, requests: usize) -> Vec<u8> {
     reply
 }
 
-fn ask_datagrams(socket: &UdpSocket, requests: u64) {
-    let session = SessionId::new(b"bob").unwrap();
+fn ask_datagrams(socket: &UdpSocket, function: &str, session: &str, requests: u64) {
+    let session = SessionId::new(session.as_bytes()).unwrap();
     let mut request = Vec::new();
     for request_id in 0..requests {
         request.clear();
-        let head = DatagramHead { session, request_id, function: FunctionHash::of(b"counter") };
+        let head = DatagramHead { session, request_id, function: FunctionHash::of(function.as_bytes()) };
         encode_datagram_request(&mut request, &head, b"hello").unwrap();
         socket.send(&request).unwrap();
         let mut answer = [0; 256];
         let bytes = socket.recv(&mut answer).unwrap();
-        assert_eq!(bytes, 32 + 3 + 1, "a reply of one byte to bob");
+        assert_eq!(bytes, 32 + session.as_bytes().len() + 1, "a reply of one byte");
     }
 }
 
 #[test]
 fn a_warm_request_makes_no_heap_allocation() {
-    let node = Node::start();
-    let mut stream = TcpStream::connect(node.address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.connect(node.address).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let node = Node::start(1);
+    let (mut stream, socket) = (node.connect(), node.udp());
 
     let before_first = ALLOCATIONS.load(Ordering::Relaxed);
-    ask_http(&mut stream, 300);
-    ask_datagrams(&socket, 300);
+    ask_http(&mut stream, "counter", "alice", 300);
+    ask_datagrams(&socket, "counter", "bob", 300);
     let warm = ALLOCATIONS.load(Ordering::Relaxed);
     assert_ne!(warm, before_first, "the first requests fork a worker: an allocator that counts nothing would show this test useless");
 
-    let reply = ask_http(&mut stream, 1_000);
+    let reply = ask_http(&mut stream, "counter", "alice", 1_000);
     assert!(reply.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&reply));
-    ask_datagrams(&socket, 1_000);
+    ask_datagrams(&socket, "counter", "bob", 1_000);
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 2000 warm requests");
     only_enters_the_ring(&mut stream);
+    node.stop();
+}
+
+#[test]
+fn a_warm_read_of_another_shards_session_makes_no_heap_allocation() {
+    let node = Node::start(2);
+    let sessions = [node.session_of(0), node.session_of(1)];
+    for session in &sessions {
+        ask_http(&mut node.connect(), "counter", session, 7);
+    }
+    // On whichever shard the connection and the socket land, one of the two sessions is another's.
+    let (mut stream, socket) = (node.connect(), node.udp());
+    let mut round = |requests: usize| {
+        for session in &sessions {
+            assert_eq!(ask_http(&mut stream, "look", session, requests).last(), Some(&7));
+            ask_datagrams(&socket, "look", session, requests as u64);
+        }
+    };
+    round(300);
+    let (warm, local_reads) = (ALLOCATIONS.load(Ordering::Relaxed), node.local_reads());
+    round(500);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 2000 warm requests");
+    assert_eq!(node.local_reads() - local_reads, 1_000, "half of them ran beside the session's owner");
     node.stop();
 }
 
@@ -228,10 +312,10 @@ fn only_enters_the_ring(stream: &mut TcpStream) {
     let mut text = String::new();
     while !text.contains("io_uring_enter") {
         assert!(Instant::now() < deadline, "strace saw nothing: {text}");
-        ask_http(stream, 1);
+        ask_http(stream, "counter", "alice", 1);
         text = std::fs::read_to_string(log.path()).unwrap();
     }
-    ask_http(stream, 200);
+    ask_http(stream, "counter", "alice", 200);
     rustix::process::kill_process(rustix::process::Pid::from_child(&strace), rustix::process::Signal::TERM).unwrap();
     strace.wait().unwrap();
     let text = std::fs::read_to_string(log.path()).unwrap();

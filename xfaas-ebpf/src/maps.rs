@@ -14,6 +14,7 @@ use aya_ebpf::programs::{SkReuseportContext, TcContext, XdpContext};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::SlotIndex;
+use xfaas_common::layout_tag::LAYOUT_TAG;
 use xfaas_common::map_layout::{
     COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES,
     SteerConfig, SteerEvent, Verdict, drop_counter,
@@ -50,6 +51,11 @@ static HEADS: PerCpuArray<HeadBytes> = PerCpuArray::with_max_entries(1, 0);
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+// What this object was built to agree on; the loader compares it with its own (`layout_tag::LAYOUT_SECTION`).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xfaas_layout")]
+static XFAAS_LAYOUT: [u8; 8] = LAYOUT_TAG.to_le_bytes();
 
 /// Every 1024th count leaves an event.
 const SAMPLE_MASK: u64 = 1_023;

@@ -122,14 +122,22 @@ fn guest_cargo(toolchain: &GuestToolchain) -> Command {
     command
 }
 
-/// Names of the guests' workspace members that are functions: all but the SDK.
+/// Names of the guests' workspace members that become wasm modules: not the SDK, nor what guests share.
 fn rust_guests() -> Result<Vec<String>> {
     let path = paths::root().join("guests/Cargo.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let manifest: toml::Table = text.parse().with_context(|| format!("parse {}", path.display()))?;
     let members = manifest.get("workspace").and_then(|workspace| workspace.get("members")).and_then(toml::Value::as_array);
     let names = members.context("guests/Cargo.toml has no workspace members")?.iter().filter_map(toml::Value::as_str);
-    Ok(names.filter(|name| *name != "sdk").map(str::to_owned).collect())
+    let mut functions = Vec::new();
+    for name in names {
+        let path = paths::root().join("guests").join(name).join("Cargo.toml");
+        let manifest = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        if manifest.contains("\"cdylib\"") {
+            functions.push(name.to_owned());
+        }
+    }
+    Ok(functions)
 }
 
 fn c_guests() -> Result<Vec<PathBuf>> {
@@ -218,7 +226,7 @@ mod tests {
         for sample in ["echo", "counter-read", "counter-rmw", "counter-rmw-linear", "cart"] {
             assert!(names.iter().any(|name| name == sample), "{sample}");
         }
-        assert!(!names.iter().any(|name| name == "sdk"));
+        assert!(!names.iter().any(|name| name == "sdk" || name == "counter"));
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub(super) enum Command {
         /// Only check the configuration
         #[arg(long)]
         check: bool,
+        /// Grant every lock at once, so that a test can see its checker notice
+        #[cfg(debug_assertions)]
+        #[arg(long, hide = true)]
+        test_broken_lock: bool,
     },
     /// Deploy a wasm module as a function, or swap the one of that name
     Deploy(DeployArguments),

@@ -123,7 +123,11 @@ pub(super) fn stats(reply: &StatsReply) -> String {
             _ => {}
         }
     }
-    let rows: Vec<_> = requests.into_iter().map(|((function, outcome), count)| vec![function, outcome, count.to_string()]).collect();
+    let rows: Vec<_> = requests
+        .into_iter()
+        .filter(|(_, count)| *count > 0.0)
+        .map(|((function, outcome), count)| vec![function, outcome, count.to_string()])
+        .collect();
     if !rows.is_empty() {
         text.push('\n');
         text.push_str(&table(&["FUNCTION", "OUTCOME", "REQUESTS"], &rows));
@@ -197,6 +201,7 @@ mod tests {
                 sample(REQUESTS_TOTAL, &[("function", "echo"), ("outcome", "ok"), ("shard", "1")], 4.0),
                 histogram([9, 10]),
                 histogram([9, 9]),
+                sample(REQUESTS_TOTAL, &[("function", "echo"), ("outcome", "deadline"), ("shard", "0")], 0.0),
                 sample("xfaas_drops_total", &[("place", "user"), ("reason", "bad_magic")], 2.0),
                 sample("xfaas_build_info", &[], 1.0),
             ],

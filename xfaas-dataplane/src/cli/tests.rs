@@ -28,7 +28,7 @@ fn control(directory: &std::path::Path) -> Control {
     let deployer = Arc::new(Deployer::new(engine(), Arc::clone(&shards), Store::open(directory).unwrap(), 128));
     deployer.start(&[]).unwrap();
     let steering = Arc::new(|| Ok(SteeringReport { mode: "off".to_owned(), ..SteeringReport::default() }));
-    control::spawn(ControlOptions { listen: "127.0.0.1:0".parse().unwrap(), deployer, shards, steering }).unwrap()
+    control::spawn(ControlOptions { listen: "127.0.0.1:0".parse().unwrap(), deployer, shards, steering, regions: None }).unwrap()
 }
 
 /// Answers every request on one connection with `reply`; gives the heads and bodies it saw when the connection ends.
@@ -55,6 +55,18 @@ fn http_server(reply: &'static str) -> (String, std::thread::JoinHandle<Vec<Stri
         }
     };
     (address, std::thread::spawn(serve))
+}
+
+#[test]
+fn the_switch_that_breaks_locks_is_hidden_and_only_in_debug_builds() {
+    for line in [&["run", "--help"][..], &["--help"]] {
+        let (code, out, _) = xfaas(line);
+        assert_eq!(code, 0);
+        assert!(out.contains("run") && !out.contains("broken"), "{out}");
+    }
+    // `--version` ends parsing before anything runs, if the flag before it is known at all.
+    let code = xfaas(&["run", "--test-broken-lock", "--version"]).0;
+    assert_eq!(code, if cfg!(debug_assertions) { 0 } else { 2 });
 }
 
 #[test]

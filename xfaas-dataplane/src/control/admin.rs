@@ -7,6 +7,7 @@ mod problem;
 mod routes;
 
 use super::deploy::Deployer;
+use super::regions::RegionDoor;
 use super::shards::{Shards, SteeringStats};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct ControlOptions {
     pub deployer: Arc<Deployer>,
     pub shards: Arc<dyn Shards>,
     pub steering: SteeringStats,
+    /// Where containers of this machine get descriptors of regions; `None`: nowhere.
+    pub regions: Option<RegionDoor>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +112,16 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
         started_at: Instant::now(),
     };
     let (stop, stopped) = oneshot::channel();
+    let regions = options.regions;
     let serve = move || {
+        if let Some(regions) = regions {
+            // Ends with the runtime, below.
+            runtime.spawn(async {
+                if let Err(error) = regions.serve().await {
+                    tracing::error!(%error, "containers of this machine cannot map regions");
+                }
+            });
+        }
         if let Err(error) = runtime.block_on(serve(listener, shared, stopped)) {
             tracing::error!(%error, "the admin API has stopped");
         }

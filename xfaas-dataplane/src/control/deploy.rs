@@ -4,7 +4,7 @@
 use super::api::{FunctionInfo, FunctionSource, UndeployReply};
 use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
 use super::describe;
-use super::shards::{Shards, ShardsError};
+use super::shards::{Running, Shards, ShardsError};
 use super::store::{Store, StoreError, Stored};
 use crate::worker::{Engine, Function, FunctionManifest, LoadError};
 use std::collections::{HashMap, HashSet};
@@ -65,7 +65,7 @@ pub struct StartReport {
 struct Deployments {
     store: Store,
     /// Every function that runs, to be given to the shards again when a swap fails half way.
-    running: HashMap<String, Arc<Function>>,
+    running: HashMap<String, Running>,
 }
 
 /// The functions of this node. Shared by the admin API's helpers; deployments queue on one lock, reading does not wait for them.
@@ -113,6 +113,7 @@ impl Deployer {
                 }
             }
         }
+        self.offer(&deployments);
         self.started.store(true, Ordering::Release);
         Ok(report)
     }
@@ -130,7 +131,8 @@ impl Deployer {
             self.roll_back(&deployments, &function);
             return Err(error.into());
         }
-        deployments.running.insert(name.clone(), function);
+        deployments.running.insert(name.clone(), Running::new(function, wasm));
+        self.offer(&deployments);
         let wasm_bytes = wasm.len() as u64;
         let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault: None };
         tracing::info!(name, generation, wasm_bytes, "deployed");
@@ -143,7 +145,7 @@ impl Deployer {
     /// Takes a function away from every shard and from the disk. Its app's session state stays.
     pub fn undeploy(&self, name: &str) -> Result<UndeployReply, DeployError> {
         let mut deployments = self.lock();
-        let function = deployments.running.get(name).cloned();
+        let function = deployments.running.get(name).map(|running| Arc::clone(&running.function));
         if function.is_none() && !deployments.store.contains(name) {
             return Err(DeployError::Unknown { name: name.to_owned() });
         }
@@ -161,6 +163,7 @@ impl Deployer {
             return Err(error.into());
         }
         deployments.running.remove(name);
+        self.offer(&deployments);
         tracing::info!(name, "undeployed");
         let note = self.catalog_mut(|catalog| {
             catalog.remove(name);
@@ -213,7 +216,7 @@ impl Deployer {
     ) -> Result<(), DeployError> {
         let function = self.load(deployments, manifest, wasm, Some(generation))?;
         self.install(deployments, &function)?;
-        deployments.running.insert(manifest.name.clone(), function);
+        deployments.running.insert(manifest.name.clone(), Running::new(function, wasm));
         let entry = Entry { manifest: manifest.clone(), source, generation, wasm_bytes: wasm.len() as u64, fault: None };
         self.catalog_mut(|catalog| catalog.insert(entry));
         Ok(())
@@ -248,11 +251,20 @@ impl Deployer {
     fn roll_back(&self, deployments: &Deployments, function: &Function) {
         let name = &function.manifest.name;
         let result = match deployments.running.get(name) {
-            Some(former) => self.shards.install(Arc::clone(former)),
+            Some(former) => self.shards.install(Arc::clone(&former.function)),
             None => self.shards.remove(function.index),
         };
         if let Err(error) = result {
             tracing::error!(name, error = describe(&error), "the shards may disagree about this function: deploy it again");
+        }
+    }
+
+    /// Tells containers which functions there are now. One that is not told goes on with what it has: no reason to undo a deployment.
+    fn offer(&self, deployments: &Deployments) {
+        let mut running: Vec<Running> = deployments.running.values().cloned().collect();
+        running.sort_by(|a, b| a.function.manifest.name.cmp(&b.function.manifest.name));
+        if let Err(error) = self.shards.offer(&running) {
+            tracing::error!(error = describe(&error), "containers of other processes may not hear of this change: deploy again");
         }
     }
 

@@ -8,6 +8,7 @@ mod client;
 mod deploy;
 mod doctor;
 mod metrics;
+mod regions;
 mod shards;
 mod store;
 #[cfg(test)]
@@ -23,8 +24,10 @@ pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
 pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};
 pub use self::metrics::{DROPS_TOTAL, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, STEERING_VERDICTS_TOTAL};
+pub use self::regions::RegionDoor;
 pub use self::shards::{
-    CounterSample, HistogramSample, MetricKind, SESSIONS_LIMIT_MAX, SessionsQuery, Shards, ShardsError, SteeringReport, SteeringStats,
+    CounterSample, HistogramSample, MetricKind, Running, SESSIONS_LIMIT_MAX, SessionsQuery, Shards, ShardsError, SteeringReport,
+    SteeringStats,
 };
 pub use self::store::{Store, StoreError, private_directory};
 

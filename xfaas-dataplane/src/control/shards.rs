@@ -2,10 +2,27 @@
 
 use super::api::SessionInfo;
 use crate::worker::Function;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// Sessions one answer of `/v1/sessions` may list.
 pub const SESSIONS_LIMIT_MAX: usize = 10_000;
+
+/// A function in service, and the module it was made of, which containers of other processes ask for.
+#[derive(Clone)]
+pub struct Running {
+    pub function: Arc<Function>,
+    pub wasm: Arc<[u8]>,
+    /// Of the module, in lower-case hex.
+    pub sha256: String,
+}
+
+impl Running {
+    pub fn new(function: Arc<Function>, wasm: &[u8]) -> Running {
+        let sha256 = Sha256::digest(wasm).iter().map(|byte| format!("{byte:02x}")).collect();
+        Running { function, wasm: wasm.into(), sha256 }
+    }
+}
 
 /// Implemented over the shards' bounded command queues and their counters. Every call may block, each for a bounded time.
 pub trait Shards: Send + Sync + 'static {
@@ -19,6 +36,9 @@ pub trait Shards: Send + Sync + 'static {
 
     /// Takes the function with this index from every shard. Returns when no shard starts it any more.
     fn remove(&self, index: u16) -> Result<(), ShardsError>;
+
+    /// Tells the containers of other processes which functions there are, all of them. Returns when every shard knows.
+    fn offer(&self, functions: &[Running]) -> Result<(), ShardsError>;
 
     /// Sessions with state, at most `query.limit`.
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError>;

@@ -2,7 +2,7 @@
 
 use super::api::{FunctionSource, SessionInfo};
 use super::catalog::Entry;
-use super::shards::{CounterSample, HistogramSample, MetricKind, SessionsQuery, Shards, ShardsError};
+use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +46,7 @@ pub(crate) fn clashing_names() -> (String, String) {
 pub(crate) struct FakeShards {
     installed: Mutex<BTreeMap<u16, Arc<Function>>>,
     fail_install: AtomicBool,
+    offered: Mutex<Vec<Running>>,
     pub draining: AtomicBool,
 }
 
@@ -56,6 +57,11 @@ impl FakeShards {
 
     pub fn generation_of(&self, name: &str) -> Option<u64> {
         self.installed().values().find(|function| function.manifest.name == name).map(|function| function.generation)
+    }
+
+    /// What containers were told last.
+    pub fn offered(&self) -> Vec<Running> {
+        self.offered.lock().unwrap().clone()
     }
 
     /// The next `install` reaches some shards and then fails.
@@ -79,6 +85,11 @@ impl Shards for FakeShards {
 
     fn remove(&self, index: u16) -> Result<(), ShardsError> {
         self.installed.lock().unwrap().remove(&index);
+        Ok(())
+    }
+
+    fn offer(&self, functions: &[Running]) -> Result<(), ShardsError> {
+        *self.offered.lock().unwrap() = functions.to_vec();
         Ok(())
     }
 

@@ -1,15 +1,21 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
+use super::offer::NodeFacts;
 use crate::control::{
-    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionInfo, SessionsQuery, Shards, ShardsError,
+    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo, SessionsQuery, Shards,
+    ShardsError,
 };
-use crate::shard::{self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, FunctionCounters, OUTCOMES, RunningShards, ShardCommand, ShardView};
+use crate::shard::{
+    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounters, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
+    ShardView,
+};
 use crate::worker::Function;
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use xfaas_common::drop_reason::DropReason;
+use xfaas_common::rpc::FrameFault;
 
 /// How long a shard may take to answer a command.
 const COMMAND_MS_MAX: u64 = 5_000;
@@ -17,6 +23,7 @@ const COMMAND_MS_MAX: u64 = 5_000;
 pub(super) struct ShardsDoor {
     doors: Vec<Arc<CommandDoor>>,
     views: Vec<Arc<ShardView>>,
+    facts: NodeFacts,
     names: Mutex<Names>,
 }
 
@@ -28,8 +35,8 @@ struct Names {
 }
 
 impl ShardsDoor {
-    pub(super) fn new(shards: &RunningShards) -> ShardsDoor {
-        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), names: Mutex::default() }
+    pub(super) fn new(shards: &RunningShards, facts: NodeFacts) -> ShardsDoor {
+        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, names: Mutex::default() }
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
@@ -47,11 +54,10 @@ impl ShardsDoor {
         answers.into_iter().enumerate().map(answer).collect()
     }
 
-    fn ask_all_ok(&self, command: impl Fn(SyncSender<Result<(), String>>) -> ShardCommand) -> Result<(), ShardsError> {
-        for (shard, answer) in self.ask_all(command)?.into_iter().enumerate() {
-            answer.map_err(|reason| ShardsError::Refused { shard: shard as u16, reason })?;
-        }
-        Ok(())
+    fn ask_all_ok<T>(&self, command: impl Fn(SyncSender<Result<T, String>>) -> ShardCommand) -> Result<Vec<T>, ShardsError> {
+        let refused = |shard: usize, reason| ShardsError::Refused { shard: shard as u16, reason };
+        let answers = self.ask_all(command)?.into_iter().enumerate();
+        answers.map(|(shard, answer)| answer.map_err(|reason| refused(shard, reason))).collect()
     }
 
     fn names(&self) -> std::sync::MutexGuard<'_, Names> {
@@ -77,7 +83,10 @@ impl Shards for ShardsDoor {
     }
 
     fn install(&self, function: Arc<Function>) -> Result<(), ShardsError> {
-        self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
+        let readers = self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
+        // Each time, not only for read-only functions: the readers always are those of the regions that are open now.
+        let readers: Arc<[_]> = readers.into();
+        self.ask_all_ok(|answer| ShardCommand::Readers(function.app, Arc::clone(&readers), answer))?;
         let mut names = self.names();
         names.functions.insert(function.index, function.manifest.name.clone());
         names.apps.insert(function.app, function.manifest.app.clone());
@@ -85,7 +94,13 @@ impl Shards for ShardsDoor {
     }
 
     fn remove(&self, index: u16) -> Result<(), ShardsError> {
-        self.ask_all_ok(|answer| ShardCommand::Remove(index, answer))
+        self.ask_all_ok(|answer| ShardCommand::Remove(index, answer))?;
+        Ok(())
+    }
+
+    fn offer(&self, functions: &[Running]) -> Result<(), ShardsError> {
+        let offer = Arc::new(self.facts.offer(functions));
+        self.ask_all(|answer| ShardCommand::Offer(Arc::clone(&offer), answer)).map(drop)
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {
@@ -116,7 +131,7 @@ impl Shards for ShardsDoor {
         let mut samples = Vec::new();
         for (shard, view) in self.views.iter().enumerate() {
             let labels = || vec![("shard", shard.to_string())];
-            for exported in EXPORTED {
+            for exported in EXPORTED.iter().chain(EXPORTED_RPC) {
                 let kind = if exported.is_counter { MetricKind::Counter } else { MetricKind::Gauge };
                 let value = (exported.value)(&view.counters);
                 samples.push(CounterSample { name: exported.name, help: exported.help, kind, labels: labels(), value });
@@ -132,6 +147,7 @@ impl Shards for ShardsDoor {
                     value: view.counters.drops[reason as usize].get() as f64,
                 });
             }
+            samples.extend(rpc_samples(shard, view));
         }
         self.each_function(|name, shard, counters| {
             for (outcome, count) in OUTCOMES.iter().zip(&counters.outcomes) {
@@ -173,4 +189,25 @@ impl Shards for ShardsDoor {
     fn ready(&self) -> Result<(), String> {
         Ok(()) // `shard::start` returns only when every loop runs, and a shard that ends stops the process
     }
+}
+
+/// Requests of containers by kind, and what was wrong with their frames.
+fn rpc_samples(shard: usize, view: &ShardView) -> Vec<CounterSample> {
+    let rpc = &view.counters.rpc;
+    let sample = |name, help, label, value: &str, count: &shard::Count| CounterSample {
+        name,
+        help,
+        kind: MetricKind::Counter,
+        labels: vec![("shard", shard.to_string()), (label, value.to_owned())],
+        value: count.get() as f64,
+    };
+    let requests = REQUEST_KINDS
+        .iter()
+        .zip(&rpc.requests)
+        .map(|(kind, count)| sample("xfaas_rpc_requests_total", "Requests of containers.", "kind", kind, count));
+    let malformed = FrameFault::ALL.iter().map(|fault| {
+        let (help, count) = ("Malformed frames of containers; each closed its connection.", &rpc.malformed[*fault as usize]);
+        sample("xfaas_rpc_malformed_total", help, "reason", fault.name(), count)
+    });
+    requests.chain(malformed).collect()
 }

@@ -1,6 +1,10 @@
 //! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
+mod beside;
+mod remote;
+
+use self::beside::Beside;
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -86,6 +90,9 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    beside: Beside,
+    /// Those of `granted` that are invocations in other processes.
+    granted_remote: Vec<CallToken>,
     parked: usize,
     queued: usize,
     stats: ProxyStats,
@@ -105,6 +112,8 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            beside: Beside::default(),
+            granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
             stats: ProxyStats::default(),
@@ -124,6 +133,7 @@ impl Proxy {
             self.functions.resize(index + 1, None);
         }
         self.functions[index] = Some(function);
+        self.beside.forget(index);
         self.drop_stale();
         Ok(())
     }
@@ -149,6 +159,7 @@ impl Proxy {
             *function = None;
         }
         self.drop_stale();
+        self.drop_stale_readers();
     }
 
     pub fn function(&self, index: u16) -> Option<&Arc<Function>> {
@@ -296,6 +307,10 @@ impl Proxy {
                 let outcome = Outcome::failed(ErrorCode::Deadline, "the function ran longer than its deadline_ms");
                 Some(self.end(id, call, outcome, false, now_ns))
             }
+            Progress::NeedsOwner { for_lock } => {
+                self.give_up(id, call, for_lock, now_ns);
+                None
+            }
             Progress::SliceOver => {
                 self.workers.0[id as usize].call = Some(call);
                 self.run_queue.push_back(id);
@@ -321,7 +336,12 @@ impl Proxy {
             return;
         }
         let now_ns = crate::sys::clock::monotonic_ns();
-        while let Some(CallToken(id)) = self.granted.pop() {
+        while let Some(token) = self.granted.pop() {
+            if token.remote_index().is_some() {
+                self.granted_remote.push(token);
+                continue;
+            }
+            let CallToken(id) = token;
             let slot = &mut self.workers.0[id as usize];
             let Phase::Parked { since_ns } = slot.phase else {
                 unreachable!("a lock is handed over only to a call that waits for it");
@@ -333,8 +353,13 @@ impl Proxy {
         }
     }
 
-    /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
     fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
+        self.release(id, &call, intact, now_ns);
+        Finished { call, outcome }
+    }
+
+    /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
+    fn release(&mut self, id: u32, call: &Call, intact: bool, now_ns: u64) {
         let slot = &mut self.workers.0[id as usize];
         let (namespace_id, function) = (slot.namespace, slot.function);
         let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);
@@ -354,7 +379,6 @@ impl Proxy {
         } else {
             self.start_waiting(namespace_id, now_ns);
         }
-        Finished { call, outcome }
     }
 
     /// Gives a freed place to the call that has waited longest. It runs from the run queue, so that no chain of calls grows the stack.
@@ -413,6 +437,9 @@ impl Proxy {
         }
         if self.queued > 0 {
             self.sweep_waiting(now_ns, finished);
+        }
+        if self.beside.has_stale_readers {
+            self.drop_stale_readers();
         }
         while let Some(id) = self.idle.oldest() {
             let slot = &self.workers.0[id as usize];

@@ -2,6 +2,7 @@
 
 use super::mailbox::{SessionRow, SessionsQuery, ShardCommand};
 use super::turn::Shard;
+use crate::state::RegionReader;
 use crate::worker::Function;
 use std::sync::Arc;
 
@@ -11,6 +12,10 @@ impl Shard {
             // A asker that gave up has dropped its end: then the answer has no reader, and that is all.
             match command {
                 ShardCommand::Install(function, answer) => drop(answer.try_send(self.install(function))),
+                ShardCommand::Readers(app, readers, answer) => {
+                    self.set_readers(app, &readers);
+                    drop(answer.try_send(Ok(())));
+                }
                 ShardCommand::Remove(index, answer) => {
                     self.by_name.retain(|_, function| *function != index);
                     self.by_hash.retain(|_, function| *function != index);
@@ -18,19 +23,29 @@ impl Shard {
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Offer(offer, answer) => {
+                    self.offer_to_containers(offer);
+                    answer.try_send(()).ok();
+                }
                 ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
             }
         }
     }
 
-    fn install(&mut self, function: Arc<Function>) -> Result<(), String> {
-        let (index, hash) = (function.index, function.hash);
+    fn install(&mut self, function: Arc<Function>) -> Result<Option<RegionReader>, String> {
+        let (index, app, hash) = (function.index, function.app, function.hash);
         let name = function.manifest.name.as_bytes().into();
         self.proxy.install(function).map_err(|error| error_chain(&error))?;
         self.by_name.insert(name, index);
         self.by_hash.insert(hash.0, index);
-        Ok(())
+        Ok(self.proxy.reader(app))
+    }
+
+    fn set_readers(&mut self, app: u16, readers: &[Option<RegionReader>]) {
+        let all = (0..).zip(readers.iter().cloned());
+        let core = self.core.0;
+        self.proxy.set_readers(app, all.filter_map(|(shard, reader)| Some((shard, reader?))).filter(|(shard, _)| *shard != core));
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Vec<SessionRow> {
@@ -56,7 +71,9 @@ impl Shard {
     pub(super) fn is_drained(&self) -> bool {
         let Some(since_ns) = self.draining_since_ns else { return false };
         let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
-        let busy = self.proxy.is_busy() || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
+        let busy = self.proxy.is_busy()
+            || self.rpc.is_busy()
+            || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;
         late || (told && !busy && !self.post.has_unsent())

@@ -89,17 +89,22 @@ pub(super) struct Arrival {
 }
 
 /// Halves of moved connections that wait for the other half: state without descriptor, or descriptor without state.
-#[derive(Default)]
-pub(super) struct Arrivals {
-    states: VecDeque<Box<MovedConnection>>,
+pub(super) struct Arrivals<T> {
+    states: VecDeque<(Arrival, Box<T>)>,
     files: VecDeque<(Arrival, FixedFile)>,
 }
 
-impl Arrivals {
+impl<T> Default for Arrivals<T> {
+    fn default() -> Arrivals<T> {
+        Arrivals { states: VecDeque::new(), files: VecDeque::new() }
+    }
+}
+
+impl<T> Arrivals<T> {
     /// The descriptor of a moved connection is here. Output: both halves, if the state came before.
-    pub(super) fn file(&mut self, arrival: Arrival, file: FixedFile) -> Option<(Box<MovedConnection>, FixedFile)> {
-        match self.states.iter().position(|state| state.arrival == arrival) {
-            Some(at) => self.states.remove(at).map(|state| (state, file)),
+    pub(super) fn file(&mut self, arrival: Arrival, file: FixedFile) -> Option<(Box<T>, FixedFile)> {
+        match self.states.iter().position(|(other, _)| *other == arrival) {
+            Some(at) => self.states.remove(at).map(|(_, state)| (state, file)),
             None => {
                 self.files.push_back((arrival, file));
                 None
@@ -108,11 +113,11 @@ impl Arrivals {
     }
 
     /// The state of a moved connection is here. Output: both halves, if the descriptor came before.
-    pub(super) fn state(&mut self, state: Box<MovedConnection>) -> Option<(Box<MovedConnection>, FixedFile)> {
-        match self.files.iter().position(|(arrival, _)| *arrival == state.arrival) {
+    pub(super) fn state(&mut self, arrival: Arrival, state: Box<T>) -> Option<(Box<T>, FixedFile)> {
+        match self.files.iter().position(|(other, _)| *other == arrival) {
             Some(at) => self.files.remove(at).map(|(_, file)| (state, file)),
             None => {
-                self.states.push_back(state);
+                self.states.push_back((arrival, state));
                 None
             }
         }
@@ -176,15 +181,11 @@ mod tests {
     #[test]
     fn the_halves_of_a_moved_connection_meet_in_either_order() {
         let arrival = |connection| Arrival { from: 1, connection, generation: 9 };
-        let state = |connection| {
-            let (decoder, pending) = (Http1Decoder::new(), Vec::new());
-            Box::new(MovedConnection { arrival: arrival(connection), decoder, pending, speaks_for: SpeaksFor::Owner(0) })
-        };
         let mut arrivals = Arrivals::default();
         assert!(arrivals.file(arrival(1), FixedFile(11)).is_none());
-        assert!(arrivals.state(state(2)).is_none());
-        assert_eq!(arrivals.state(state(1)).unwrap().1, FixedFile(11));
-        assert_eq!(arrivals.file(arrival(2), FixedFile(12)).unwrap().0.arrival, arrival(2));
+        assert!(arrivals.state(arrival(2), Box::new("two")).is_none());
+        assert_eq!(arrivals.state(arrival(1), Box::new("one")), Some((Box::new("one"), FixedFile(11))));
+        assert_eq!(arrivals.file(arrival(2), FixedFile(12)), Some((Box::new("two"), FixedFile(12))));
         assert!(arrivals.file(arrival(1), FixedFile(13)).is_none(), "a pair is taken once");
     }
 

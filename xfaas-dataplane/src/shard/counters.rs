@@ -1,5 +1,6 @@
 //! What one shard counts. Only the shard writes, so a count is a relaxed load and store; control reads at any time and never resets.
 
+use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use crate::state::fragmentation;
@@ -102,6 +103,10 @@ pub struct ShardCounters {
     pub misrouted: Count,
     /// `xfaas_forwarded_total`: calls sent to their owner through a mailbox.
     pub forwarded: Count,
+    /// `xfaas_local_reads_total`: calls of read-only functions begun where they arrived, beside their session's owner.
+    pub local_reads: Count,
+    /// `xfaas_local_reads_given_up_total`: those of them that had to be run anew by the owner.
+    pub local_reads_given_up: Count,
     /// `xfaas_moved_total`: connections given to the shard that owns their session.
     pub moved: Count,
     /// `xfaas_shed_total`: requests answered 503 because a queue, mailbox or pool was full.
@@ -134,6 +139,8 @@ pub struct ShardCounters {
     pub turns: Count,
     /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
     pub buffers_exhausted: Count,
+    /// What belongs to containers' connections.
+    pub rpc: RpcCounters,
 }
 
 /// One exported number of a shard.
@@ -145,11 +152,11 @@ pub struct Exported {
     pub value: fn(&ShardCounters) -> f64,
 }
 
-const fn counter(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+pub(super) const fn counter(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
     Exported { name, help, is_counter: true, value }
 }
 
-const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
+pub(super) const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters) -> f64) -> Exported {
     Exported { name, help, is_counter: false, value }
 }
 
@@ -167,6 +174,12 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_steered_total", "Requests that arrived on the shard that owns their session.", |c| c.steered.get() as f64),
     counter("xfaas_misrouted_total", "Requests that arrived on another shard than their session's owner.", |c| c.misrouted.get() as f64),
     counter("xfaas_forwarded_total", "Calls sent to the owner's shard through a mailbox.", |c| c.forwarded.get() as f64),
+    counter("xfaas_local_reads_total", "Calls of read-only functions run where they arrived, beside their session's owner.", |c| {
+        c.local_reads.get() as f64
+    }),
+    counter("xfaas_local_reads_given_up_total", "Calls begun beside their session's owner and run anew by it.", |c| {
+        c.local_reads_given_up.get() as f64
+    }),
     counter("xfaas_moved_total", "Connections moved to the shard that owns their session.", |c| c.moved.get() as f64),
     counter("xfaas_shed_total", "Requests answered 503 because a queue, mailbox or pool was full.", |c| c.shed.get() as f64),
     counter("xfaas_replays_total", "Duplicates of idempotent datagrams answered from memory.", |c| c.replays.get() as f64),

@@ -5,9 +5,8 @@ use super::turn::Shard;
 use crate::net::{DatagramHead, ErrorCode, decode_datagram, encode_datagram_error, encode_datagram_reply};
 use crate::session::{Finished, Outcome};
 use crate::shard::tag::Operation;
-use crate::sys::{Completion, ReceivedBuffer, clock};
+use crate::sys::{Completion, Peer, ReceivedBuffer, clock};
 use crate::worker::{Call, Origin};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use xfaas_common::drop_reason::DropReason;
 
@@ -31,7 +30,7 @@ impl Shard {
     }
 
     /// Decodes a datagram into a fresh call.
-    fn read_datagram(&mut self, buffer: &ReceivedBuffer) -> Result<(DatagramHead, SocketAddr, Box<Call>), DropReason> {
+    fn read_datagram(&mut self, buffer: &ReceivedBuffer) -> Result<(DatagramHead, Peer, Box<Call>), DropReason> {
         let (peer, bytes) = self.ring.datagram(buffer).ok_or(DropReason::Truncated)?;
         let (head, payload) = decode_datagram(bytes)?;
         let mut call = self.spare_calls.pop().unwrap_or_default();
@@ -39,7 +38,7 @@ impl Shard {
         Ok((head, peer, call))
     }
 
-    fn on_invoke_datagram(&mut self, head: DatagramHead, peer: SocketAddr, mut call: Box<Call>) {
+    fn on_invoke_datagram(&mut self, head: DatagramHead, peer: Peer, mut call: Box<Call>) {
         let refusal = if self.draining_since_ns.is_some() {
             Some(ErrorCode::Draining)
         } else if !self.by_hash.contains_key(&head.function.0) {
@@ -64,11 +63,9 @@ impl Shard {
         call.received_ns = now_ns;
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
-        if owner == self.core {
-            self.view.counters.steered.add(1);
+        if self.runs_here(&mut call, owner) {
             return self.run_datagram(call, peer, head.request_id, now_ns);
         }
-        self.view.counters.misrouted.add(1);
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {
@@ -80,7 +77,7 @@ impl Shard {
     }
 
     /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
-    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: SocketAddr, request_id: u64, now_ns: u64) {
+    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: Peer, request_id: u64, now_ns: u64) {
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
             let key = ReplayKey { function: call.function, session: call.session, request_id };
@@ -130,7 +127,7 @@ impl Shard {
         self.keep_call(call);
     }
 
-    fn send_datagram(&mut self, peer: SocketAddr, encode: impl FnOnce(&mut Vec<u8>)) {
+    fn send_datagram(&mut self, peer: Peer, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut out = self.spare_buffers.pop().unwrap_or_default();
         encode(&mut out);
         self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);

@@ -7,7 +7,7 @@ use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
 use crate::session::Outcome;
 use crate::sys::{Completion, FixedFile, clock};
-use crate::worker::{Call, Origin};
+use crate::worker::{Call, Origin, StateAt};
 
 impl Shard {
     pub(super) fn on_accept(&mut self, completion: &Completion) {
@@ -190,16 +190,19 @@ impl Shard {
         let connection = &mut self.connections[id as usize];
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
-        connection.speaks_for = connection.speaks_for.heard(owner.0);
-        if owner == self.core {
-            self.view.counters.steered.add(1);
+        let runs_here = self.runs_here(&mut call, owner);
+        if call.state_at == StateAt::Here {
+            // One that runs beside the owner does as well here as there: no reason to move.
+            let connection = &mut self.connections[id as usize];
+            connection.speaks_for = connection.speaks_for.heard(owner.0);
+        }
+        if runs_here {
             if let Some(finished) = self.submit(call, now_ns) {
                 let generation = u32::from(self.connections[id as usize].generation);
                 self.reply_http(id, generation, finished);
             }
             return;
         }
-        self.view.counters.misrouted.add(1);
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {

@@ -1,7 +1,9 @@
 //! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
 
 use super::connection::MovedConnection;
+use super::rpc::{ContainerOffer, MovedRpc};
 use crate::session::Finished;
+use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
 use crossbeam::queue::ArrayQueue;
@@ -18,6 +20,8 @@ pub(super) enum Message {
     Done(Finished),
     /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
     Moved(Box<MovedConnection>),
+    /// The same of a container's connection.
+    RpcMoved(Box<MovedRpc>),
 }
 
 /// All mailboxes of a process.
@@ -98,12 +102,16 @@ impl Post {
 
 /// What control asks of a shard.
 pub enum ShardCommand {
-    /// Take a function, or a new version of it, into service; answered when done.
-    Install(Arc<Function>, SyncSender<Result<(), String>>),
+    /// Take a function, or a new version of it, into service; answered when done, with a reader of the app's region for the other shards.
+    Install(Arc<Function>, SyncSender<Result<Option<RegionReader>, String>>),
+    /// Take over the readers of an app's regions, by shard, in place of all earlier ones.
+    Readers(u16, Arc<[Option<RegionReader>]>, SyncSender<Result<(), String>>),
     /// Take a function out of service.
     Remove(u16, SyncSender<Result<(), String>>),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// What containers are told from now on; answered when those that are connected will hear of it.
+    Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.

@@ -7,7 +7,9 @@ mod datagram;
 mod http;
 mod mailbox;
 mod moving;
+mod read_only;
 mod replay;
+mod rpc;
 mod start;
 mod sweep;
 mod tag;
@@ -16,5 +18,6 @@ mod tx;
 
 pub use self::counters::{Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView};
 pub use self::mailbox::{CommandDoor, Mailboxes, SessionRow, SessionsQuery, ShardCommand};
-pub use self::start::{RunningShards, ShardError, ShardOptions, ShardPlan, Timeouts, start};
+pub use self::rpc::{ContainerOffer, EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
+pub use self::start::{FILES_SPARE, RunningShards, ShardError, ShardOptions, ShardPlan, Timeouts, start};
 pub use self::turn::Shard;

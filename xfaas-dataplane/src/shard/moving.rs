@@ -87,7 +87,7 @@ impl Shard {
     }
 
     pub(super) fn on_moved(&mut self, state: Box<MovedConnection>) {
-        if let Some((state, file)) = self.arrivals.state(state) {
+        if let Some((state, file)) = self.arrivals.state(state.arrival, state) {
             self.adopt(*state, file);
         }
     }

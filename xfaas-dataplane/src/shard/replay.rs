@@ -1,8 +1,8 @@
 //! The answers of idempotent functions, remembered for a minute: a duplicate gets the first answer again. CONTRACT.md section 2.
 //! Bounded in bytes, oldest out first. Untouched by functions that are not idempotent.
 
+use crate::sys::Peer;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::IDEMPOTENT_WINDOW_S;
@@ -30,13 +30,13 @@ pub(super) enum Replay<'a> {
 }
 
 enum Entry {
-    Running { waiters: Vec<SocketAddr> },
+    Running { waiters: Vec<Peer> },
     Answered { answer: Arc<[u8]> },
 }
 
 /// What the end of a call leaves to do.
 pub(super) struct ReplayEnd {
-    pub(super) waiters: Vec<SocketAddr>,
+    pub(super) waiters: Vec<Peer>,
     pub(super) evictions: u64,
 }
 
@@ -53,7 +53,7 @@ impl Replays {
         Replays { entries: HashMap::new(), order: VecDeque::new(), bytes: 0, bytes_max }
     }
 
-    pub(super) fn look_up(&mut self, key: &ReplayKey, peer: SocketAddr, now_ns: u64) -> Replay<'_> {
+    pub(super) fn look_up(&mut self, key: &ReplayKey, peer: Peer, now_ns: u64) -> Replay<'_> {
         self.expire(now_ns);
         if !self.entries.contains_key(key) {
             self.entries.insert(*key, Entry::Running { waiters: Vec::new() });
@@ -115,8 +115,8 @@ mod tests {
         ReplayKey { function: 1, session: SessionId::new(b"alice").unwrap(), request_id }
     }
 
-    fn peer(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+    fn peer(port: u16) -> Peer {
+        Peer { address: std::net::SocketAddr::from(([127, 0, 0, 1], port)), local: None }
     }
 
     #[test]

@@ -14,16 +14,24 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use xfaas_common::ids::CoreIndex;
-use xfaas_common::limits::DATAGRAM_BYTES_MAX;
+use xfaas_common::limits::{DATAGRAM_BYTES_MAX, RPC_CONNECTIONS_MAX};
 
 /// Buffer groups of a shard's ring.
 pub(super) const GROUP_STREAMS: u16 = 0;
 pub(super) const GROUP_DATAGRAMS: u16 = 1;
+pub(super) const GROUP_RPC: u16 = 2;
 const STREAM_BUFFERS: u16 = 512;
 const STREAM_BUFFER_BYTES: u32 = 16 << 10;
 const DATAGRAM_BUFFERS: u16 = 256;
+/// The longest datagram that can come: IPv6 carries 20 bytes more than IPv4, and than an answer may have (RFC 768, RFC 8200).
+const RECEIVED_BYTES_MAX: usize = 65_527;
+const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
+/// Few: they bound what containers can make one turn do, however much they send.
+const RPC_BUFFERS: u16 = 32;
 const SUBMISSION_ENTRIES: u32 = 2_048;
 const COMPLETION_ENTRIES: u32 = 16_384;
+/// Direct descriptors besides those of clients' connections: containers have some, and one that closes and one that comes may overlap.
+pub const FILES_SPARE: u32 = 256 + RPC_CONNECTIONS_MAX as u32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -94,6 +102,8 @@ pub struct ShardPlan {
     pub cpu: u16,
     pub tcp: OwnedFd,
     pub udp: OwnedFd,
+    /// Where containers connect; `None`: nowhere.
+    pub rpc: Option<OwnedFd>,
     pub flows: Option<FlowTable>,
 }
 
@@ -196,6 +206,7 @@ impl Seed {
             door: self.door,
             tcp: self.plan.tcp,
             udp: self.plan.udp,
+            rpc: self.plan.rpc,
             flows: self.plan.flows,
         });
         self.started.wait();
@@ -206,12 +217,12 @@ impl Seed {
 fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
     let streams = GroupOptions { buffers: STREAM_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     let datagrams =
-        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + DATAGRAM_BYTES_MAX).next_multiple_of(64) as u32 };
+        GroupOptions { buffers: DATAGRAM_BUFFERS, buffer_bytes: (DATAGRAM_PREFIX_BYTES + RECEIVED_BYTES_MAX).next_multiple_of(64) as u32 };
+    let rpc = GroupOptions { buffers: RPC_BUFFERS, buffer_bytes: STREAM_BUFFER_BYTES };
     Ring::new(&RingOptions {
         submission_entries: SUBMISSION_ENTRIES,
         completion_entries: COMPLETION_ENTRIES,
-        // Some more than connections: one that closes and one that comes may overlap.
-        files: options.connections_max as u32 + 256,
-        groups: vec![streams, datagrams],
+        files: options.connections_max as u32 + FILES_SPARE,
+        groups: vec![streams, datagrams, rpc],
     })
 }

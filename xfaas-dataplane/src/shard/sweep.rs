@@ -51,6 +51,7 @@ impl Shard {
         }
         self.finished = finished;
         self.sweep_connections();
+        self.sweep_rpc();
         let stats = self.proxy.state().stats();
         self.view.counters.sessions.set(stats.total.sessions);
         self.view.counters.state_bytes.set(stats.total.bytes_live);

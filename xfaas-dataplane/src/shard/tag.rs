@@ -36,6 +36,18 @@ pub(super) enum Operation {
         connection: u32,
         generation: u16,
     },
+    Rpc(RpcOperation),
+    /// A container's descriptor came from another shard.
+    RpcArrived(Arrival),
+}
+
+/// The same of containers' connections; their kind lies where other tags have the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RpcOperation {
+    Accept,
+    Receive { connection: u32, generation: u16 },
+    Sent { connection: u32, generation: u16 },
+    Handed { connection: u32, generation: u16 },
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -60,6 +72,11 @@ impl Operation {
             Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
             Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
+            Operation::Rpc(RpcOperation::Accept) => pack(13, 0, 0, 0),
+            Operation::Rpc(RpcOperation::Receive { connection, generation }) => pack(13, 1, generation, connection),
+            Operation::Rpc(RpcOperation::Sent { connection, generation }) => pack(13, 2, generation, connection),
+            Operation::Rpc(RpcOperation::Handed { connection, generation }) => pack(13, 3, generation, connection),
+            Operation::RpcArrived(arrival) => pack(14, arrival.from, arrival.generation, arrival.connection),
         }
     }
 
@@ -79,6 +96,14 @@ impl Operation {
             10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             11 => Operation::Installed { connection, generation },
             12 => Operation::HalfClosed { connection, generation },
+            13 => Operation::Rpc(match (tag.0 >> FROM_SHIFT) as u8 {
+                0 => RpcOperation::Accept,
+                1 => RpcOperation::Receive { connection, generation },
+                2 => RpcOperation::Sent { connection, generation },
+                3 => RpcOperation::Handed { connection, generation },
+                kind => unreachable!("no RPC operation has kind {kind}: tags are made by `Operation::tag` only"),
+            }),
+            14 => Operation::RpcArrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -98,6 +123,10 @@ mod tests {
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
                 Operation::HalfClosed { connection, generation },
                 Operation::Arrived(Arrival { from, connection, generation }),
+                Operation::RpcArrived(Arrival { from, connection, generation }),
+                Operation::Rpc(RpcOperation::Accept), Operation::Rpc(RpcOperation::Receive { connection, generation }),
+                Operation::Rpc(RpcOperation::Sent { connection, generation }),
+                Operation::Rpc(RpcOperation::Handed { connection, generation }),
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);
                 prop_assert_eq!(operation.tag().0 >> 60, 0);

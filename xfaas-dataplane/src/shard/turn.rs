@@ -1,10 +1,11 @@
 //! The loop of one shard, read top to bottom: wait, take what completed, take the mail, run who waits, send. DESIGN.md section 6.
 //! A warm request allocates nothing here and makes no system call but the loop's own `io_uring_enter`.
 
-use super::connection::{Arrivals, Connection};
+use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::replay::Replays;
+use super::rpc::Rpc;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{HttpLimits, http_date};
@@ -46,7 +47,7 @@ pub struct Shard {
     pub(super) connections: Slab<Connection>,
     /// Generation of the next connection: tells a late completion of a closed one apart.
     pub(super) generation: u16,
-    pub(super) arrivals: Arrivals,
+    pub(super) arrivals: Arrivals<MovedConnection>,
     /// Function index by name and by wire hash.
     pub(super) by_name: HashMap<Box<[u8]>, u16>,
     pub(super) by_hash: HashMap<u32, u16>,
@@ -57,6 +58,7 @@ pub struct Shard {
     pub(super) door: Arc<CommandDoor>,
     pub(super) tcp: OwnedFd,
     pub(super) udp: OwnedFd,
+    pub(super) rpc: Rpc,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -93,12 +95,13 @@ pub(super) struct ShardParts {
     pub(super) door: Arc<CommandDoor>,
     pub(super) tcp: OwnedFd,
     pub(super) udp: OwnedFd,
+    pub(super) rpc: Option<OwnedFd>,
     pub(super) flows: Option<FlowTable>,
 }
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Shard {
-        let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, flows } = parts;
+        let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, rpc, flows } = parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
@@ -125,6 +128,7 @@ impl Shard {
             door,
             tcp,
             udp,
+            rpc: Rpc::new(rpc),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -151,7 +155,9 @@ impl Shard {
         }
         // The kernel takes a ring apart some milliseconds after its process is gone, and keeps the listener for so long. A client that came
         // then would be reset; so listening ends here. If that fails the process ends all the same.
-        SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both).ok();
+        for listener in std::iter::once(&self.tcp).chain(&self.rpc.listener) {
+            SockRef::from(listener).shutdown(std::net::Shutdown::Both).ok();
+        }
         Ok(())
     }
 
@@ -162,7 +168,7 @@ impl Shard {
     fn turn(&mut self) -> Result<(), RingError> {
         self.arm();
         let timeout = self.wait_time();
-        self.ring.wait(1, Some(timeout))?;
+        self.ring.wait_past_sends(timeout)?;
         self.now_ns = clock::monotonic_ns();
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
@@ -173,6 +179,8 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
+        self.send_to_owners();
+        self.answer_granted();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -192,6 +200,7 @@ impl Shard {
             self.ring.recvmsg_multi(Operation::Datagram.tag(), self.udp.as_fd(), super::start::GROUP_DATAGRAMS);
             self.datagrams_armed = true;
         }
+        self.arm_rpc();
         while let Some(id) = self.starved.pop() {
             if self.connections.contains(id as usize) {
                 self.arm_receive(id);
@@ -208,9 +217,9 @@ impl Shard {
     }
 
     fn sweep_interval_ns(&self) -> u64 {
-        if self.proxy.is_busy() || self.draining_since_ns.is_some() {
+        if self.proxy.is_busy() || self.rpc.has_waiting() || self.draining_since_ns.is_some() {
             SWEEP_PARKED_NS
-        } else if self.connections.is_empty() {
+        } else if self.connections.is_empty() && !self.rpc.has_connections() {
             SWEEP_REST_NS
         } else {
             SWEEP_OPEN_NS
@@ -243,6 +252,8 @@ impl Shard {
             Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
             Operation::HalfClosed { connection, generation } => self.on_half_closed(connection, generation),
             Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
+            Operation::Rpc(operation) => self.on_rpc(operation, completion),
+            Operation::RpcArrived(arrival) => self.on_rpc_arrived(arrival, completion.result),
         }
     }
 
@@ -253,6 +264,7 @@ impl Shard {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Done(finished)) => self.deliver(finished),
                     Some(Message::Moved(state)) => self.on_moved(state),
+                    Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     None => break,
                 }
             }

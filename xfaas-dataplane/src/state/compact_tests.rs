@@ -276,7 +276,10 @@ fn readers_beside_compaction_see_whole_values_of_their_key() {
                             assert!(buf[..value.len()] == value[..], "torn or foreign: session {session_number}, key {key_number}");
                             values += 1;
                         }
-                        Err(ReadRefused::Gone | ReadRefused::Busy) => refused += 1,
+                        Err(other) => {
+                            assert!(matches!(other, ReadRefused::Gone | ReadRefused::Busy));
+                            refused += 1;
+                        }
                     }
                 }
             }

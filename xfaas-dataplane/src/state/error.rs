@@ -62,7 +62,7 @@ pub enum StateError {
     NoNamespace,
 }
 
-/// Why a `RegionReader` gave no answer.
+/// Why a read beside the owner gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadRefused {
     /// The owner changed what was being read at every try: ask the owner.
@@ -71,4 +71,7 @@ pub enum ReadRefused {
     /// The namespace was removed: find it again.
     #[error("namespace does not exist any more")]
     Gone,
+    /// `Readers` has none for that app and shard: ask the owner.
+    #[error("the owner's region is not mapped here")]
+    Missing,
 }

@@ -234,6 +234,7 @@ fn run(case: &Case, loads: u64) -> bool {
         Ok(None) => assert!(!case.key_stays && !was_removed, "{place}: it was there all the time"),
         Err(ReadRefused::Gone) => assert!(was_removed, "{place}: it was there all the time"),
         Err(ReadRefused::Busy) => panic!("{place}: the owner worked once only"),
+        Err(ReadRefused::Missing) => unreachable!("only `Readers` says so"),
     }
     true
 }
@@ -274,6 +275,49 @@ fn a_lookup_of_a_session_interrupted_at_any_load_finds_it_if_it_was_there_all_th
         if test_points::no_more_work() {
             assert!(loads > 8);
             return;
+        }
+    }
+}
+
+#[test]
+fn a_lookup_interrupted_while_its_session_moves_or_goes_never_gives_another_one() {
+    let move_it: fn(&mut Region) = |region| while region.compact_some(1 << 20, &mut |_, _| false) {};
+    let remove_it: fn(&mut Region) = |region| remove(region, 0);
+    for work in [move_it, remove_it] {
+        for loads in 0.. {
+            let scratch = Scratch::new();
+            let mut region = open(&scratch, 4).unwrap();
+            (0..700).for_each(|number| _ = crowd(&mut region, number));
+            start(&mut region, 2, 30);
+            (0..300).for_each(|number| {
+                let ns = crowd(&mut region, number);
+                region.remove(ns);
+            });
+            let (reader, (id, hash)) = (region.reader(), session(0));
+            let region = Rc::new(RefCell::new(region));
+            let owner = Rc::clone(&region);
+            let interrupt = move || work(&mut owner.borrow_mut());
+            test_points::work_at_load(loads, Box::new(interrupt));
+            let found = reader.find(&id, hash).unwrap();
+            if test_points::no_more_work() {
+                assert!(loads > 5);
+                break;
+            }
+            let mut region = region.borrow_mut();
+            let now = region.find(&id, hash);
+            // Whatever comes to lie there, a reference found meanwhile leads to this session or nowhere.
+            (1_000..1_800).for_each(|number| {
+                let ns = crowd(&mut region, number);
+                region.write(ns, KEY, &[9; 30], MAX).unwrap();
+            });
+            let mut buf = [0; 40];
+            match found.map(|ns| reader.read(ns, KEY, &mut buf)) {
+                None => assert_eq!(now, None, "at load {loads}"),
+                Some(Ok(length)) => {
+                    assert!(found == now && length == Some(30) && buf[..30] == own(30, 1), "at load {loads}: {:?}", &buf[..30])
+                }
+                Some(Err(refused)) => assert!(refused == ReadRefused::Gone && found != now, "at load {loads}: {refused}"),
+            }
         }
     }
 }

@@ -10,7 +10,8 @@
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
 //!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
-//! lock     FIFO locks per key with deadlock detection                shard_state   a region an app, and the locks
+//! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
+//!                                                                    shard_state   a region an app, and the locks
 //! ```
 //!
 //! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
@@ -19,6 +20,8 @@
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
 
 mod alloc;
+#[cfg(debug_assertions)]
+mod broken_lock;
 mod cell;
 mod class;
 mod compact;
@@ -29,8 +32,10 @@ mod lock;
 mod namespace;
 mod open;
 mod reader;
+mod readers;
 mod region;
 mod scan;
+mod section;
 mod shard_state;
 mod space;
 mod sparse;
@@ -52,10 +57,14 @@ mod region_tests;
 #[cfg(test)]
 mod test_points;
 
+#[cfg(debug_assertions)]
+pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::layout::RegionOptions;
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
+pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, StateKey, fragmentation};
+pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};

@@ -1,5 +1,6 @@
 //! Opening a region's file: making a new one, or checking that an old one is what was asked for. The content is checked by `scan`.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,6 +103,16 @@ pub(super) fn begin(words: Words<'_>) -> Result<u32, RegionError> {
 /// A read-only mapping for another process than the owner's, header checked, content not: a reader trusts no word of it.
 pub(super) fn map_read_only(path: &Path) -> Result<(SharedMemory, Header), RegionError> {
     let memory = SharedMemory::open_read_only(path).map_err(|source| io_error("map region to read", path, source))?;
+    read_only(memory)
+}
+
+/// The same of a descriptor that another process gave; errors name it as `path`.
+pub(super) fn map_file_read_only(file: &File, path: &Path) -> Result<(SharedMemory, Header), RegionError> {
+    let memory = SharedMemory::read_only(file).map_err(|source| io_error("map region to read", path, source))?;
+    read_only(memory)
+}
+
+fn read_only(memory: SharedMemory) -> Result<(SharedMemory, Header), RegionError> {
     let words = memory.words();
     let header = layout::read_header(Words::new(words), (words.len() * 8) as u64)?;
     Ok((memory, header))

@@ -68,6 +68,7 @@ fn read_all(reader: &RegionReader, stop: &AtomicBool, seen: &Seen) {
                             seen.missing.fetch_add(1, Ordering::Relaxed);
                             continue;
                         }
+                        Err(ReadRefused::Missing) => unreachable!("only `Readers` says so"),
                         Err(ReadRefused::Busy | ReadRefused::Gone) => {
                             seen.refused.fetch_add(1, Ordering::Relaxed);
                             continue;

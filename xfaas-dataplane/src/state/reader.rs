@@ -13,6 +13,7 @@
 //! Each read is a moment between its call and its return, so reads and writes of a key are linearizable: the version did not change
 //! while it was copied, and a version is acknowledged only after it is visible.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +90,12 @@ impl RegionReader {
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 
+    /// The same of a region's descriptor, as the owner's process gives it to another. Errors: as `open`.
+    pub fn from_file(file: &File) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_file_read_only(file, Path::new("(a region's descriptor)"))?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
     #[inline(always)]
     fn words(&self) -> Words<'_> {
         Words::new(self.memory.words())
@@ -131,7 +138,9 @@ impl RegionReader {
 }
 
 fn reference(words: Words<'_>, record: Offset) -> Result<NamespaceRef, OutOfRange> {
-    Ok(NamespaceRef { record, incarnation: namespace::incarnation(words, record)? })
+    let incarnation = namespace::incarnation(words, record)?;
+    // One that is being removed or moved: a reference without an incarnation would fit every free record.
+    if incarnation == 0 { Err(OutOfRange) } else { Ok(NamespaceRef { record, incarnation }) }
 }
 
 /// True when `at` lies in a page of namespace records, so that its first word is an incarnation and not a guest's bytes.

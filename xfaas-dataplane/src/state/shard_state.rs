@@ -10,6 +10,7 @@ use xfaas_common::ids::SessionId;
 use super::error::RegionError;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
+use super::readers::Readers;
 use super::region::{Region, RegionStats};
 
 /// Regions asked at once whether they need compaction.
@@ -18,6 +19,8 @@ const COMPACT_REGIONS_MAX: usize = 16;
 /// Regions and locks of one shard.
 pub struct ShardState {
     pub locks: LockTable,
+    /// Of the other shards' regions.
+    pub readers: Readers,
     directory: PathBuf,
     shard: u16,
     region_bytes_max: u64,
@@ -45,7 +48,8 @@ pub struct ShardStateStats {
 impl ShardState {
     /// No region is open yet. `directory` is made at the first `open_app`; `region_bytes_max` is each region's, 1 MiB..=64 GiB.
     pub fn new(directory: PathBuf, shard: u16, region_bytes_max: u64) -> ShardState {
-        ShardState { locks: LockTable::new(), directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new(), compact_next: 0 }
+        let (locks, readers) = (LockTable::new(), Readers::default());
+        ShardState { locks, readers, directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new(), compact_next: 0 }
     }
 
     /// Ties regions to the node's hash keys (`RegionOptions::hash_tag`): one made under other keys is refused at opening.

@@ -21,6 +21,12 @@ pub enum SteeringError {
     CpuTooLarge { cpu: u16, limit: u32 },
     #[error("load the kernel programs")]
     Load(#[source] EbpfError),
+    #[error(
+        "the kernel programs are of another build than this binary (tag {found:016x}, wanted {wanted:016x}): build both with `cargo xtask build`, or run with `--steering off`"
+    )]
+    OtherBuild { found: u64, wanted: u64 },
+    #[error("the kernel programs are no object file, or have no section {section}: build them with `cargo xtask build`")]
+    NoTag { section: &'static str },
     #[error("the kernel programs have no {kind} {name}: they are of another version")]
     Missing { kind: &'static str, name: &'static str },
     #[error("load program {program}")]

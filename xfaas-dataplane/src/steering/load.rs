@@ -6,7 +6,9 @@ use aya::maps::xdp::{CpuMap, XdpMapError};
 use aya::maps::{Array, Map, MapData, PerCpuArray, ReusePortSockArray, RingBuf};
 use aya::programs::{SchedClassifier, SkReuseport, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use object::{Object, ObjectSection};
 use xfaas_common::hash::HashKeys;
+use xfaas_common::layout_tag::{LAYOUT_SECTION, LAYOUT_TAG};
 use xfaas_common::limits::{CORES_MAX, SLOTS};
 use xfaas_common::map_layout::{
     CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS, MAP_FLOWS, MAP_KEYS,
@@ -99,6 +101,7 @@ pub(super) fn load(object: &[u8], plan: &Plan<'_>) -> Result<Loaded, SteeringErr
     if object.is_empty() {
         return Err(SteeringError::NoObject);
     }
+    check_tag(object)?;
     let cpu_max = plan.cpus.iter().copied().max().unwrap_or(0);
     if u32::from(cpu_max) >= CPUS_ENTRIES {
         return Err(SteeringError::CpuTooLarge { cpu: cpu_max, limit: CPUS_ENTRIES });
@@ -107,6 +110,14 @@ pub(super) fn load(object: &[u8], plan: &Plan<'_>) -> Result<Loaded, SteeringErr
     let mut ebpf = EbpfLoader::new().map_max_entries(MAP_CPUS, u32::from(cpu_max) + 1).load(object).map_err(SteeringError::Load)?;
     let maps = fill(&mut ebpf, plan)?;
     Ok(Loaded { ebpf, maps })
+}
+
+/// Refuses an object that was built with other layouts, or another session hash, than this binary: it would steer to wrong cores without a word.
+fn check_tag(object: &[u8]) -> Result<(), SteeringError> {
+    let section =
+        object::File::parse(object).ok().and_then(|file| Some(file.section_by_name(LAYOUT_SECTION)?.data().ok()?.first_chunk().copied()));
+    let found = u64::from_le_bytes(section.flatten().ok_or(SteeringError::NoTag { section: LAYOUT_SECTION })?);
+    if found == LAYOUT_TAG { Ok(()) } else { Err(SteeringError::OtherBuild { found, wanted: LAYOUT_TAG }) }
 }
 
 fn fill(ebpf: &mut Ebpf, plan: &Plan<'_>) -> Result<Maps, SteeringError> {

@@ -3,11 +3,14 @@
 pub mod affinity;
 mod buffers;
 pub mod clock;
+pub mod open_files;
+mod peer;
 mod ring;
 pub mod shm;
 pub mod socket;
 mod wake;
 
 pub use self::buffers::{GroupOptions, ReceivedBuffer};
+pub use self::peer::{LocalAddress, Peer};
 pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};
 pub use self::wake::Waker;

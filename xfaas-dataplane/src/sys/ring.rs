@@ -2,12 +2,11 @@
 //! buffers by a token. Called by `shard/` and by the bench's echo limit; decides nothing, knows no protocol.
 
 use super::buffers::{BufferGroup, GroupOptions, ReceivedBuffer};
+use super::peer::{CONTROL_BYTES, Outgoing, Peer, local_address, socket_address};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use slab::Slab;
-use socket2::SockAddr;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -73,15 +72,18 @@ pub struct Completion {
 /// `struct io_uring_recvmsg_out`: name, control and payload lengths and flags, four `u32`. Source: include/uapi/linux/io_uring.h.
 const RECVMSG_OUT_BYTES: usize = 16;
 /// Bytes that a received datagram's buffer spends before the payload.
-pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::sockaddr_in6>();
+pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::sockaddr_in6>() + CONTROL_BYTES;
 
 /// Address boxes made at start: as many datagrams may be on their way out before another is allocated.
 const PEERS_AT_START: usize = 256;
 
+/// How long `wait_past_sends` waits for more than sends.
+const GATHER: Duration = Duration::from_micros(50);
+
 struct InFlight {
     tag: Tag,
     buffer: Vec<u8>,
-    peer: Option<Box<SockAddr>>,
+    peer: Option<Box<Outgoing>>,
 }
 
 pub struct Ring {
@@ -91,12 +93,14 @@ pub struct Ring {
     in_flight: Slab<InFlight>,
     /// Address boxes to use again, so that a datagram's answer allocates nothing.
     #[expect(clippy::vec_box, reason = "spare boxes: what the kernel reads must not move while a send is under way")]
-    peers: Vec<Box<SockAddr>>,
+    peers: Vec<Box<Outgoing>>,
     /// Completions taken from the kernel's queue, not yet given out.
     completed: VecDeque<cqueue::Entry>,
-    /// Shape of a received datagram: room for one address before the payload.
+    /// Shape of a received datagram: room for one address and one control message before the payload.
     message: Box<libc::msghdr>,
     enters: u64,
+    /// Sends pushed since the last `wait_past_sends`.
+    sends: usize,
 }
 
 impl Ring {
@@ -130,17 +134,18 @@ impl Ring {
             msg_iov: std::ptr::null_mut(),
             msg_iovlen: 0,
             msg_control: std::ptr::null_mut(),
-            msg_controllen: 0,
+            msg_controllen: CONTROL_BYTES,
             msg_flags: 0,
         });
         Ok(Ring {
             ring,
             groups,
             in_flight: Slab::with_capacity(1_024),
-            peers: (0..PEERS_AT_START).map(|_| Box::new(SockAddr::from(SocketAddr::from(([0; 4], 0))))).collect(),
+            peers: (0..PEERS_AT_START).map(|_| Outgoing::new()).collect(),
             completed: VecDeque::with_capacity(options.completion_entries as usize),
             message,
             enters: 0,
+            sends: 0,
         })
     }
 
@@ -197,6 +202,7 @@ impl Ring {
 
     /// Sends the whole buffer on a stream; it comes back in `Completion::sent`.
     pub fn send(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
+        self.sends += 1;
         let entry = self.in_flight.vacant_entry();
         let id = entry.key() as u64;
         let sending = entry.insert(InFlight { tag, buffer, peer: None });
@@ -205,25 +211,24 @@ impl Ring {
         self.push(send.user_data(RING_OWNED | id));
     }
 
-    /// Sends one datagram to `peer`; the buffer comes back in `Completion::sent`.
-    pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: SocketAddr) {
-        let address = SockAddr::from(peer);
-        let boxed = match self.peers.pop() {
-            Some(mut boxed) => {
-                *boxed = address;
-                boxed
-            }
-            None => Box::new(address),
-        };
+    /// Sends one datagram to `peer`, from the address it wrote to where that is known; the buffer comes back in `Completion::sent`.
+    pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: Peer) {
+        let mut outgoing = self.peers.pop().unwrap_or_else(Outgoing::new);
+        outgoing.set_address(peer.address);
+        self.sends += 1;
         let entry = self.in_flight.vacant_entry();
         let id = entry.key() as u64;
-        let sending = entry.insert(InFlight { tag, buffer, peer: Some(boxed) });
-        let peer = sending.peer.as_ref().expect("set just above");
-        let send = opcode::Send::new(Fd(socket.as_raw_fd()), sending.buffer.as_ptr(), sending.buffer.len() as u32)
-            .flags(libc::MSG_NOSIGNAL)
-            .dest_addr(peer.as_ptr().cast())
-            .dest_addr_len(peer.len())
-            .build();
+        let InFlight { buffer, peer: outgoing, .. } = entry.insert(InFlight { tag, buffer, peer: Some(outgoing) });
+        let outgoing = outgoing.as_mut().expect("set just above");
+        let socket = Fd(socket.as_raw_fd());
+        let send = match peer.local {
+            Some(local) => opcode::SendMsg::new(socket, outgoing.message_from(local, buffer)).flags(libc::MSG_NOSIGNAL as u32).build(),
+            None => opcode::Send::new(socket, buffer.as_ptr(), buffer.len() as u32)
+                .flags(libc::MSG_NOSIGNAL)
+                .dest_addr(outgoing.address().as_ptr().cast())
+                .dest_addr_len(outgoing.address().len())
+                .build(),
+        };
         self.push(send.user_data(RING_OWNED | id));
     }
 
@@ -300,6 +305,16 @@ impl Ring {
         Ok(())
     }
 
+    /// As `wait` for one completion, but those of the sends being handed over do not count: nearly all of them complete while they are handed
+    /// over, and a turn that finds nothing else has entered the kernel in vain. Waits at most `GATHER` where there are sends, because one to
+    /// a client that does not read completes later, and its place would be taken by something else that waits.
+    pub fn wait_past_sends(&mut self, timeout: Duration) -> Result<(), RingError> {
+        match std::mem::take(&mut self.sends) {
+            0 => self.wait(1, Some(timeout)),
+            sends => self.wait(sends + 1, Some(timeout.min(GATHER))),
+        }
+    }
+
     /// The next completion that is already there; makes no system call.
     pub fn next_completion(&mut self) -> Option<Completion> {
         loop {
@@ -332,17 +347,19 @@ impl Ring {
     }
 
     /// A received datagram: who sent it and its payload; `None` if it is cut or its address is of no kind we know.
-    pub fn datagram(&self, buffer: &ReceivedBuffer) -> Option<(SocketAddr, &[u8])> {
+    pub fn datagram(&self, buffer: &ReceivedBuffer) -> Option<(Peer, &[u8])> {
         let bytes = self.bytes(buffer);
         let field = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
-        let (name_bytes, payload_bytes, flags) = (field(0)?, field(8)?, field(12)?);
-        let payload_at = RECVMSG_OUT_BYTES + self.message.msg_namelen as usize;
+        let (name_bytes, control_bytes, payload_bytes, flags) = (field(0)?, field(4)?, field(8)?, field(12)?);
+        let control_at = RECVMSG_OUT_BYTES + self.message.msg_namelen as usize;
+        let payload_at = control_at + CONTROL_BYTES;
         let payload = bytes.get(payload_at..)?;
-        let name = bytes.get(RECVMSG_OUT_BYTES..payload_at)?.get(..name_bytes as usize)?;
+        let name = bytes.get(RECVMSG_OUT_BYTES..control_at)?.get(..name_bytes as usize)?;
+        let control = bytes.get(control_at..payload_at)?.get(..control_bytes as usize)?;
         if flags & libc::MSG_TRUNC as u32 != 0 || payload.len() != payload_bytes as usize {
             return None;
         }
-        Some((socket_address(name)?, payload))
+        Some((Peer { address: socket_address(name)?, local: local_address(control) }, payload))
     }
 
     /// Gives a received buffer back to the kernel.
@@ -359,24 +376,5 @@ impl Drop for Ring {
         std::mem::forget(std::mem::take(&mut self.groups));
         let message = Box::new(libc::msghdr { ..*self.message });
         std::mem::forget(std::mem::replace(&mut self.message, message));
-    }
-}
-
-/// A `sockaddr` as the kernel wrote it. Input: its bytes. Output: `None` unless a whole IPv4 or IPv6 address.
-fn socket_address(name: &[u8]) -> Option<SocketAddr> {
-    let family = u16::from_ne_bytes(*name.first_chunk()?);
-    let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
-    match i32::from(family) {
-        libc::AF_INET => {
-            let address: [u8; 4] = *name.get(4..)?.first_chunk()?;
-            Some(SocketAddr::from((address, port)))
-        }
-        libc::AF_INET6 => {
-            let flow = u32::from_be_bytes(*name.get(4..)?.first_chunk()?);
-            let address: [u8; 16] = *name.get(8..)?.first_chunk()?;
-            let scope = u32::from_ne_bytes(*name.get(24..)?.first_chunk()?);
-            Some(std::net::SocketAddrV6::new(address.into(), port, flow, scope).into())
-        }
-        _ => None,
     }
 }

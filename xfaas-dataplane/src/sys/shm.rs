@@ -89,8 +89,12 @@ impl SharedMemory {
     /// Maps the file at `path` for reading only, without a lock: for another process than the writer's. Storing through `words()` of such
     /// a mapping is a fault (SIGSEGV), so its holder must not.
     pub fn open_read_only(path: &Path) -> io::Result<SharedMemory> {
-        let file = File::open(path)?;
-        Ok(SharedMemory { map: MmapOptions::new().map_raw_read_only(&file)? })
+        SharedMemory::read_only(&File::open(path)?)
+    }
+
+    /// The same of a file that is open already, for reading at least.
+    pub fn read_only(file: &File) -> io::Result<SharedMemory> {
+        Ok(SharedMemory { map: MmapOptions::new().map_raw_read_only(file)? })
     }
 
     /// The mapping as words; a tail of fewer than 8 bytes is left out.

@@ -3,7 +3,7 @@
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,21 @@ pub fn udp_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     let socket = bind(address, false, true)?;
     // Refused only below the kernel's own minimum: then its default stands.
     drop(socket.set_recv_buffer_size(UDP_RECEIVE_BYTES));
+    if address.ip().is_unspecified() {
+        tell_local_addresses(&socket, address).map_err(|source| listen_error(address, false, source))?;
+    }
     Ok(socket.into())
+}
+
+/// Makes each datagram come with the address it was sent to: what `peer` reads. An IPv6 socket tells it of IPv4 datagrams too.
+fn tell_local_addresses(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
+    let (level, option) =
+        if address.is_ipv4() { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) };
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads one `int` from `on`, which lives until the call returns; the descriptor is open as long as `socket`.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn listen_error(address: SocketAddr, tcp: bool, source: std::io::Error) -> ListenError {

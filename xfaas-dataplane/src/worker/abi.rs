@@ -3,10 +3,10 @@
 //! check fire; the shim that `rewrite` put around it pauses there and calls again.
 
 use super::fiber::{Progress, WorkerData};
-use super::host_calls::{self, PARK};
+use super::host_calls::{self, NEEDS_OWNER, PARK};
 use super::lend;
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
-use xfaas_common::guest_abi::{IMPORT_MODULE, READ_INPUT, READ_STATE, SET_OUTPUT, WRITE_STATE};
+use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_STATE, SET_OUTPUT, WRITE_STATE};
 
 /// The import module of what `rewrite` adds to a guest; a guest's own imports from it are refused.
 pub(super) const HOST_MODULE: &str = "xfaas:host";
@@ -36,6 +36,13 @@ pub(super) const SLICE_TICKS: u64 = 1;
 #[error("the deadline has passed")]
 pub(super) struct DeadlinePassed;
 
+/// A call that runs beside its session's owner asked for what only the owner can do.
+#[derive(Debug, thiserror::Error)]
+#[error("only the session's owner can go on")]
+pub(super) struct NeedsOwner {
+    pub(super) for_lock: bool,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the guest's memory is not known yet")]
 struct NoMemory;
@@ -52,6 +59,9 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
     linker.func_wrap(IMPORT_MODULE, READ_STATE, |mut caller: Caller<'_, WorkerData>, key: i32, buf: i32, buf_len: i32, mode: i32| {
         let memory = memory(&mut caller)?;
         let result = lend::borrow(|lent, _| host_calls::read_state(lent, memory, key, buf, buf_len, mode))?;
+        if result == NEEDS_OWNER {
+            return Err(NeedsOwner { for_lock: mode == MODE_STRONG }.into());
+        }
         park_if_told(&mut caller, result)
     })?;
     linker.func_wrap(IMPORT_MODULE, WRITE_STATE, |mut caller: Caller<'_, WorkerData>, key: i32, buf: i32, buf_len: i32, mode: i32| {

@@ -4,7 +4,7 @@ use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
-use std::net::SocketAddr;
+use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
 
@@ -24,9 +24,21 @@ pub enum Origin {
     },
     Datagram {
         shard: u16,
-        peer: SocketAddr,
+        peer: Peer,
         request_id: u64,
     },
+}
+
+/// Where the state of a call's session is, seen from the shard that runs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateAt {
+    /// In this shard's own region.
+    #[default]
+    Here,
+    /// In the region of another shard of this process, which owns the session: read through a `RegionReader`.
+    Shard(u16),
+    /// With a primary in another process.
+    Primary,
 }
 
 /// One invocation. Reused: `reset` makes it as new and keeps the buffers.
@@ -44,7 +56,8 @@ pub struct Call {
     pub table_hash: u32,
     /// Who this invocation is to the shard's lock table.
     pub token: CallToken,
-    /// Where the session's state lies, once known.
+    pub state_at: StateAt,
+    /// Where the session's state lies in this shard's region, once known.
     pub namespace: Option<NamespaceRef>,
     pub read_only: bool,
     pub atomic: bool,
@@ -58,6 +71,8 @@ pub struct Call {
     pub received_ns: u64,
     /// When the invocation began, on the monotonic clock.
     pub started_ns: u64,
+    /// Time the invocation took on another shard before it was given up there: it counts as taken here.
+    pub spent_ns: u64,
     /// Time spent waiting for locks so far; kept by whoever parks and resumes the worker.
     pub waited_ns: u64,
     /// The invocation is stopped when it has taken longer than this, not counting `waited_ns`.
@@ -81,6 +96,7 @@ impl Default for Call {
             session: no_session(),
             table_hash: 0,
             token: CallToken(0),
+            state_at: StateAt::Here,
             namespace: None,
             read_only: false,
             atomic: false,
@@ -89,6 +105,7 @@ impl Default for Call {
             served_by: 0,
             received_ns: 0,
             started_ns: 0,
+            spent_ns: 0,
             waited_ns: 0,
             deadline_ns: 0,
             granted: Vec::new(),
@@ -112,10 +129,12 @@ impl Call {
         self.session = no_session();
         self.table_hash = 0;
         self.token = CallToken(0);
+        self.state_at = StateAt::Here;
         self.namespace = None;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;
+        self.spent_ns = 0;
         self.waited_ns = 0;
         self.granted.clear();
         self.parked_in_write = false;
@@ -132,7 +151,20 @@ impl Call {
 
     /// True when the invocation has run longer than it may.
     pub fn is_over_deadline(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns) > self.deadline_ns
+        self.taken_ns(now_ns) > self.deadline_ns
+    }
+
+    fn taken_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns).saturating_add(self.spent_ns)
+    }
+
+    /// Makes the call ready to be run anew, as if it had not run; only the time it took is kept.
+    pub fn give_up(&mut self, now_ns: u64) {
+        self.spent_ns = self.taken_ns(now_ns);
+        self.started_ns = 0;
+        self.waited_ns = 0;
+        self.output.clear();
+        self.namespace = None;
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.

@@ -1,7 +1,7 @@
 //! One worker: a wasm instance whose fiber never ends between calls, so a warm call neither makes a fiber nor allocates.
 //! Run by the session proxy, on one thread at a time.
 
-use super::abi::{self, DeadlinePassed};
+use super::abi::{self, DeadlinePassed, NeedsOwner};
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
 use super::program::Program;
@@ -27,6 +27,12 @@ pub enum Progress {
     Trapped(TrapKind),
     /// The invocation is over and the worker must be dropped.
     DeadlinePassed,
+    /// The call ran beside its session's owner and cannot go on here: it is to be run anew on the owner's shard. It changed nothing, since
+    /// only read-only functions run so. The worker must be dropped.
+    NeedsOwner {
+        /// It asked for a lock, and will again.
+        for_lock: bool,
+    },
 }
 
 /// Why there is no new worker.
@@ -106,7 +112,10 @@ impl Worker {
         let progress = match polled {
             Poll::Pending => reason.expect("whoever makes a guest yield says why"),
             Poll::Ready(error) if error.is::<DeadlinePassed>() => Progress::DeadlinePassed,
-            Poll::Ready(error) => Progress::Trapped(TrapKind::of(&error)),
+            Poll::Ready(error) => match error.downcast_ref::<NeedsOwner>() {
+                Some(needs) => Progress::NeedsOwner { for_lock: needs.for_lock },
+                None => Progress::Trapped(TrapKind::of(&error)),
+            },
         };
         let progress = match progress {
             Progress::Waiting | Progress::SliceOver => progress,
@@ -114,7 +123,7 @@ impl Worker {
                 self.phase = Phase::Idle;
                 Progress::Finished(finish(&mut lent, code))
             }
-            Progress::Trapped(_) | Progress::DeadlinePassed => {
+            Progress::Trapped(_) | Progress::DeadlinePassed | Progress::NeedsOwner { .. } => {
                 self.phase = Phase::Dead;
                 lent.end_invocation();
                 progress

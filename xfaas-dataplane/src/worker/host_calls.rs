@@ -1,17 +1,21 @@
 //! The four host functions of CONTRACT.md section 3, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
+use super::call::StateAt;
 use super::lend::Lent;
 use super::overlay::SessionSize;
-use crate::state::{Acquire, LockKey, NamespaceRef, StateError};
+use crate::state::{Acquire, LockKey, NamespaceRef, SessionKey, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
     ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
+    UNREACHABLE,
 };
 use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Tells the guest's shim to pause and call again: the lock is held by someone else. No result of the contract has this value.
 pub(super) const PARK: i32 = i32::MIN;
+/// Ends the invocation: only the owner's shard can answer. No result of the contract has this value.
+pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
 
 /// A key copied out of the guest's memory: the guest's buffer may overlap it.
 struct Key {
@@ -84,12 +88,19 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
     OK
 }
 
-/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock.
+/// `read_state(key, buf, buf_len, mode)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` to wait for the lock;
+/// `NEEDS_OWNER` when the call runs beside the owner and this read cannot.
 pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
     let (key, span) = match state_arguments(memory, key, buf, buf_len, mode) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
+    match lent.call.state_at {
+        StateAt::Here => {}
+        StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
+        StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
+        StateAt::Primary => return UNREACHABLE,
+    }
     if mode == MODE_STRONG {
         match acquire(lent, &key) {
             Acquire::Granted | Acquire::Held => {}
@@ -106,6 +117,15 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
     let region = lent.state.region(lent.call.app);
     let length = region.and_then(|region| region.read(namespace, key.as_bytes(), buffer));
     length.map_or(NOT_FOUND, |length| length as i32)
+}
+
+/// A weak read of a session that another shard of this process owns.
+fn read_beside_owner(lent: &Lent, owner: u16, key: &Key, buffer: &mut [u8]) -> i32 {
+    let Lent { call, state } = lent;
+    match state.readers.read(call.app, owner, &call.session, call.table_hash, key.as_bytes(), buffer) {
+        Ok(length) => length.map_or(NOT_FOUND, |length| length as i32),
+        Err(_) => NEEDS_OWNER,
+    }
 }
 
 /// `write_state(key, buf, buf_len, mode)`: 0; `PARK` to wait for the lock.
@@ -155,13 +175,10 @@ fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
     state.locks.acquire(&lock, call.token)
 }
 
-/// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
 fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
     let Lent { call, state } = lent;
-    if call.namespace.is_none() {
-        call.namespace = state.region(call.app)?.find(&call.session, call.table_hash);
-    }
-    call.namespace
+    let key = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    state.find_namespace(&key, &mut call.namespace)
 }
 
 fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
@@ -171,17 +188,8 @@ fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
 
 fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
     let Lent { call, state } = lent;
-    let region = state.region_mut(call.app).ok_or(StateError::RegionFull)?;
-    if let Some(namespace) = call.namespace {
-        match region.write(namespace, key, value, call.session_bytes_max) {
-            // The session was removed meanwhile: this write begins it anew.
-            Err(StateError::NoNamespace) => {}
-            written => return written,
-        }
-    }
-    let namespace = region.find_or_create(&call.session, call.table_hash)?;
-    call.namespace = Some(namespace);
-    region.write(namespace, key, value, call.session_bytes_max)
+    let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    state.store(&session, &mut call.namespace, key, value, call.session_bytes_max)
 }
 
 /// Keeps the write in the call until it is committed.

@@ -25,7 +25,7 @@ mod trap;
 #[cfg(test)]
 mod tests;
 
-pub use self::call::{Call, Origin};
+pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::lend::Lent;

@@ -119,20 +119,28 @@ impl Client {
         if method == "HEAD" { self.reply_to_head() } else { self.reply() }
     }
 
+    /// Asks a server that may be gone. Errors: the connection ended before the answer did; whether the request ran is not known.
+    pub fn try_call(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Reply> {
+        self.stream.write_all(&request(method, target, headers, body))?;
+        self.try_reply()
+    }
+
     /// The next final answer.
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
-        let mut reply = self.head();
+        self.try_reply().unwrap_or_else(|error| self.no_answer(&error))
+    }
+
+    fn try_reply(&mut self) -> std::io::Result<Reply> {
+        let mut reply = self.try_head()?;
         assert!(reply.status >= 200, "an interim answer nobody asked for: {reply:?}");
         if !matches!(reply.status, 204 | 304) {
             let length = reply.header("content-length").unwrap_or_else(|| panic!("no content-length: {reply:?}"));
             let length: usize = length.parse().unwrap();
-            while self.received.len() < length {
-                assert!(self.receive(), "closed within a body, {} of {length} bytes", self.received.len());
-            }
+            self.receive_until(|received| (received.len() >= length).then_some(length))?;
             reply.body = self.received.drain(..length).collect();
         }
-        reply
+        Ok(reply)
     }
 
     /// The next final answer, to a HEAD request: it has no body, whatever its length says.
@@ -165,31 +173,52 @@ impl Client {
         reply.assert_error(404, "no_route");
     }
 
+    #[track_caller]
     fn head(&mut self) -> Reply {
-        let end = loop {
-            if let Some(at) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
+        self.try_head().unwrap_or_else(|error| self.no_answer(&error))
+    }
+
+    fn try_head(&mut self) -> std::io::Result<Reply> {
+        let end = self.receive_until(|received| received.windows(4).position(|window| window == b"\r\n\r\n"))?;
+        let head: Vec<u8> = self.received.drain(..end + 4).collect();
+        Ok(parse_head(std::str::from_utf8(&head[..end]).expect("our heads are ASCII")))
+    }
+
+    /// Receives until `found` finds in what is received. Errors: the stream ends or fails before.
+    fn receive_until(&mut self, found: impl Fn(&[u8]) -> Option<usize>) -> std::io::Result<usize> {
+        loop {
+            if let Some(at) = found(&self.received) {
+                return Ok(at);
             }
-            assert!(self.receive(), "closed within a head: {:?}", String::from_utf8_lossy(&self.received));
-        };
-        let head: Vec<u8> = self.received.drain(..end).collect();
-        parse_head(std::str::from_utf8(&head[..end - 4]).expect("our heads are ASCII"))
+            if !self.try_receive()? {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 
     /// False at the end of the stream.
     #[track_caller]
     fn receive(&mut self) -> bool {
+        self.try_receive().unwrap_or_else(|error| self.no_answer(&error))
+    }
+
+    fn try_receive(&mut self) -> std::io::Result<bool> {
         let mut buffer = [0; 64 << 10];
         loop {
             match self.stream.read(&mut buffer) {
                 Ok(bytes) => {
                     self.received.extend_from_slice(&buffer[..bytes]);
-                    return bytes > 0;
+                    return Ok(bytes > 0);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => panic!("no answer: {error}; received so far: {:?}", String::from_utf8_lossy(&self.received)),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    #[track_caller]
+    fn no_answer(&self, error: &std::io::Error) -> ! {
+        panic!("no whole answer: {error}; received so far: {:?}", String::from_utf8_lossy(&self.received))
     }
 }
 

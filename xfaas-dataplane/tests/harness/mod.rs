@@ -7,11 +7,11 @@ mod metrics;
 mod node;
 mod script;
 
-pub use self::datagram::{Answer, UdpClient, function_hash, request_datagram};
+pub use self::datagram::{Answer, KIND_REPLY, UdpClient, function_hash, request_datagram};
 pub use self::http::{Client, Reply, request};
 pub use self::metrics::Metrics;
 pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};
-pub use self::script::Script;
+pub use self::script::{RESULTS, Script};
 
 use std::time::{Duration, Instant};
 

@@ -85,6 +85,7 @@ pub struct NodeBuilder {
     limits: String,
     listen: String,
     cpus: usize,
+    flags: Vec<String>,
 }
 
 impl NodeBuilder {
@@ -115,6 +116,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds a flag to `xfaas run`.
+    pub fn flag(mut self, flag: &str) -> NodeBuilder {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
     pub fn start(self) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let shared_memory = TempDir::with_prefix_in("xfaas-test-", "/dev/shm").unwrap();
@@ -140,7 +147,7 @@ impl NodeBuilder {
             write!(text, "[[function]]\nname = \"{}\"\nwasm = \"{}\"\n{}", function.name, path.display(), function.keys).unwrap();
         }
         std::fs::write(directory.path().join("xfaas.toml"), text).unwrap();
-        let mut node = Node { directory, shared_memory, http, admin, process: None };
+        let mut node = Node { directory, shared_memory, http, admin, flags: self.flags, process: None };
         node.start();
         node
     }
@@ -181,12 +188,13 @@ pub struct Node {
     shared_memory: TempDir,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    flags: Vec<String>,
     process: Option<Child>,
 }
 
 impl Node {
     pub fn builder() -> NodeBuilder {
-        NodeBuilder { functions: Vec::new(), limits: String::new(), listen: String::new(), cpus: 2 }
+        NodeBuilder { functions: Vec::new(), limits: String::new(), listen: String::new(), cpus: 2, flags: Vec::new() }
     }
 
     pub fn config(&self) -> PathBuf {
@@ -213,7 +221,7 @@ impl Node {
         assert!(self.process.is_none(), "one process a node");
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(BINARY);
-        command.args(["run", "--steering", "off", "--config"]).arg(self.config());
+        command.args(["run", "--steering", "off", "--config"]).arg(self.config()).args(&self.flags);
         self.process = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 

@@ -9,7 +9,7 @@ const DATA: usize = 20 * 64;
 /// A buffer for what is read, of 64 KiB; the last thing read into it can be the output.
 pub const BUFFER: i32 = 3 * 65_536;
 /// Where the results of the calls lie, one `i32` each.
-const RESULTS: i32 = 2 * 65_536;
+pub const RESULTS: i32 = 2 * 65_536;
 
 const TEXT: &str = r#"(module
   (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
@@ -104,6 +104,12 @@ impl Script {
         self.step([7, key, BUFFER, 65_536, mode])
     }
 
+    /// Reads a value of at most `bytes_max` bytes to `address` of the guest's memory.
+    pub fn read_to(mut self, address: i32, bytes_max: usize, key: &str, mode: i32) -> Script {
+        let key = self.key(key);
+        self.step([7, key, address, bytes_max as i32, mode])
+    }
+
     pub fn write(mut self, key: &str, value: &[u8], mode: i32) -> Script {
         let (key, at) = (self.key(key), self.data(value));
         self.step([8, key, at, value.len() as i32, mode])
@@ -123,6 +129,11 @@ impl Script {
     /// Makes the first bytes of the buffer the output.
     pub fn output(self, bytes: i32) -> Script {
         self.step([6, BUFFER, bytes, 0, 0])
+    }
+
+    /// Makes these bytes of the guest's memory the output.
+    pub fn output_from(self, address: i32, bytes: usize) -> Script {
+        self.step([6, address, bytes as i32, 0, 0])
     }
 
     /// Keeps the core busy for so many rounds, roughly nanoseconds.

@@ -29,6 +29,25 @@ fn a_deployment_runs_at_once_and_after_a_restart() {
 }
 
 #[test]
+fn containers_are_told_of_every_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deployer, shards) = deployer(directory.path());
+    let names = || shards.offered().iter().map(|running| running.function.manifest.name.clone()).collect::<Vec<_>>();
+    deployer.deploy(&manifest("b", "shop"), MODULE).unwrap();
+    deployer.deploy(&manifest("a", "shop"), MODULE).unwrap();
+    assert_eq!(names(), ["a", "b"]);
+    deployer.deploy(&manifest("b", "shop"), MODULE_2).unwrap();
+    let offered = shards.offered();
+    assert_eq!((&*offered[0].wasm, &*offered[1].wasm), (MODULE, MODULE_2));
+    assert_ne!(offered[0].sha256, offered[1].sha256);
+    assert_eq!(offered[0].sha256.len(), 64);
+    deployer.undeploy("a").unwrap();
+    assert_eq!(names(), ["b"]);
+    assert!(deployer.deploy(&manifest("c", "shop"), b"text").is_err());
+    assert_eq!(names(), ["b"]);
+}
+
+#[test]
 fn a_swap_keeps_the_index_and_raises_the_generation() {
     let directory = tempfile::tempdir().unwrap();
     let (deployer, shards) = deployer(directory.path());

@@ -1,5 +1,6 @@
 //! Workers against the contract, on real state, with guests written as text. CONTRACT.md section 3.
 
+mod beside;
 mod contract;
 mod hostile;
 mod load;

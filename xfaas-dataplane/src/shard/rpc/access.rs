@@ -1,0 +1,312 @@
+//! State and locks of one request, with the results of CONTRACT.md section 3, and the answers to those who waited for a lock.
+//! The same rules as for guests of this shard (`worker::host_calls`); the parts that touch the region are shared with them.
+
+use super::super::turn::Shard;
+use super::frames::{BUSY_INVOCATION, DRAINING, OVERLOADED, Refusal};
+use super::invocations::{Asked, Task, Waiting};
+use crate::state::{Acquire, CallToken, LockKey, SessionKey};
+use crate::sys::clock;
+use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
+use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
+use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, encode_snapshot_value, snapshot_keys};
+use xfaas_common::wire::Status;
+
+const MS_NS: u64 = 1_000_000;
+
+/// A request for a lock, and what is to be done when it is there.
+struct Wanted<'a> {
+    invocation: u64,
+    deadline_ms: u32,
+    key: &'a [u8],
+    then: Then<'a>,
+}
+
+enum Then<'a> {
+    Read { bytes_max: u32 },
+    Write { value: &'a [u8] },
+}
+
+impl Wanted<'_> {
+    /// Bytes that are kept while it waits.
+    fn bytes(&self) -> usize {
+        match self.then {
+            Then::Read { .. } => self.key.len(),
+            Then::Write { value } => self.key.len() + value.len(),
+        }
+    }
+
+    fn task(&self) -> Task {
+        match self.then {
+            Then::Read { bytes_max } => Task::Read { bytes_max },
+            Then::Write { value } => Task::Write { value: value.into() },
+        }
+    }
+}
+
+/// How a request for a lock went.
+enum Lock {
+    /// The invocation holds it; `true`: it held it before.
+    Held(CallToken, bool),
+    /// It waits: the answer comes when the lock is there.
+    Waits,
+    /// The answer is this result.
+    Refused(i32),
+}
+
+impl Asked {
+    pub(super) fn session(&self) -> SessionKey<'_> {
+        SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash }
+    }
+
+    fn lock<'a>(&'a self, key: &'a [u8]) -> LockKey<'a> {
+        LockKey { app: self.app, session: &self.session, key }
+    }
+}
+
+/// Errors: the result for a key that no guest could have given (-2) or that is too long (-3).
+pub(super) fn check_key(key: &[u8]) -> Result<(), i32> {
+    match key.len() {
+        0 => Err(BAD_ARGUMENT),
+        _ if key.contains(&0) => Err(BAD_ARGUMENT),
+        1..=KEY_BYTES_MAX => Ok(()),
+        _ => Err(OVER_LIMIT),
+    }
+}
+
+/// Errors: the result for a mode that there is not.
+fn check_mode(mode: u8) -> Result<bool, i32> {
+    match i32::from(mode) {
+        MODE_WEAK => Ok(false),
+        MODE_STRONG => Ok(true),
+        _ => Err(BAD_ARGUMENT),
+    }
+}
+
+impl Shard {
+    /// The result of a request without a value.
+    pub(super) fn answer(&mut self, id: u32, asked: &Asked, result: i32) {
+        let out = &mut self.rpc.connections[id as usize].out;
+        StateReply { result, value: &[] }.encode(asked.request_id, asked.function, out);
+    }
+
+    /// Errors: the request is refused, whatever its key.
+    pub(super) fn read_key(&mut self, id: u32, asked: Asked, read: &StateRead<'_>) -> Result<(), Refusal> {
+        let is_strong = match check_mode(read.mode).and_then(|is_strong| check_key(read.key).map(|()| is_strong)) {
+            Ok(is_strong) => is_strong,
+            Err(result) => {
+                self.answer(id, &asked, result);
+                return Ok(());
+            }
+        };
+        if is_strong {
+            let StateRead { invocation, deadline_ms, key, bytes_max, .. } = *read;
+            match self.lock(id, &asked, &Wanted { invocation, deadline_ms, key, then: Then::Read { bytes_max } })? {
+                Lock::Held(..) => {}
+                Lock::Waits => return Ok(()),
+                Lock::Refused(result) => {
+                    self.answer(id, &asked, result);
+                    return Ok(());
+                }
+            }
+        }
+        self.answer_value(id, &asked, read.key, read.bytes_max);
+        Ok(())
+    }
+
+    /// The value of a key as it is now.
+    fn answer_value(&mut self, id: u32, asked: &Asked, key: &[u8], bytes_max: u32) {
+        let state = self.proxy.state();
+        let out = &mut self.rpc.connections[id as usize].out;
+        let region = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
+        let found = region.and_then(|(region, namespace)| Some((region, namespace, region.value_bytes(namespace, key)?)));
+        let Some((region, namespace, value_bytes)) = found else {
+            return StateReply { result: NOT_FOUND, value: &[] }.encode(asked.request_id, asked.function, out);
+        };
+        let copied = value_bytes.min(bytes_max as usize);
+        StateReply::encode_head(value_bytes as i32, copied, asked.request_id, asked.function, out);
+        let start = out.len();
+        out.resize(start + copied, 0);
+        region.read(namespace, key, &mut out[start..]);
+    }
+
+    /// Several keys of the session at one moment: this thread is the only writer.
+    pub(super) fn read_snapshot(&mut self, id: u32, asked: &Asked, read: &StateRead<'_>) {
+        let is_list = i32::from(read.mode) == MODE_WEAK && read.key.ends_with(&[0]);
+        let checked = if is_list { snapshot_keys(read.key).try_for_each(check_key) } else { Err(BAD_ARGUMENT) };
+        let checked = checked.and_then(|()| match snapshot_keys(read.key).count() {
+            1..=RPC_SNAPSHOT_KEYS_MAX => Ok(()),
+            _ => Err(OVER_LIMIT),
+        });
+        if let Err(result) = checked {
+            return self.answer(id, asked, result);
+        }
+        let state = self.proxy.state();
+        let place = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
+        let value_bytes = |key: &[u8]| place.and_then(|(region, namespace)| region.value_bytes(namespace, key));
+        let list_bytes: usize = snapshot_keys(read.key).map(|key| 4 + value_bytes(key).unwrap_or(0)).sum();
+        if list_bytes > REPLY_VALUE_BYTES_MAX {
+            return self.answer(id, asked, OVER_LIMIT);
+        }
+        if list_bytes > read.bytes_max as usize {
+            return self.answer(id, asked, list_bytes as i32);
+        }
+        let out = &mut self.rpc.connections[id as usize].out;
+        StateReply::encode_head(list_bytes as i32, list_bytes, asked.request_id, asked.function, out);
+        for key in snapshot_keys(read.key) {
+            let Some((bytes, (region, namespace))) = value_bytes(key).zip(place) else {
+                encode_snapshot_value(None, out);
+                continue;
+            };
+            out.extend_from_slice(&(bytes as i32).to_be_bytes());
+            let start = out.len();
+            out.resize(start + bytes, 0);
+            region.read(namespace, key, &mut out[start..]);
+        }
+    }
+
+    /// Errors: the request is refused, whatever its key.
+    pub(super) fn write_key(&mut self, id: u32, asked: Asked, write: &StateWrite<'_>) -> Result<(), Refusal> {
+        let checked = match check_mode(write.mode) {
+            _ if asked.read_only => Err(BAD_ARGUMENT),
+            Err(result) => Err(result),
+            Ok(is_strong) => check_key(write.key).map(|()| is_strong),
+        };
+        let checked = checked.and_then(|is_strong| if write.value.len() > VALUE_BYTES_MAX { Err(OVER_LIMIT) } else { Ok(is_strong) });
+        let result = match checked {
+            Err(result) => result,
+            Ok(false) => self.store(&asked, write.key, write.value),
+            Ok(true) => {
+                let StateWrite { invocation, deadline_ms, key, value, .. } = *write;
+                match self.lock(id, &asked, &Wanted { invocation, deadline_ms, key, then: Then::Write { value } })? {
+                    Lock::Held(token, before) => self.write_locked(id, &asked, token, key, value, before),
+                    Lock::Waits => return Ok(()),
+                    Lock::Refused(result) => result,
+                }
+            }
+        };
+        self.answer(id, &asked, result);
+        Ok(())
+    }
+
+    fn store(&mut self, asked: &Asked, key: &[u8], value: &[u8]) -> i32 {
+        let stored = self.proxy.with_state(|state, _| state.store(&asked.session(), &mut None, key, value, asked.session_bytes_max));
+        if stored.is_ok() { OK } else { OVER_LIMIT }
+    }
+
+    /// A strong write whose lock is there. It ends the section that a strong read opened, unless it is refused; a lock of its own it gives
+    /// back either way.
+    fn write_locked(&mut self, id: u32, asked: &Asked, token: CallToken, key: &[u8], value: &[u8], has_section: bool) -> i32 {
+        let result = self.store(asked, key, value);
+        if result == OK || !has_section {
+            self.proxy.with_state(|state, granted| state.locks.release(&asked.lock(key), token, granted));
+            self.forget_idle(id, token);
+        }
+        result
+    }
+
+    /// Asks for a key's lock. Errors: the request is refused: its invocation waits already, or there are too many.
+    fn lock(&mut self, id: u32, asked: &Asked, wanted: &Wanted<'_>) -> Result<Lock, Refusal> {
+        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
+        if known.is_some_and(|index| self.rpc.invocations.is_waiting(index)) {
+            return Err(BUSY_INVOCATION);
+        }
+        if known.is_none() && self.draining_since_ns.is_some() {
+            return Err(DRAINING);
+        }
+        let index = match known {
+            Some(index) => index,
+            None => self.add_invocation(id, wanted.invocation).ok_or(OVERLOADED)?,
+        };
+        let token = CallToken::remote(index);
+        let acquired = self.proxy.with_state(|state, _| state.locks.acquire(&asked.lock(wanted.key), token));
+        let refused = match acquired {
+            Acquire::Granted => return Ok(Lock::Held(token, false)),
+            Acquire::Held => return Ok(Lock::Held(token, true)),
+            Acquire::Waiting if self.rpc.invocations.has_room_for(wanted.bytes()) => {
+                self.wait(index, asked, wanted);
+                return Ok(Lock::Waits);
+            }
+            Acquire::Waiting => {
+                self.proxy.with_state(|state, _| state.locks.cancel_wait(token));
+                Err(OVERLOADED)
+            }
+            Acquire::Deadlock => Ok(Lock::Refused(DEADLOCK)),
+            Acquire::Full => Ok(Lock::Refused(OVER_LIMIT)),
+        };
+        self.forget_idle(id, token);
+        refused
+    }
+
+    fn add_invocation(&mut self, id: u32, number: u64) -> Option<u32> {
+        let connection = &mut self.rpc.connections[id as usize];
+        if connection.invocations.len() >= RPC_INVOCATIONS_MAX {
+            return None;
+        }
+        let index = self.rpc.invocations.add(id, number)?;
+        connection.invocations.insert(number, index);
+        Some(index)
+    }
+
+    fn wait(&mut self, index: u32, asked: &Asked, wanted: &Wanted<'_>) {
+        self.view.counters.rpc.lock_waits.add(1);
+        let lock_wait_ns = self.options.proxy.lock_wait_ns;
+        let deadline_ns = u64::from(wanted.deadline_ms) * MS_NS;
+        let is_askers_deadline = wanted.deadline_ms != 0 && deadline_ns < lock_wait_ns;
+        let until_ns = clock::monotonic_ns() + if is_askers_deadline { deadline_ns } else { lock_wait_ns };
+        let waiting = Waiting { asked: *asked, key: wanted.key.into(), task: wanted.task(), until_ns, is_askers_deadline };
+        self.rpc.invocations.wait(index, waiting);
+    }
+
+    /// An invocation is known only while it holds or waits for a lock.
+    fn forget_idle(&mut self, id: u32, token: CallToken) {
+        let Some(index) = token.remote_index() else { return };
+        if self.proxy.state().locks.knows(token) {
+            return;
+        }
+        let invocation = self.rpc.invocations.remove(index);
+        self.rpc.connections[id as usize].invocations.remove(&invocation.number);
+    }
+
+    /// The end of an invocation: its wait is cancelled, its locks go to those who wait for them.
+    pub(super) fn end_invocation(&mut self, id: u32, number: u64) {
+        let Some(index) = self.rpc.connections[id as usize].invocations.remove(&number) else { return };
+        self.proxy.with_state(|state, granted| state.locks.release_all(CallToken::remote(index), granted));
+        self.rpc.invocations.remove(index);
+    }
+
+    /// Does what requests had to wait for whose lock is there now. Ends: each one that is done was waiting, and none begins to wait here.
+    pub(in crate::shard) fn answer_granted(&mut self) {
+        while let Some(token) = self.proxy.take_granted_remote() {
+            // The token's invocation may have ended since, and its index may be another's by now, which may wait itself.
+            let Some(index) = token.remote_index() else { continue };
+            if self.proxy.state().locks.is_waiting(token) {
+                continue;
+            }
+            let Some(connection) = self.rpc.invocations.get(index).map(|invocation| invocation.connection) else { continue };
+            let Some(Waiting { asked, key, task, .. }) = self.rpc.invocations.take_waiting(index) else { continue };
+            match task {
+                Task::Read { bytes_max } => self.answer_value(connection, &asked, &key, bytes_max),
+                Task::Write { value } => {
+                    let result = self.write_locked(connection, &asked, token, &key, &value, false);
+                    self.answer(connection, &asked, result);
+                }
+            }
+            self.settle_rpc(connection);
+        }
+    }
+
+    /// A wait that lasted too long ends with an error; what the invocation holds stays held.
+    pub(super) fn end_late_wait(&mut self, token: CallToken) {
+        let Some(index) = token.remote_index() else { return };
+        // One that was just given its lock is not late any more.
+        if !self.proxy.with_state(|state, _| state.locks.cancel_wait(token)) {
+            return;
+        }
+        let Some(connection) = self.rpc.invocations.get(index).map(|invocation| invocation.connection) else { return };
+        let Some(waiting) = self.rpc.invocations.take_waiting(index) else { return };
+        let (status, text) = if waiting.is_askers_deadline { (Status::Deadline, "deadline") } else { (Status::LockWait, "lock_wait") };
+        self.refuse_request(connection, waiting.asked.request_id, status as u8, text);
+        self.forget_idle(connection, token);
+        self.settle_rpc(connection);
+    }
+}

@@ -1,0 +1,72 @@
+//! The writes of an atomic invocation in a container: all of them take effect, or none.
+
+use super::super::turn::Shard;
+use super::access::check_key;
+use super::frames::Refusal;
+use super::invocations::Asked;
+use crate::state::{NamespaceRef, Region, StateError};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
+use xfaas_common::limits::VALUE_BYTES_MAX;
+use xfaas_common::rpc::{CommitWrites, FrameFault, StateWrite};
+
+impl Shard {
+    /// Applies the writes and ends the invocation. Errors: the list's lengths do not add up.
+    pub(super) fn commit(&mut self, id: u32, asked: &Asked, write: &StateWrite<'_>) -> Result<Result<(), Refusal>, FrameFault> {
+        let writes = CommitWrites::decode(write.value)?;
+        if !write.key.is_empty() {
+            return Err(FrameFault::BadPayload);
+        }
+        let checked = match writes.is_empty() {
+            false if asked.read_only => Err(BAD_ARGUMENT),
+            _ => writes.clone().try_for_each(|(key, value)| match value.len() {
+                0..=VALUE_BYTES_MAX => check_key(key),
+                _ => check_key(key).and(Err(OVER_LIMIT)),
+            }),
+        };
+        let result = match checked {
+            Err(result) => result,
+            Ok(()) if writes.is_empty() => OK,
+            Ok(()) => self.apply(asked, writes).map_or(OVER_LIMIT, |()| OK),
+        };
+        self.end_invocation(id, write.invocation);
+        self.answer(id, asked, result);
+        Ok(Ok(()))
+    }
+
+    fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
+        self.proxy.with_state(|state, _| {
+            let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
+            let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
+            apply_all(region, namespace, writes, asked.session_bytes_max)
+        })
+    }
+}
+
+/// Errors: a write was refused; those before it are undone.
+fn apply_all(region: &mut Region, namespace: NamespaceRef, writes: CommitWrites<'_>, session_bytes_max: usize) -> Result<(), StateError> {
+    let mut replaced: Vec<(&[u8], Option<Vec<u8>>)> = Vec::with_capacity(writes.len());
+    for (key, value) in writes {
+        let old = region.value_bytes(namespace, key).map(|bytes| {
+            let mut old = vec![0; bytes];
+            region.read(namespace, key, &mut old);
+            old
+        });
+        if let Err(error) = region.write(namespace, key, value, session_bytes_max) {
+            undo(region, namespace, replaced);
+            return Err(error);
+        }
+        replaced.push((key, old));
+    }
+    Ok(())
+}
+
+/// Takes writes back, the last first: each finds free what it freed when it was made.
+fn undo(region: &mut Region, namespace: NamespaceRef, replaced: Vec<(&[u8], Option<Vec<u8>>)>) {
+    for (key, old) in replaced.into_iter().rev() {
+        let is_restored = match old {
+            Some(old) => region.write(namespace, key, &old, usize::MAX).is_ok(),
+            None => region.delete(namespace, key),
+        };
+        assert!(is_restored, "a value fits where it was");
+    }
+}

@@ -1,0 +1,161 @@
+//! Invocations in containers that hold or wait for a lock of this shard, by the index that is in their token.
+
+use crate::state::CallToken;
+use slab::Slab;
+use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::limits::{RPC_SHARD_INVOCATIONS_MAX, RPC_WAITING_BYTES_MAX};
+
+/// What a request is about, found once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) request_id: u64,
+    pub(super) function: FunctionHash,
+    pub(super) session: SessionId,
+    pub(super) table_hash: u32,
+    pub(super) app: u16,
+    pub(super) read_only: bool,
+    pub(super) session_bytes_max: usize,
+}
+
+/// What is done when the lock is there.
+#[derive(Debug)]
+pub(super) enum Task {
+    Read { bytes_max: u32 },
+    Write { value: Box<[u8]> },
+}
+
+/// A request that waits for a lock.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) asked: Asked,
+    pub(super) key: Box<[u8]>,
+    pub(super) task: Task,
+    /// When the wait ends in vain, on the monotonic clock, and whether that is the asker's deadline rather than `lock_wait_ms`.
+    pub(super) until_ns: u64,
+    pub(super) is_askers_deadline: bool,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        match &self.task {
+            Task::Read { .. } => self.key.len(),
+            Task::Write { value } => self.key.len() + value.len(),
+        }
+    }
+}
+
+pub(super) struct Invocation {
+    pub(super) connection: u32,
+    /// The container's number for it.
+    pub(super) number: u64,
+    waiting: Option<Waiting>,
+}
+
+#[derive(Default)]
+pub(super) struct Invocations {
+    slab: Slab<Invocation>,
+    waiting: usize,
+    waiting_bytes: usize,
+}
+
+impl Invocations {
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Requests that wait for a lock.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// `None`: there are as many as may be.
+    pub(super) fn add(&mut self, connection: u32, number: u64) -> Option<u32> {
+        if self.slab.len() >= RPC_SHARD_INVOCATIONS_MAX {
+            return None;
+        }
+        Some(self.slab.insert(Invocation { connection, number, waiting: None }) as u32)
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Invocation> {
+        self.slab.get(index as usize)
+    }
+
+    pub(super) fn is_waiting(&self, index: u32) -> bool {
+        self.get(index).is_some_and(|invocation| invocation.waiting.is_some())
+    }
+
+    /// True when a request of so many bytes may wait.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.waiting_bytes + bytes <= RPC_WAITING_BYTES_MAX
+    }
+
+    pub(super) fn wait(&mut self, index: u32, waiting: Waiting) {
+        let invocation = &mut self.slab[index as usize];
+        assert!(invocation.waiting.is_none(), "a waiting invocation is refused before");
+        self.waiting += 1;
+        self.waiting_bytes += waiting.bytes();
+        invocation.waiting = Some(waiting);
+    }
+
+    /// Ends a wait. Output: `None` when there is no such invocation any more, or it does not wait.
+    pub(super) fn take_waiting(&mut self, index: u32) -> Option<Waiting> {
+        let waiting = self.slab.get_mut(index as usize)?.waiting.take()?;
+        self.waiting -= 1;
+        self.waiting_bytes -= waiting.bytes();
+        Some(waiting)
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> Invocation {
+        self.take_waiting(index);
+        self.slab.remove(index as usize)
+    }
+
+    /// Tokens of those whose wait is over in vain.
+    pub(super) fn late(&self, now_ns: u64) -> Vec<CallToken> {
+        let is_late = |invocation: &Invocation| invocation.waiting.as_ref().is_some_and(|waiting| waiting.until_ns <= now_ns);
+        let late = self.slab.iter().filter(|(_, invocation)| is_late(invocation));
+        late.map(|(index, _)| CallToken::remote(index as u32)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(value_bytes: usize, until_ns: u64) -> Waiting {
+        let asked = Asked {
+            request_id: 1,
+            function: FunctionHash(2),
+            session: SessionId::new(b"s").unwrap(),
+            table_hash: 3,
+            app: 0,
+            read_only: false,
+            session_bytes_max: 100,
+        };
+        let task = Task::Write { value: vec![0; value_bytes].into() };
+        Waiting { asked, key: Box::from(*b"key"), task, until_ns, is_askers_deadline: false }
+    }
+
+    #[test]
+    fn what_waits_is_counted_until_it_is_taken_or_its_invocation_ends() {
+        let mut invocations = Invocations::default();
+        let (one, other) = (invocations.add(0, 10).unwrap(), invocations.add(0, 11).unwrap());
+        invocations.wait(one, waiting(RPC_WAITING_BYTES_MAX - 4, 100));
+        assert!(invocations.has_room_for(1) && !invocations.has_room_for(2));
+        assert!(invocations.late(99).is_empty());
+        assert_eq!(invocations.late(100), [CallToken::remote(one)]);
+        assert!(invocations.take_waiting(other).is_none());
+        assert_eq!(invocations.remove(one).number, 10);
+        assert!(invocations.has_room_for(RPC_WAITING_BYTES_MAX) && invocations.waiting() == 0 && invocations.len() == 1);
+        assert!(invocations.take_waiting(one).is_none(), "gone");
+    }
+
+    #[test]
+    fn there_is_a_most() {
+        let mut invocations = Invocations::default();
+        assert!((0..RPC_SHARD_INVOCATIONS_MAX as u64).all(|number| invocations.add(0, number).is_some()));
+        assert!(invocations.add(0, 0).is_none());
+        invocations.remove(7);
+        assert_eq!(invocations.add(0, 0), Some(7));
+    }
+}

@@ -1,0 +1,52 @@
+//! Reads and writes of one session as an invocation makes them, wherever it runs: by a guest of this shard, or by RPC for one elsewhere.
+//! Called by the host functions and by the shard's RPC stage, so that both mean the same by each operation.
+
+use xfaas_common::ids::SessionId;
+
+use super::error::StateError;
+use super::namespace::NamespaceRef;
+use super::shard_state::ShardState;
+
+/// The session of an invocation.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionKey<'a> {
+    /// The app's index.
+    pub app: u16,
+    pub session: &'a SessionId,
+    /// `SessionHash::table_hash` of the session.
+    pub table_hash: u32,
+}
+
+impl ShardState {
+    /// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
+    #[inline(always)]
+    pub fn find_namespace(&self, key: &SessionKey<'_>, known: &mut Option<NamespaceRef>) -> Option<NamespaceRef> {
+        if known.is_none() {
+            *known = self.region(key.app)?.find(key.session, key.table_hash);
+        }
+        *known
+    }
+
+    /// Sets `state_key` to `value` at once, and makes the session if it has no state yet. Errors: those of `Region::write`.
+    #[inline(always)]
+    pub fn store(
+        &mut self,
+        key: &SessionKey<'_>,
+        known: &mut Option<NamespaceRef>,
+        state_key: &[u8],
+        value: &[u8],
+        session_bytes_max: usize,
+    ) -> Result<(), StateError> {
+        let region = self.region_mut(key.app).ok_or(StateError::RegionFull)?;
+        if let Some(namespace) = *known {
+            match region.write(namespace, state_key, value, session_bytes_max) {
+                // The session was removed meanwhile: this write begins it anew.
+                Err(StateError::NoNamespace) => {}
+                written => return written,
+            }
+        }
+        let namespace = region.find_or_create(key.session, key.table_hash)?;
+        *known = Some(namespace);
+        region.write(namespace, state_key, value, session_bytes_max)
+    }
+}

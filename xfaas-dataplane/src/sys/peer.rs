@@ -1,0 +1,165 @@
+//! Who sent a datagram and to which of our addresses, so that the answer leaves from there: a client that asked one address of a machine
+//! with several would take an answer from another for a stranger's. Layouts are the kernel's; bytes in, values out, no I/O.
+
+use socket2::SockAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// Bytes of the larger control message: `CMSG_SPACE(sizeof(struct in6_pktinfo))`, include/uapi/linux/ipv6.h.
+pub(super) const CONTROL_BYTES: usize = 40;
+/// `struct cmsghdr`: its length in a `size_t`, then level and type, `int` each. include/linux/socket.h.
+const CONTROL_HEAD_BYTES: usize = 16;
+const _: () = assert!(CONTROL_HEAD_BYTES == size_of::<libc::cmsghdr>());
+const _: () = assert!(CONTROL_BYTES >= CONTROL_HEAD_BYTES + size_of::<libc::in6_pktinfo>());
+const _: () = assert!(size_of::<libc::in_pktinfo>() == 12 && size_of::<libc::in6_pktinfo>() == 20);
+
+/// The other end of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// Our address that it was sent to; known where the socket listens on all of them.
+    pub local: Option<LocalAddress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    pub ip: IpAddr,
+    /// For a link-local address the interface's index, which it means nothing without; else 0.
+    pub interface: u32,
+}
+
+/// Input: the control bytes of a received datagram. Output: the address it was sent to, if they say so.
+pub(super) fn local_address(control: &[u8]) -> Option<LocalAddress> {
+    let word = |at: usize| Some(u32::from_ne_bytes(*control.get(at..)?.first_chunk()?));
+    let data = control.get(CONTROL_HEAD_BYTES..)?;
+    match (word(8)? as i32, word(12)? as i32) {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+            // `in_pktinfo`: interface, address to answer from, address in the packet. A broadcast is answered from the former.
+            let octets: [u8; 4] = *data.get(4..)?.first_chunk()?;
+            Some(LocalAddress { ip: Ipv4Addr::from(octets).into(), interface: 0 })
+        }
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+            let octets: [u8; 16] = *data.first_chunk()?;
+            let ip = Ipv6Addr::from(octets);
+            if ip.is_multicast() {
+                return None; // not an address to send from
+            }
+            let interface = if ip.is_unicast_link_local() { word(CONTROL_HEAD_BYTES + 16)? } else { 0 };
+            Some(LocalAddress { ip: ip.into(), interface })
+        }
+        _ => None,
+    }
+}
+
+/// A `sockaddr` as the kernel wrote it. Input: its bytes. Output: `None` unless a whole IPv4 or IPv6 address.
+pub(super) fn socket_address(name: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(*name.first_chunk()?);
+    let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
+    match i32::from(family) {
+        libc::AF_INET => {
+            let address: [u8; 4] = *name.get(4..)?.first_chunk()?;
+            Some(SocketAddr::from((address, port)))
+        }
+        libc::AF_INET6 => {
+            let flow = u32::from_be_bytes(*name.get(4..)?.first_chunk()?);
+            let address: [u8; 16] = *name.get(8..)?.first_chunk()?;
+            let scope = u32::from_ne_bytes(*name.get(24..)?.first_chunk()?);
+            Some(SocketAddrV6::new(address.into(), port, flow, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// Where one datagram goes and where from, in the shape the kernel reads. Lives in a box: its parts point at each other.
+pub(super) struct Outgoing {
+    address: SockAddr,
+    control: Control,
+    payload: libc::iovec,
+    message: libc::msghdr,
+}
+
+/// Aligned as `struct cmsghdr` is.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+impl Outgoing {
+    /// One to be filled in.
+    pub(super) fn new() -> Box<Outgoing> {
+        let null = std::ptr::null_mut();
+        let message = libc::msghdr {
+            msg_name: null,
+            msg_namelen: 0,
+            msg_iov: std::ptr::null_mut(),
+            msg_iovlen: 0,
+            msg_control: null,
+            msg_controllen: 0,
+            msg_flags: 0,
+        };
+        let address = SockAddr::from(SocketAddr::from(([0; 4], 0)));
+        Box::new(Outgoing { address, control: Control([0; CONTROL_BYTES]), payload: libc::iovec { iov_base: null, iov_len: 0 }, message })
+    }
+
+    pub(super) fn address(&self) -> &SockAddr {
+        &self.address
+    }
+
+    /// For a plain send: only the address matters.
+    pub(super) fn set_address(&mut self, address: SocketAddr) {
+        self.address = SockAddr::from(address);
+    }
+
+    /// The message that sends `payload` to the address from `local`. It points into `self` and into `payload`: neither may move or change
+    /// until it is sent.
+    pub(super) fn message_from(&mut self, local: LocalAddress, payload: &[u8]) -> *const libc::msghdr {
+        let length = self.control.fill(local);
+        self.payload = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+        self.message.msg_name = self.address.as_ptr().cast_mut().cast();
+        self.message.msg_namelen = self.address.len();
+        self.message.msg_iov = &raw mut self.payload;
+        self.message.msg_iovlen = 1;
+        self.message.msg_control = self.control.0.as_mut_ptr().cast();
+        self.message.msg_controllen = length;
+        &raw const self.message
+    }
+}
+
+impl Control {
+    /// Writes the message that names the address to send from. Output: its length in bytes, as `msg_controllen` wants it.
+    fn fill(&mut self, local: LocalAddress) -> usize {
+        let bytes = &mut self.0;
+        bytes.fill(0);
+        let (level, kind, data_bytes) = match local.ip {
+            IpAddr::V4(ip) => {
+                bytes[CONTROL_HEAD_BYTES + 4..][..4].copy_from_slice(&ip.octets());
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, size_of::<libc::in_pktinfo>())
+            }
+            IpAddr::V6(ip) => {
+                bytes[CONTROL_HEAD_BYTES..][..16].copy_from_slice(&ip.octets());
+                bytes[CONTROL_HEAD_BYTES + 16..][..4].copy_from_slice(&local.interface.to_ne_bytes());
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, size_of::<libc::in6_pktinfo>())
+            }
+        };
+        bytes[..8].copy_from_slice(&(CONTROL_HEAD_BYTES + data_bytes).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&level.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&kind.to_ne_bytes());
+        (CONTROL_HEAD_BYTES + data_bytes).next_multiple_of(size_of::<usize>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_survives_the_control_message() {
+        for (ip, interface) in [("192.0.2.7", 0), ("2001:db8::1", 0), ("fe80::1", 3), ("::ffff:192.0.2.7", 0)] {
+            let local = LocalAddress { ip: ip.parse().unwrap(), interface };
+            let mut control = Control([0xFF; CONTROL_BYTES]);
+            let length = control.fill(local);
+            assert_eq!(local_address(&control.0[..length]), Some(local));
+            for cut in 0..CONTROL_HEAD_BYTES + 8 {
+                assert_eq!(local_address(&control.0[..cut]), None);
+            }
+        }
+        assert_eq!(local_address(&[0xFF; CONTROL_BYTES]), None);
+    }
+}

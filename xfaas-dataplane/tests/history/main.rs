@@ -1,0 +1,95 @@
+//! Concurrent histories of weak and strong operations over clients of both protocols and over all shards, with waiting, traps and kills,
+//! each key's checked for linearizability. `cargo test --test history -- --nocapture` prints how much was examined.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+mod checker;
+mod checker_tests;
+mod client;
+mod examine;
+#[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
+#[path = "../harness/mod.rs"]
+mod harness;
+mod operation;
+mod value;
+mod workload;
+
+use client::Endpoint;
+use examine::{Examined, Fault, Histories};
+use harness::{Node, eventually};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use workload::{Plan, functions};
+
+/// More than a slice, so that other invocations run while the section is open.
+const HOLD_ROUNDS_MAX: i32 = 3_000_000;
+
+/// How often each scenario runs, with other choices each time: `XFAAS_HISTORY_ROUNDS` makes a soak of it.
+fn rounds() -> std::ops::Range<u64> {
+    0..std::env::var("XFAAS_HISTORY_ROUNDS").map_or(1, |rounds| rounds.parse().expect("XFAAS_HISTORY_ROUNDS is a number"))
+}
+
+/// Half of the clients over HTTP, half by datagrams, on two sessions; a section in thirty is held a while.
+fn plan(node: &Node, requests_a_client: usize, seed: u64) -> Plan {
+    let endpoints = vec![Endpoint::Http(node.http), Endpoint::Datagram(node.http)];
+    Plan { endpoints, clients: 8, requests_a_client, sessions: 2, hold_rounds_max: HOLD_ROUNDS_MAX, held_one_in: 30, seed }
+}
+
+#[track_caller]
+fn assert_right(name: &str, histories: &Histories) -> Examined {
+    let examined = histories.examine().unwrap_or_else(|fault| panic!("{name}: {fault:#?}"));
+    let Examined { operations, unknown, histories, longest } = examined;
+    println!("{name}: {operations} operations ({unknown} of unknown end) in {histories} histories, the longest of {longest}: all right");
+    examined
+}
+
+/// Kills the node and starts it again that many times, evenly over the requests of the plan.
+fn kill_meanwhile(node: &mut Node, plan: &Plan, kills: usize, done: &AtomicUsize) {
+    for kill in 1..=kills {
+        let requests = plan.requests() * kill / (kills + 1);
+        eventually("the clients get to the next kill", || done.load(Ordering::Relaxed) >= requests);
+        node.kill();
+        node.start();
+    }
+}
+
+#[test]
+fn hot_keys_over_two_shards_and_both_protocols_are_linearizable() {
+    let requests = 600;
+    for seed in rounds() {
+        let node = functions(Node::builder()).start();
+        let examined = assert_right("hot keys", &plan(&node, requests, seed).run(|_| ()));
+        // Traps leave nothing to note, and some requests are two operations.
+        assert!(examined.operations > 4 * requests && examined.unknown == 0, "{examined:?}");
+        let beside = node.metrics().sum("xfaas_local_reads_total", &[]);
+        assert!(beside > 10.0, "{beside} of the reads ran beside the owner");
+    }
+}
+
+#[test]
+fn sections_that_wait_for_each_other_are_linearizable() {
+    for seed in rounds() {
+        let node = functions(Node::builder()).start();
+        let plan = Plan { held_one_in: 1, sessions: 1, ..plan(&node, 60, seed) };
+        assert_right("held sections", &plan.run(|_| ()));
+        let waited = node.metrics().sum("xfaas_lock_waits_total", &[]);
+        assert!(waited > 0.0, "no section ever waited");
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_linearizable_over_kills() {
+    for seed in rounds() {
+        let mut node = functions(Node::builder()).start();
+        let plan = plan(&node, 250, seed);
+        let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 3, done));
+        assert_right("three kills", &histories);
+    }
+}
+
+#[test]
+#[cfg(debug_assertions)] // as the flag
+fn a_lock_that_does_not_lock_is_noticed() {
+    let node = functions(Node::builder()).flag("--test-broken-lock").start();
+    let plan = Plan { held_one_in: 1, sessions: 1, ..plan(&node, 60, 0) };
+    let verdict = plan.run(|_| ()).examine();
+    assert!(matches!(verdict, Err(Fault::Order { .. })), "{verdict:?}");
+}
