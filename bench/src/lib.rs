@@ -7,5 +7,6 @@ pub mod limit;
 pub mod load;
 pub mod report;
 pub mod servers;
+pub mod soak;
 pub mod steer;
 pub mod suite;

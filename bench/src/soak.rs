@@ -1,6 +1,10 @@
 //! Fragmentation under a long run of random writes of mixed and drifting sizes: one region at 70% fill, changed as its shard changes it.
 //! What is measured is `RegionStats::fragmentation`, the part of the pages taken that holds nothing.
 
+mod output;
+
+pub use self::output::{curve, json_lines};
+
 use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,9 +16,9 @@ use xfaas_dataplane::state::{Region, RegionError, RegionOptions, RegionStats, St
 pub const FRAGMENTATION_MAX: f64 = 0.20;
 /// Part of the region that holds values and records, in 1/100.
 const FILL_PERCENT: u64 = 70;
-/// A phase ends after so many turnovers of the region's content, or so many operations.
+/// A phase ends after so many turnovers of the region's content, or so many operations for each MiB.
 const PHASE_TURNOVERS: f64 = 4.0;
-const PHASE_OPERATIONS_MAX: u64 = 600_000;
+const PHASE_OPERATIONS_PER_MIB: u64 = 10_000;
 /// Turnovers that are not judged: until the region has been filled, and then this.
 const WARM_UP_TURNOVERS: f64 = 1.0;
 /// A shard sweeps 40 times a second and gives each time so many bytes of work to compaction: here, at 100,000 operations a second.
@@ -23,6 +27,7 @@ const SWEEP_BYTES_MAX: usize = 64 << 10;
 /// Operations between two points of the curve, and between two looks at the clock.
 const OPERATIONS_PER_POINT: u64 = 2_000;
 const VALUE_BYTES_MAX: usize = 64 << 10;
+const WRITE_NS_MAX: u64 = 10_000_000_000;
 
 /// A mix of sizes: lengths are spread evenly over the doublings from `2^low` to `2^high` bytes.
 struct Phase {
@@ -73,6 +78,7 @@ pub struct SoakPoint {
 
 /// What a soak gives.
 pub struct SoakReport {
+    pub region_mib: u64,
     pub points: Vec<SoakPoint>,
     pub elapsed: Duration,
     /// Writes refused because the region was full: there must be none.
@@ -129,35 +135,23 @@ struct Session {
 /// Runs until the time or the turnovers are over. Deterministic but for the time.
 /// Errors: the region cannot be made, or it misbehaves.
 pub fn soak(options: &SoakOptions<'_>) -> Result<SoakReport, SoakError> {
-    let path = options.directory.join("soak.0.region");
-    let region_options = RegionOptions { app: "soak", shard: 0, bytes_max: options.region_mib << 20, hash_tag: 0 };
-    let region = Region::open_or_create(&path, &region_options).map_err(|source| SoakError::Region { path, source })?;
-    let mut load = Load {
-        region,
-        random: Random(0x5EED),
-        sessions: Vec::new(),
-        keys: 0,
-        serial: 0,
-        value: (0..VALUE_BYTES_MAX).map(|i| i as u8).collect(),
-        refused: 0,
-        write_ns: Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("the bounds make sense"),
-    };
-    let goal_bytes = (options.region_mib << 20) * FILL_PERCENT / 100;
+    let mut load = Load::new(options)?;
     let (mut points, started) = (Vec::new(), Instant::now());
+    let phase_operations_max = PHASE_OPERATIONS_PER_MIB * options.region_mib;
     let (mut operations, mut turnovers, mut filled_at) = (0u64, 0.0, None);
     for (number, phase) in PHASES.iter().cycle().enumerate() {
         let former = &PHASES[(number + PHASES.len() - 1) % PHASES.len()];
         let (turnovers_before, operations_before) = (turnovers, operations);
-        while turnovers - turnovers_before < PHASE_TURNOVERS && operations - operations_before < PHASE_OPERATIONS_MAX {
+        while turnovers - turnovers_before < PHASE_TURNOVERS && operations - operations_before < phase_operations_max {
             let share = (turnovers - turnovers_before) / PHASE_TURNOVERS;
-            let share = share.max((operations - operations_before) as f64 / PHASE_OPERATIONS_MAX as f64);
-            let (low, high) = phase.bounds(former, share);
+            let (low, high) = phase.bounds(former, share.max((operations - operations_before) as f64 / phase_operations_max as f64));
             let length = load.random.length(low, high);
-            let written = load.operate(goal_bytes, length, phase.keys_per_session)?;
+            let written = load.operate(length, phase.keys_per_session)?;
             operations += 1;
             let stats = load.region.stats();
-            turnovers += written as f64 / stats.bytes_live.max(goal_bytes / 8) as f64;
-            if filled_at.is_none() && stats.bytes_held >= goal_bytes {
+            // While it is being filled, no more is replaced than what was there.
+            turnovers += written as f64 / stats.bytes_live.max(load.goal_bytes / 8) as f64;
+            if filled_at.is_none() && stats.bytes_held >= load.goal_bytes {
                 filled_at = Some(turnovers);
             }
             if operations.is_multiple_of(OPERATIONS_PER_SWEEP) {
@@ -168,7 +162,7 @@ pub fn soak(options: &SoakOptions<'_>) -> Result<SoakReport, SoakError> {
                 points.push(SoakPoint { operations, turnovers, is_warm_up, ..SoakPoint::new(phase.name, &stats) });
                 if started.elapsed() >= options.time_max || turnovers >= options.turnovers_max {
                     let Load { refused, write_ns, .. } = load;
-                    return Ok(SoakReport { points, elapsed: started.elapsed(), refused, write_ns });
+                    return Ok(SoakReport { region_mib: options.region_mib, points, elapsed: started.elapsed(), refused, write_ns });
                 }
             }
         }
@@ -223,6 +217,8 @@ impl Random {
 /// The region, and what it should hold.
 struct Load {
     region: Region,
+    /// Bytes it is to hold, records included.
+    goal_bytes: u64,
     random: Random,
     sessions: Vec<Session>,
     keys: u64,
@@ -233,11 +229,28 @@ struct Load {
 }
 
 impl Load {
+    fn new(options: &SoakOptions<'_>) -> Result<Load, SoakError> {
+        let path = options.directory.join("soak.0.region");
+        let region_options = RegionOptions { app: "soak", shard: 0, bytes_max: options.region_mib << 20, hash_tag: 0 };
+        let region = Region::open_or_create(&path, &region_options).map_err(|source| SoakError::Region { path, source })?;
+        Ok(Load {
+            region,
+            goal_bytes: (options.region_mib << 20) * FILL_PERCENT / 100,
+            random: Random(0x5EED),
+            sessions: Vec::new(),
+            keys: 0,
+            serial: 0,
+            value: (0..VALUE_BYTES_MAX).map(|i| i as u8).collect(),
+            refused: 0,
+            write_ns: Histogram::new_with_bounds(1, WRITE_NS_MAX, 3).expect("the bounds make sense"),
+        })
+    }
+
     /// One operation: over the goal a key or a session goes, under it a value of `length` bytes is written. Output: bytes written.
-    fn operate(&mut self, goal_bytes: u64, length: usize, keys_per_session: u64) -> Result<usize, SoakError> {
+    fn operate(&mut self, length: usize, keys_per_session: u64) -> Result<usize, SoakError> {
         let draw = self.random.below(100);
         let sessions_wanted = self.keys / keys_per_session + 8;
-        if self.region.stats().bytes_held >= goal_bytes {
+        if self.region.stats().bytes_held >= self.goal_bytes {
             let is_crowded = self.sessions.len() as u64 > sessions_wanted;
             return if draw < if is_crowded { 10 } else { 1 } { self.remove_session() } else { self.delete() };
         }
@@ -320,5 +333,29 @@ impl Load {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::servers::scratch_directory;
+
+    #[test]
+    fn a_short_soak_gives_a_curve_and_stays_compact() {
+        let directory = scratch_directory("soak-test").unwrap();
+        let time_max = Duration::from_secs(4);
+        let report = soak(&SoakOptions { directory: directory.path(), region_mib: 16, time_max, turnovers_max: 12.0 }).unwrap();
+        let last = report.last().unwrap();
+        assert!(last.turnovers > 1.0 && last.keys > 100 && report.refused == 0, "{last:?}");
+        // So small a region has little more than a page for each size, so the bound is not that of the real soak.
+        let judged: Vec<f64> = report.judged().collect();
+        assert!(judged.iter().all(|fragmentation| (0.0..0.32).contains(fragmentation)), "{judged:?}");
+        let json = json_lines(&report);
+        let summary: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+        assert_eq!((summary["name"].as_str(), summary["region_mib"].as_u64()), (Some("soak"), Some(16)));
+        assert_eq!(summary["passed"].as_bool(), Some(report.has_passed()));
+        assert!(json.lines().count() <= 241);
+        assert!(curve(&report).lines().count() > 4);
     }
 }

@@ -13,7 +13,8 @@ use crate::{build, paths, setup};
 /// Builds with optimisations and runs one of the benchmark programs.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), or another one of bench/src/bin.
+    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `soak`
+    /// (fragmentation of session memory), or another one of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
