@@ -10,4 +10,4 @@ mod proxy;
 pub use self::hint::FreshIds;
 pub use self::outcome::{Finished, Outcome};
 pub use self::placement::{LocalPlacement, Placement};
-pub use self::proxy::{Proxy, ProxyOptions, ProxyStats};
+pub use self::proxy::{CallName, Proxy, ProxyOptions, ProxyStats};

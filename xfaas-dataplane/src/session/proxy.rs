@@ -2,7 +2,10 @@
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
 mod beside;
+mod cancel;
 mod remote;
+
+pub use self::cancel::CallName;
 
 use self::beside::Beside;
 use super::idle::{IdleList, LinkStore, Links};
@@ -46,6 +49,8 @@ pub struct ProxyStats {
     pub queued: u64,
     pub lock_waits: u64,
     pub slices: u64,
+    pub cancelled: u64,
+    pub regions_refused: u64,
 }
 
 /// What a worker is doing.
@@ -146,6 +151,7 @@ impl Proxy {
             opened => return opened,
         };
         let path = state.region_path(name);
+        self.stats.regions_refused += 1;
         match set_aside(&path) {
             Ok(aside) => tracing::error!("{error}: set aside as {}; app {name:?} starts with empty state", aside.display()),
             Err(_) => return Err(error),
@@ -381,21 +387,23 @@ impl Proxy {
         }
     }
 
-    /// Gives a freed place to the call that has waited longest. It runs from the run queue, so that no chain of calls grows the stack.
+    /// Gives free places to the calls that have waited longest. They run from the run queue, so that no chain of calls grows the stack.
     fn start_waiting(&mut self, id: NamespaceId, now_ns: u64) {
-        let Some(next) = self.namespaces.get(id).waiting.front() else { return };
-        let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
-            // Removed while the call waited: `sweep` answers it.
-            return;
-        };
-        if self.namespaces.get(id).running >= function.manifest.workers_max {
-            return;
+        // More than one place may be free: functions of one app differ in `workers_max`, and one that needs more room held up the others.
+        while let Some(next) = self.namespaces.get(id).waiting.front() {
+            let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
+                // Removed while the call waited: `sweep` answers it.
+                return;
+            };
+            if self.namespaces.get(id).running >= function.manifest.workers_max {
+                return;
+            }
+            let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
+            let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
+            self.queued -= 1;
+            self.assign(worker, call, now_ns);
+            self.run_queue.push_back(worker);
         }
-        let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
-        let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
-        self.queued -= 1;
-        self.assign(worker, call, now_ns);
-        self.run_queue.push_back(worker);
     }
 
     /// Drops the longest idle worker of the shard, for the good of `keep`, which stays even if empty. False: none is idle.
@@ -457,19 +465,19 @@ impl Proxy {
 
     fn sweep_parked(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         let lock_wait_ns = self.options.lock_wait_ns;
-        let late = |slot: &WorkerSlot| matches!(slot.phase, Phase::Parked { since_ns } if now_ns.saturating_sub(since_ns) >= lock_wait_ns);
-        let late: Vec<u32> = self.workers.0.iter().filter(|(_, slot)| late(slot)).map(|(id, _)| id as u32).collect();
-        for id in late {
-            // An earlier one's locks may just have been handed to this one.
+        let late = |slot: &WorkerSlot| match slot.phase {
+            Phase::Parked { since_ns } => (now_ns.saturating_sub(since_ns) >= lock_wait_ns).then_some(since_ns),
+            _ => None,
+        };
+        let mut late: Vec<(u64, u32)> = self.workers.0.iter().filter_map(|(id, slot)| Some((late(slot)?, id as u32))).collect();
+        late.sort_unstable();
+        for (_, id) in late {
+            // The longest waiting goes first: its locks may just have been handed to this one.
             if !matches!(self.workers.0[id as usize].phase, Phase::Parked { .. }) {
                 continue;
             }
-            let call = self.workers.0[id as usize].call.take().expect("a parked worker has a call");
-            self.parked -= 1;
-            self.state.as_mut().expect("no guest runs now").locks.release_all(CallToken(id), &mut self.granted);
             let outcome = Outcome::failed(ErrorCode::LockWait, "a lock was not free within lock_wait_ms");
-            finished.push(self.end(id, call, outcome, false, now_ns));
-            self.resume_granted();
+            finished.push(self.abandon(id, outcome, now_ns));
         }
     }
 

@@ -42,8 +42,8 @@ const BOUNDS_NS: [u64; DURATION_BOUNDS_S.len()] = {
 };
 
 /// The `outcome` labels; the position is the index in `FunctionCounters::outcomes`.
-pub const OUTCOMES: [&str; 9] =
-    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "overloaded", "draining", "no_function", "other"];
+pub const OUTCOMES: [&str; 10] =
+    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "overloaded", "draining", "no_function", "other", "cancelled"];
 
 /// Counts of one function on one shard.
 #[derive(Default)]
@@ -69,6 +69,7 @@ impl FunctionCounters {
                 ErrorCode::NoFunction => 7,
                 _ => 8,
             },
+            Outcome::Cancelled => 9,
         };
         self.outcomes[index].add(1);
         let bucket = BOUNDS_NS.partition_point(|bound| *bound < duration_ns);
@@ -126,6 +127,10 @@ pub struct ShardCounters {
     pub queued: Count,
     pub lock_waits: Count,
     pub slices: Count,
+    /// `xfaas_regions_refused_total`: files of session state that could not be trusted at start and were set aside.
+    pub regions_refused: Count,
+    /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
+    pub cancelled: Count,
     /// `xfaas_sessions`, with state in the region.
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
@@ -196,6 +201,10 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
     counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
     counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
+    counter("xfaas_regions_refused_total", "Files of session state that could not be trusted and were set aside.", |c| {
+        c.regions_refused.get() as f64
+    }),
+    counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
     gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
@@ -219,6 +228,8 @@ impl ShardCounters {
         self.queued.set(stats.queued);
         self.lock_waits.set(stats.lock_waits);
         self.slices.set(stats.slices);
+        self.cancelled.set(stats.cancelled);
+        self.regions_refused.set(stats.regions_refused);
     }
 }
 

@@ -112,6 +112,7 @@ impl Shard {
         let mut out = self.spare_buffers.pop().unwrap_or_default();
         match outcome {
             Outcome::Replied => encode_datagram_reply(&mut out, &head, &call.output),
+            Outcome::Cancelled => unreachable!("a datagram's sender is never known to be gone"),
             Outcome::Failed { code, guest_code, .. } => encode_datagram_error(&mut out, &head, code, guest_code),
         }
         let key = ReplayKey { function: call.function, session: call.session, request_id };

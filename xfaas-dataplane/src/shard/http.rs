@@ -1,6 +1,6 @@
 //! The HTTP stage: bytes of a connection become requests, requests become calls. Bytes are hostile here.
 
-use super::connection::{Closing, Connection, PENDING_BYTES_MAX};
+use super::connection::{Asked, Closing, Connection, PENDING_BYTES_MAX};
 use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
@@ -191,9 +191,11 @@ impl Shard {
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
         let runs_here = self.runs_here(&mut call, owner);
+        let connection = &mut self.connections[id as usize];
+        let asked_shard = if runs_here { self.core } else { owner };
+        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session });
         if call.state_at == StateAt::Here {
             // One that runs beside the owner does as well here as there: no reason to move.
-            let connection = &mut self.connections[id as usize];
             connection.speaks_for = connection.speaks_for.heard(owner.0);
         }
         if runs_here {
@@ -206,7 +208,8 @@ impl Shard {
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {
-                self.connections[id as usize].busy = false;
+                let connection = &mut self.connections[id as usize];
+                (connection.busy, connection.asked) = (false, None);
                 self.view.counters.shed.add(1);
                 self.refuse(id, call, ErrorCode::Overloaded, "the owner's mailbox is full");
             }

@@ -262,6 +262,7 @@ impl Shard {
             for _ in 0..MAIL_MESSAGES_MAX {
                 match self.post.receive(from) {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
+                    Some(Message::Cancel(name)) => self.cancel(&name),
                     Some(Message::Done(finished)) => self.deliver(finished),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
@@ -327,6 +328,7 @@ impl Shard {
         counters.publish_proxy(&self.proxy.stats());
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
+        self.rpc.publish(&counters.rpc);
         counters.turns.add(1);
     }
 

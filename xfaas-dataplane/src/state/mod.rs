@@ -47,6 +47,8 @@ mod words;
 #[cfg(test)]
 mod compact_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod interleave_tests;
 #[cfg(test)]
 mod lock_tests;

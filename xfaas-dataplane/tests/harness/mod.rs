@@ -5,12 +5,14 @@ mod datagram;
 mod http;
 mod metrics;
 mod node;
+mod rpc;
 mod script;
 
 pub use self::datagram::{Answer, KIND_REPLY, UdpClient, function_hash, request_datagram};
 pub use self::http::{Client, Reply, request};
 pub use self::metrics::Metrics;
 pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};
+pub use self::rpc::{RpcClient, RpcFrame, State, Welcome, rpc_frame};
 pub use self::script::{RESULTS, Script};
 
 use std::time::{Duration, Instant};

@@ -147,7 +147,7 @@ impl NodeBuilder {
             write!(text, "[[function]]\nname = \"{}\"\nwasm = \"{}\"\n{}", function.name, path.display(), function.keys).unwrap();
         }
         std::fs::write(directory.path().join("xfaas.toml"), text).unwrap();
-        let mut node = Node { directory, shared_memory, http, admin, flags: self.flags, process: None };
+        let mut node = Node { directory, shared_memory, http, admin, rpc, flags: self.flags, process: None };
         node.start();
         node
     }
@@ -188,6 +188,7 @@ pub struct Node {
     shared_memory: TempDir,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    pub rpc: SocketAddr,
     flags: Vec<String>,
     process: Option<Child>,
 }
