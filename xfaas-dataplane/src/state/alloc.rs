@@ -9,6 +9,7 @@
 //! filled up last: pages with few blocks left are not topped up and so run empty. Where that is not enough, because sizes have changed, a
 //! page is *evacuated*: nothing is allocated there any more, `compact` moves its blocks elsewhere, and it goes back when it is empty.
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use super::class::{CLASSES, Class, PAGE_BLOCKS_MAX, PAGE_BYTES};
@@ -193,7 +194,7 @@ impl Allocator {
         let page = layout::page_of(at).expect("the block was allocated here");
         let state = &mut self.pages[page as usize];
         let entry = state.entry.expect("the block's page is in use");
-        let block = (at.0 - layout::page_start(page).0) as usize / entry.class.block_bytes();
+        let (block, _) = entry.class.block_at((at.0 - layout::page_start(page).0) as u32);
         let bit = 1 << (block % 64);
         let bits = &mut self.free_bits[page as usize * BITMAP_WORDS + block / 64];
         assert!(*bits & bit == 0, "block {:#x} freed twice", at.0);
@@ -357,17 +358,25 @@ impl Allocator {
         Ok(())
     }
 
+    /// Loads what a claim of the block at `at`, which may be anything, will ask for.
+    pub fn touch(&self, at: Offset) {
+        let Some(page) = layout::page_of(at) else { return };
+        let Some(entry) = self.pages.get(page as usize).and_then(|state| state.entry) else { return };
+        let (block, _) = entry.class.block_at((at.0 - layout::page_start(page).0) as u32);
+        black_box(self.free_bits.get(page as usize * BITMAP_WORDS + block / 64));
+    }
+
     /// Second step: a block that something refers to. Errors: why no such block can be there.
     pub fn claim(&mut self, at: Offset, kind: Kind, bytes: usize) -> Result<(), &'static str> {
         let page = layout::page_of(at).filter(|page| *page < self.fresh).ok_or("the reference leads outside the pages in use")?;
         let state = &mut self.pages[page as usize];
         let entry = state.entry.ok_or("the reference leads into a free page")?;
-        let within = (at.0 - layout::page_start(page).0) as usize;
-        let block = within / entry.class.block_bytes();
+        let within = at.0 - layout::page_start(page).0;
+        let (block, rest) = entry.class.block_at(within as u32);
         if entry.kind != kind {
             return Err("the reference leads into a page of another kind");
         }
-        if !within.is_multiple_of(entry.class.block_bytes()) || block >= entry.class.page_blocks() {
+        if rest != 0 || block >= entry.class.page_blocks() {
             return Err("the reference does not lead to the start of a block");
         }
         if bytes > entry.class.block_bytes() {

@@ -7,7 +7,7 @@
 //!    |  table       hash tries of sessions and of keys                  |
 //!    |  cell        one key and its value, swapped by one store         |
 //!    |  value       where a value's bytes are                           |
-//!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
+//!    |  alloc       blocks of size classes, in pages                    |   open, scan, ahead   creating, checking, re-mapping
 //!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
@@ -19,6 +19,7 @@
 //! to, and memory is reused only after the store that unlinked it. So a re-mapped region holds every finished write, an unfinished one
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
 
+mod ahead;
 mod alloc;
 #[cfg(debug_assertions)]
 mod broken_lock;
