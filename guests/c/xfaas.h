@@ -1,4 +1,5 @@
-/* What a C function on xfaas uses: the four host calls of the paper's Table 1 and their numbers (CONTRACT section 3).
+/* What a C function on xfaas uses: the four host calls of the paper's Table 1, a snapshot of several keys, and their numbers (CONTRACT
+ * section 3).
  *
  * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
  * no import. Build with clang and wasm-ld, no C library needed:
@@ -51,5 +52,13 @@ XFAAS_IMPORT(read_state) int32_t xfaas_read_state(const char *key, void *buffer,
 
 /* Replaces the key's value, at most 1 MiB. Returns 0 or an error, and after an error nothing changed. */
 XFAAS_IMPORT(write_state) int32_t xfaas_write_state(const char *key, const void *value, int32_t value_bytes, int32_t mode);
+
+/* Length that stands for a missing key in the answer of `xfaas_snapshot_read`. */
+#define XFAAS_SNAPSHOT_MISSING 0xFFFFFFFFu
+
+/* Reads 1-64 keys as they are at one moment. `keys`: the keys one after another, each with its NUL ("a\0b" as a C string literal: its own
+ * NUL is the last). The answer holds for each key a little-endian uint32 length, or XFAAS_SNAPSHOT_MISSING, and the value's bytes. Copies
+ * at most `buffer_bytes` of it. Returns its full length, or an error. */
+XFAAS_IMPORT(snapshot_read) int32_t xfaas_snapshot_read(const char *keys, int32_t keys_bytes, void *buffer, int32_t buffer_bytes);
 
 #endif

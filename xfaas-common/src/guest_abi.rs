@@ -10,6 +10,10 @@ pub const SET_OUTPUT: &str = "set_output";
 pub const READ_STATE: &str = "read_state";
 /// `write_state(key: i32, buf: i32, buf_len: i32, mode: i32) -> i32`
 pub const WRITE_STATE: &str = "write_state";
+/// `snapshot_read(keys: i32, keys_len: i32, buf: i32, buf_len: i32) -> i32`
+pub const SNAPSHOT_READ: &str = "snapshot_read";
+/// Stands for the length of a missing key in the answer of `snapshot_read`.
+pub const SNAPSHOT_MISSING: u32 = u32::MAX;
 
 /// Exports: `memory`, `handle() -> i32`, and perhaps `init()`.
 pub const EXPORT_MEMORY: &str = "memory";

@@ -21,6 +21,8 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 pub const SESSION_KEYS_MAX: usize = 65_536;
 /// Bytes of keys and values of one session.
 pub const SESSION_STATE_BYTES_MAX: usize = 64 << 20;
+/// Keys of one `snapshot_read`.
+pub const SNAPSHOT_KEYS_MAX: usize = 64;
 /// Bytes a guest may give as output.
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
 
@@ -99,6 +101,7 @@ const _: () = assert!(1 << SLOT_BITS == SLOTS);
 const _: () = assert!(CORES_MAX <= SLOTS, "every core must be able to own a slot");
 const _: () = assert!(SESSION_ID_BYTES_MAX.is_multiple_of(8), "the hash reads whole words");
 const _: () = assert!(KEY_BYTES_MAX == u8::MAX as usize, "a key's length travels in one byte");
+const _: () = assert!(SNAPSHOT_KEYS_MAX * (VALUE_BYTES_MAX + 4) <= i32::MAX as usize, "a snapshot's length is an i32");
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);

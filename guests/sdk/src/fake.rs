@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use crate::error::Error;
 use crate::input::Input;
 use xfaas_common::guest_abi;
-use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
+use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
 
 #[derive(Default)]
 struct Host {
@@ -95,6 +95,27 @@ pub(crate) fn write_state(key: &CStr, value: &[u8], mode: i32) -> i32 {
     }
     HOST.with_borrow_mut(|host| host.state.insert(key.to_bytes().to_vec(), value.to_vec()));
     guest_abi::OK
+}
+
+pub(crate) fn snapshot_read(keys: &[u8], buffer: &mut [u8]) -> i32 {
+    let Some((0, list)) = keys.split_last() else { return guest_abi::BAD_ARGUMENT };
+    let keys: Vec<&[u8]> = list.split(|byte| *byte == 0).collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return guest_abi::BAD_ARGUMENT;
+    }
+    if keys.len() > SNAPSHOT_KEYS_MAX || keys.iter().any(|key| key.len() > KEY_BYTES_MAX) {
+        return guest_abi::OVER_LIMIT;
+    }
+    let mut answer = Vec::new();
+    HOST.with_borrow(|host| {
+        for key in keys {
+            let value = host.state.get(key);
+            let length = value.map_or(guest_abi::SNAPSHOT_MISSING, |value| value.len() as u32);
+            answer.extend_from_slice(&length.to_le_bytes());
+            answer.extend_from_slice(value.map_or(&[], Vec::as_slice));
+        }
+    });
+    copy_out(&answer, buffer)
 }
 
 pub(crate) fn with_scratch_memory<R>(length_bytes: usize, use_bytes: impl FnOnce(&mut [u8]) -> R) -> Result<R, Error> {

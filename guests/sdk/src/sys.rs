@@ -1,10 +1,10 @@
-//! The only file of the SDK with `unsafe`: the host's four imports, the exports behind `handler!` and `init!`, and scratch memory.
+//! The only file of the SDK with `unsafe`: the host's five imports, the exports behind `handler!` and `init!`, and scratch memory.
 //! Called by the safe functions of `input.rs` and `state.rs`; knows no errors, only the host's numbers.
 
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use crate::fake::{read_input, read_state, set_output, with_scratch_memory, write_state};
+pub(crate) use crate::fake::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
 #[cfg(target_arch = "wasm32")]
-pub(crate) use wasm::{read_input, read_state, set_output, with_scratch_memory, write_state};
+pub(crate) use wasm::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
 
 use crate::error::Error;
 
@@ -55,6 +55,7 @@ mod wasm {
             pub fn set_output(buffer: *const u8, buffer_bytes: i32) -> i32;
             pub fn read_state(key: *const core::ffi::c_char, buffer: *mut u8, buffer_bytes: i32, mode: i32) -> i32;
             pub fn write_state(key: *const core::ffi::c_char, value: *const u8, value_bytes: i32, mode: i32) -> i32;
+            pub fn snapshot_read(keys: *const u8, keys_bytes: i32, buffer: *mut u8, buffer_bytes: i32) -> i32;
         }
     }
 
@@ -80,6 +81,13 @@ mod wasm {
     pub(crate) fn write_state(key: &CStr, value: &[u8], mode: i32) -> i32 {
         // SAFETY: the host only reads, the key up to the NUL that `CStr` promises and `value.len()` bytes of the value, and copies both.
         unsafe { host::write_state(key.as_ptr(), value.as_ptr(), value.len() as i32, mode) }
+    }
+
+    pub(crate) fn snapshot_read(keys: &[u8], buffer: &mut [u8]) -> i32 {
+        // SAFETY:
+        // - the host only reads `keys.len()` bytes of the keys, all inside the slice;
+        // - it writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice.
+        unsafe { host::snapshot_read(keys.as_ptr(), keys.len() as i32, buffer.as_mut_ptr(), buffer.len() as i32) }
     }
 
     /// Set while the scratch memory is lent, so that it is never lent twice.

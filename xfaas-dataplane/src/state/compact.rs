@@ -325,9 +325,8 @@ fn move_record(space: &Space, alloc: &mut Allocator, budget: &mut Budget, place:
     release_fence();
     namespace::copy(words, record, to);
     words.publish(place.at, 0, place.link.moved(to).0);
+    // Whoever holds on to this record sees by its incarnation that changes are announced elsewhere now.
     namespace::retire(words, record);
-    // Whoever compares this record's sequence would not see the changes that the new one announces.
-    namespace::announce_change(words, record);
     words.bump(HEADER, WORD_RECLAIM);
     alloc.free(words, record);
     budget.spend_bytes(bytes);
@@ -350,8 +349,7 @@ fn visit_cell(space: &Space, alloc: &mut Allocator, budget: &mut Budget, record:
     budget.spend_visits(1 + value.pieces() / PIECES_PER_VISIT);
     release_fence();
     while let Some(copy) = value.relocate(space, alloc, &mut budget.bytes)? {
-        namespace::announce_change(words, record);
-        cell::swap(words, cell, copy);
+        namespace::change(words, record, || cell::swap(words, cell, copy));
         value.free_replaced(copy, words, alloc);
         if budget.bytes == 0 {
             return Err(Pause::Spent); // there may be more pieces
@@ -369,8 +367,7 @@ fn move_cell(space: &Space, alloc: &mut Allocator, record: Offset, place: Place)
     cell::copy_key(words, cell, key);
     let to = alloc.allocate(space, cell::KIND, cell::cell_bytes(key.len()), Purpose::Growth).ok_or(NoRoom)?;
     cell::create(words, to, key, cell::value(words, cell));
-    namespace::announce_change(words, record);
-    words.publish(place.at, 0, place.link.moved(to).0);
+    namespace::change(words, record, || words.publish(place.at, 0, place.link.moved(to).0));
     words.bump(HEADER, WORD_RECLAIM);
     cell::retire(words, cell);
     alloc.free(words, cell);

@@ -42,7 +42,7 @@ fn own(length: usize, filling: u8) -> Vec<u8> {
 
 /// One of many sessions, without keys.
 fn crowd(region: &mut Region, number: u32) -> NamespaceRef {
-    let id = SessionId::new(format!("crowd-{number:05}").as_bytes()).unwrap();
+    let id = SessionId::new(format!("c{number:06}").as_bytes()).unwrap();
     region.find_or_create(&id, number.wrapping_mul(0x9E37_79B9)).unwrap()
 }
 

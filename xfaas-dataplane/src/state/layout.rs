@@ -19,7 +19,7 @@ use super::hash::Secret;
 use super::words::{Offset, WORD_BYTES, Words};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"XFAASREG");
-const LAYOUT_VERSION: u64 = 1;
+const LAYOUT_VERSION: u64 = 2;
 
 pub(super) const HEADER: Offset = Offset(0);
 const WORD_MAGIC: usize = 0;

@@ -7,9 +7,10 @@
 //!    |  table       hash tries of sessions and of keys                  |
 //!    |  cell        one key and its value, swapped by one store         |
 //!    |  value       where a value's bytes are                           |
+//!    |  transaction several writes made visible by one store            |  snapshot   several keys of one moment
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan, ahead   creating, checking, re-mapping
 //!    |  compact     empties sparse pages (walk, sparse)                 |
-//!    +- layout, words, space: offsets and atomic words over `sys::shm` -+
+//!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
 //!                                                                    shard_state   a region an app, and the locks
 //! ```
@@ -17,7 +18,7 @@
 //! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
 //! memory, and release stores keep the compiler from moving them), each change is made visible by one 8-byte store after all it leads
 //! to, and memory is reused only after the store that unlinked it. So a re-mapped region holds every finished write, an unfinished one
-//! whole or not at all, and at most some leaked blocks, which the scan at open makes free again.
+//! whole or not at all, and at most some leaked blocks, which the scan at open makes free again. The same holds for a transaction.
 
 mod ahead;
 mod alloc;
@@ -30,6 +31,7 @@ mod error;
 mod hash;
 mod layout;
 mod lock;
+mod memory;
 mod namespace;
 mod open;
 mod reader;
@@ -38,9 +40,11 @@ mod region;
 mod scan;
 mod section;
 mod shard_state;
+mod snapshot;
 mod space;
 mod sparse;
 mod table;
+mod transaction;
 mod value;
 mod walk;
 mod words;
@@ -59,6 +63,8 @@ mod race_tests;
 mod region_tests;
 #[cfg(test)]
 mod test_points;
+#[cfg(test)]
+mod transaction_tests;
 
 #[cfg(debug_assertions)]
 pub use self::broken_lock::break_locks;
@@ -71,3 +77,4 @@ pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, StateKey, fragmentation};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
+pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};

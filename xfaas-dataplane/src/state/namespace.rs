@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! word 0      incarnation: unique in the region's life while the record is in use, 0 when free
-//! word 1      sequence: rises by two before each change of the session, for readers that want several keys of one moment
+//! word 1      sequence: rises before and after each change of what the session holds, so it is odd in between; for snapshots
 //! words 2-3   bytes of keys and values; keys (for the owner's limits; counted anew at open)
-//! word 4      0, or the root node of the key table: then words 6-9 mean nothing any more
+//! word 4      0, or the root node of the key table: then words 7-10 mean nothing any more
 //! word 5      bytes of the session ID; in the upper half the node's hash of it
-//! words 6-9   links to cells
-//! words 10..  the session ID, padded with zeros
+//! word 6      commit: the number of the last transaction whose writes are in force
+//! words 7-10  links to cells
+//! words 11..  the session ID, padded with zeros
 //! ```
 
 use xfaas_common::ids::SessionId;
@@ -18,7 +19,7 @@ use super::cell;
 use super::hash::Secret;
 use super::space::Space;
 use super::table::{Leaves, Link, NoRoom, Table, new_node};
-use super::words::{Offset, OutOfRange, WORD_BYTES, Words, release_fence};
+use super::words::{Offset, OutOfRange, WORD_BYTES, Words, acquire_fence, release_fence};
 
 const WORD_INCARNATION: usize = 0;
 const WORD_SEQUENCE: usize = 1;
@@ -26,7 +27,8 @@ const WORD_BYTES_USED: usize = 2;
 const WORD_KEYS: usize = 3;
 const WORD_TABLE: usize = 4;
 const WORD_ID: usize = 5;
-const WORD_LINKS: usize = 6;
+const WORD_COMMIT: usize = 6;
+const WORD_LINKS: usize = 7;
 const LINKS: usize = 4;
 const ID_AT_BYTES: u64 = ((WORD_LINKS + LINKS) * WORD_BYTES) as u64;
 
@@ -50,6 +52,7 @@ pub(super) fn create(words: Words<'_>, record: Offset, session: &SessionId, tabl
     words.store(record, WORD_KEYS, 0);
     words.store(record, WORD_TABLE, 0);
     words.store(record, WORD_ID, u64::from(session.length()) | u64::from(table_hash) << 32);
+    words.store(record, WORD_COMMIT, 0);
     for slot in 0..LINKS {
         words.store(record, WORD_LINKS + slot, Link::EMPTY.0);
     }
@@ -112,11 +115,46 @@ pub(super) fn set_size(words: Words<'_>, record: Offset, bytes: u64, keys: u64) 
     words.store(record, WORD_KEYS, keys);
 }
 
-/// To be called before each store that changes what the session holds: whoever sees the change also sees that the sequence rose.
+/// Makes a change of what the session holds; `publish` is the one store that does it. Whoever sees the change also sees that the sequence
+/// rose, and whoever sees the sequence even again also sees the change.
 #[inline(always)]
-pub(super) fn announce_change(words: Words<'_>, record: Offset) {
-    words.store(record, WORD_SEQUENCE, words.load(record, WORD_SEQUENCE).wrapping_add(2));
+pub(super) fn change(words: Words<'_>, record: Offset, publish: impl FnOnce()) {
+    let before = words.load(record, WORD_SEQUENCE);
+    words.store(record, WORD_SEQUENCE, before.wrapping_add(1));
     release_fence();
+    publish();
+    words.publish(record, WORD_SEQUENCE, before.wrapping_add(2));
+}
+
+/// Ends a change in whose middle the last owner was killed.
+pub(super) fn settle_sequence(words: Words<'_>, record: Offset) {
+    if words.load(record, WORD_SEQUENCE) & 1 == 1 {
+        words.bump(record, WORD_SEQUENCE);
+    }
+}
+
+/// The sequence, for a reader: everything changed before it rose to this is visible afterwards. `None` in the middle of a change.
+pub(super) fn sequence(words: Words<'_>, record: Offset) -> Result<Option<u64>, OutOfRange> {
+    let sequence = words.get_acquire(record, WORD_SEQUENCE)?;
+    Ok((sequence & 1 == 0).then_some(sequence))
+}
+
+/// True when nothing loaded from the session so far was changed after `sequence`. Whether the record is still the session's is the
+/// caller's to check, after this.
+pub(super) fn is_sequence_still(words: Words<'_>, record: Offset, sequence: u64) -> bool {
+    acquire_fence();
+    words.get_acquire(record, WORD_SEQUENCE) == Ok(sequence)
+}
+
+/// The number of the last transaction whose writes are in force. For owner and readers: what it brought is visible after this.
+#[inline(always)]
+pub(super) fn committed(words: Words<'_>, record: Offset) -> Result<u64, OutOfRange> {
+    words.get_acquire(record, WORD_COMMIT)
+}
+
+/// The one store that puts the pending writes of transaction `number` in force.
+pub(super) fn commit(words: Words<'_>, record: Offset, number: u64) {
+    change(words, record, || words.publish(record, WORD_COMMIT, number));
 }
 
 /// The root node of the key table, or `None` while the record's own links serve. For owner and readers.
@@ -167,15 +205,15 @@ pub(super) fn insert_key(
         None => {
             let free = (0..LINKS).find(|slot| words.load(record, WORD_LINKS + slot) == Link::EMPTY.0);
             if let Some(slot) = free {
-                announce_change(words, record);
-                words.publish(record, WORD_LINKS + slot, Link::leaf(cell, hash).0);
+                change(words, record, || words.publish(record, WORD_LINKS + slot, Link::leaf(cell, hash).0));
                 return Ok(());
             }
             move_to_table(space, alloc, secret, record)?
         }
     };
-    announce_change(words, record);
-    table.insert(space, alloc, hash, cell, hash_of)
+    let place = table.place(space, alloc, hash, cell, hash_of)?;
+    change(words, record, || place.link(words));
+    Ok(())
 }
 
 /// The record's own links become a table, visible by one store.
@@ -196,14 +234,14 @@ fn move_to_table(space: &Space, alloc: &mut Allocator, secret: Secret, record: O
 
 /// Takes a cell out of the session; the caller retires and frees it.
 pub(super) fn remove_key(words: Words<'_>, alloc: &mut Allocator, record: Offset, hash: u64, cell: Offset) {
-    announce_change(words, record);
     if let Some(table) = table(words, record).expect("a record lies inside the region") {
-        assert!(table.remove(words, alloc, hash, cell), "the cell was found a moment ago");
+        // The nodes that collapse with it are no change; that they do while the sequence is odd is the price of one call for both.
+        change(words, record, || assert!(table.remove(words, alloc, hash, cell), "the cell was found a moment ago"));
         return;
     }
     let slot =
         (0..LINKS).find(|slot| Link(words.load(record, WORD_LINKS + slot)).offset() == cell).expect("the cell was found a moment ago");
-    words.publish(record, WORD_LINKS + slot, Link::EMPTY.0);
+    change(words, record, || words.publish(record, WORD_LINKS + slot, Link::EMPTY.0));
 }
 
 /// All cells of the session, for the owner.
@@ -216,8 +254,17 @@ pub(super) fn cells(words: Words<'_>, record: Offset) -> Leaves<'_> {
 
 /// Hash of a cell's key, for the owner.
 pub(super) fn key_hash(words: Words<'_>, secret: Secret, cell: Offset) -> u64 {
+    with_key(words, cell, |key| secret.hash(key))
+}
+
+/// True when the bytes behind a cell's key are zero, as look-ups expect. For the owner.
+pub(super) fn is_key_padded(words: Words<'_>, cell: Offset) -> bool {
+    with_key(words, cell, |key| cell::has_key(words, cell, key) == Ok(true))
+}
+
+fn with_key<R>(words: Words<'_>, cell: Offset, work: impl FnOnce(&[u8]) -> R) -> R {
     let mut bytes = [0; xfaas_common::limits::KEY_BYTES_MAX];
     let bytes = &mut bytes[..cell::key_bytes(words, cell)];
     cell::copy_key(words, cell, bytes);
-    secret.hash(bytes)
+    work(bytes)
 }

@@ -5,6 +5,7 @@ use xfaas_common::ids::SessionId;
 
 use super::error::ReadRefused;
 use super::reader::RegionReader;
+use super::snapshot::{KeyList, SnapshotSink, snapshot_of_nothing};
 
 /// The readers one shard holds.
 #[derive(Debug, Default)]
@@ -76,11 +77,36 @@ impl Readers {
             outcome => outcome,
         }
     }
+
+    /// Copies the values of several keys of a session, as they are at one moment, into `sink`. Errors: as `read`.
+    pub fn snapshot(
+        &self,
+        app: u16,
+        shard: u16,
+        session: &SessionId,
+        table_hash: u32,
+        keys: KeyList<'_>,
+        sink: &mut impl SnapshotSink,
+    ) -> Result<(), ReadRefused> {
+        let reader = self.get(app, shard).ok_or(ReadRefused::Missing)?;
+        let mut try_once = || match reader.find(session, table_hash)? {
+            Some(namespace) => reader.snapshot(namespace, keys, sink),
+            None => {
+                snapshot_of_nothing(keys, sink);
+                Ok(())
+            }
+        };
+        match try_once() {
+            Err(ReadRefused::Gone) => try_once(),
+            outcome => outcome,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::region_tests::{Scratch, open, session};
+    use super::super::snapshot::SnapshotWriter;
     use super::*;
 
     const SESSION_BYTES: usize = 1 << 20;
@@ -101,8 +127,15 @@ mod tests {
             region.write(ns, b"n", &[round; 3], SESSION_BYTES).unwrap();
             assert_eq!(readers.read(2, 1, &id, table_hash, b"n", &mut buf), Ok(Some(3)));
             assert_eq!(buf[..3], [round; 3]);
+            let (keys, mut answer) = (KeyList::new(b"m\0n\0").unwrap(), [0; 16]);
+            let mut sink = SnapshotWriter::new(&mut answer);
+            assert_eq!(readers.snapshot(2, 1, &id, table_hash, keys, &mut sink), Ok(()));
+            assert_eq!(sink.full_bytes(), 11);
+            assert_eq!(answer[..11], [0xFF, 0xFF, 0xFF, 0xFF, 3, 0, 0, 0, round, round, round]);
             assert_eq!(readers.read(2, 1, &id, table_hash, b"m", &mut buf), Ok(None));
             region.remove(ns);
+            assert_eq!(readers.snapshot(2, 1, &id, table_hash, keys, &mut SnapshotWriter::new(&mut answer)), Ok(()));
+            assert_eq!(answer[..8], [0xFF; 8]);
             assert_eq!(readers.read(2, 1, &id, table_hash, b"n", &mut buf), Ok(None));
         }
         readers.clear_app(2);

@@ -16,6 +16,7 @@ use super::layout::{self, HEADER, Kind, RegionOptions, WORD_INCARNATIONS, WORD_R
 use super::namespace::{self, NamespaceRef};
 use super::open;
 use super::reader::RegionReader;
+use super::snapshot::{KeyList, SnapshotSink};
 use super::space::Space;
 use super::table::Table;
 use super::value::ValueHead;
@@ -78,11 +79,13 @@ impl StateKey {
 
 /// The owner's handle of a region. One writer: the file is locked as long as this lives.
 pub struct Region {
-    space: Space,
-    alloc: Allocator,
-    secret: Secret,
+    pub(super) space: Space,
+    pub(super) alloc: Allocator,
+    pub(super) secret: Secret,
     path: PathBuf,
-    totals: scan::Totals,
+    pub(super) totals: scan::Totals,
+    /// Cells with a pending write, while a transaction is made; kept for its memory.
+    pub(super) touched: Vec<Offset>,
     compactor: Compactor,
     record_compactor: Compactor,
 }
@@ -96,9 +99,12 @@ impl Region {
         let words = space.words();
         let fresh = open::begin(words)?;
         let mut alloc = Allocator::new(pages.max(fresh));
-        let totals = scan::scan(words, &mut alloc, fresh, header.secret)?;
+        let (totals, absent) = scan::scan(words, &mut alloc, fresh, header.secret)?;
         let (compactor, record_compactor) = (Compactor::new(Scope::Contents), Compactor::new(Scope::Records));
-        Ok(Region { secret: header.secret, space, alloc, path: path.to_owned(), totals, compactor, record_compactor })
+        let (secret, path, touched) = (header.secret, path.to_owned(), Vec::new());
+        let mut region = Region { secret, space, alloc, path, totals, touched, compactor, record_compactor };
+        region.remove_absent(&absent);
+        Ok(region)
     }
 
     /// A handle for lock-free reads from other threads of this process.
@@ -147,7 +153,7 @@ impl Region {
 
     /// The record behind a reference, unless the namespace was removed since.
     #[inline(always)]
-    fn record(&self, ns: NamespaceRef) -> Option<Offset> {
+    pub(super) fn record(&self, ns: NamespaceRef) -> Option<Offset> {
         let is_record = self.alloc.kind_of(ns.record) == Some(Kind::Namespace);
         (is_record && namespace::incarnation(self.space.words(), ns.record) == Ok(ns.incarnation)).then_some(ns.record)
     }
@@ -168,6 +174,22 @@ impl Region {
         Some(value.bytes)
     }
 
+    /// Copies the values of `keys` into `sink`; all are missing when the namespace is gone. For readers elsewhere: `RegionReader::snapshot`.
+    pub fn snapshot(&self, ns: NamespaceRef, keys: KeyList<'_>, sink: &mut impl SnapshotSink) {
+        let words = self.space.words();
+        sink.begin();
+        for key in keys.iter() {
+            if sink.has_own(key) {
+                continue;
+            }
+            let Some(value) = self.find_cell(ns, key).map(|cell| cell::value(words, cell)) else {
+                sink.missing();
+                continue;
+            };
+            value.copy_out(words, sink.value(value.bytes)).expect("the owner's values lie inside the region");
+        }
+    }
+
     /// Length in bytes of the value of `key`.
     pub fn value_bytes(&self, ns: NamespaceRef, key: &[u8]) -> Option<usize> {
         Some(cell::value(self.space.words(), self.find_cell(ns, key)?).bytes)
@@ -179,12 +201,7 @@ impl Region {
     /// over it (the limit may have been lowered) can still be overwritten with values that are not longer.
     /// Errors: all of `StateError`. Cost: no allocation on the heap; a system call when 256 KiB of fresh memory are begun.
     pub fn write(&mut self, ns: NamespaceRef, key: &[u8], value: &[u8], session_bytes_max: usize) -> Result<(), StateError> {
-        if key.is_empty() || key.len() > KEY_BYTES_MAX {
-            return Err(StateError::BadKey { bytes: key.len() });
-        }
-        if value.len() > VALUE_BYTES_MAX {
-            return Err(StateError::ValueTooLarge { bytes: value.len() });
-        }
+        check_sizes(key, value)?;
         let record = self.record(ns).ok_or(StateError::NoNamespace)?;
         let hash = self.secret.hash(key);
         let found = namespace::find_key(self.space.words(), record, hash, key).expect("the owner's tables lead into the region");
@@ -199,7 +216,7 @@ impl Region {
 
     /// A little compaction goes with each change of a region that needs it, so that it keeps up however busy the shard is.
     #[inline(always)]
-    fn compact_after_change(&mut self) {
+    pub(super) fn compact_after_change(&mut self) {
         if self.alloc.is_wasteful() || !self.compactor.is_resting() {
             self.compactor.step(&self.space, &mut self.alloc);
         }
@@ -227,8 +244,7 @@ impl Region {
         // The reserve is repaid below only by a value of the same blocks.
         let purpose = if value.len() == old.bytes { Purpose::Overwrite } else { Purpose::Growth };
         let head = ValueHead::create(space, alloc, value, purpose).ok_or(StateError::RegionFull)?;
-        namespace::announce_change(words, record);
-        cell::swap(words, cell, head);
+        namespace::change(words, record, || cell::swap(words, cell, head));
         old.free(words, alloc);
         namespace::set_size(words, record, bytes_after, keys);
         totals.bytes = totals.bytes - bytes + bytes_after;
@@ -271,7 +287,8 @@ impl Region {
         let words = space.words();
         namespace::remove_key(words, alloc, record, secret.hash(key), cell);
         words.bump(HEADER, WORD_RECLAIM);
-        let freed_bytes = free_cell(words, alloc, cell);
+        let freed_bytes = live_bytes(words, cell);
+        free_cell(words, alloc, cell);
         let (bytes, keys) = namespace::size(words, record);
         namespace::set_size(words, record, bytes - freed_bytes, keys - 1);
         totals.bytes -= freed_bytes;
@@ -293,7 +310,8 @@ impl Region {
         // Before any cell's version: a reader that still got to one of them must see that its walk is void.
         words.bump(HEADER, WORD_RECLAIM);
         for cell in namespace::cells(words, record) {
-            totals.bytes -= free_cell(words, alloc, cell);
+            totals.bytes -= live_bytes(words, cell);
+            free_cell(words, alloc, cell);
             totals.keys -= 1;
         }
         if let Some(table) = namespace::table(words, record).expect("a record lies inside the region") {
@@ -356,13 +374,27 @@ impl std::fmt::Debug for Region {
     }
 }
 
+/// Errors: `BadKey`, `ValueTooLarge`.
+#[inline(always)]
+pub(super) fn check_sizes(key: &[u8], value: &[u8]) -> Result<(), StateError> {
+    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+        return Err(StateError::BadKey { bytes: key.len() });
+    }
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(StateError::ValueTooLarge { bytes: value.len() });
+    }
+    Ok(())
+}
+
 /// Retires and frees a cell that nothing leads to any more, with its value. The caller has raised the reclaim word since.
-/// Output: the bytes of its key and value.
-fn free_cell(words: Words<'_>, alloc: &mut Allocator, cell: Offset) -> u64 {
+pub(super) fn free_cell(words: Words<'_>, alloc: &mut Allocator, cell: Offset) {
     let value = cell::value(words, cell);
-    let bytes = cell::key_bytes(words, cell) + value.bytes;
     cell::retire(words, cell);
     value.free(words, alloc);
     alloc.free(words, cell);
-    bytes as u64
+}
+
+/// Bytes of a cell's key and value.
+fn live_bytes(words: Words<'_>, cell: Offset) -> u64 {
+    (cell::key_bytes(words, cell) + cell::value(words, cell).bytes) as u64
 }

@@ -13,7 +13,7 @@ use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{SESSION_KEYS_MAX, VALUE_BYTES_MAX};
 
 use super::test_points::{self, Killed};
-use super::{NamespaceRef, Region, RegionError, RegionOptions, StateError};
+use super::{KeyList, NamespaceRef, Region, RegionError, RegionOptions, SnapshotWriter, StateError};
 
 /// A directory on tmpfs that goes away with the value.
 pub(super) struct Scratch(PathBuf);
@@ -59,11 +59,29 @@ fn any_long_length() -> impl Strategy<Value = usize> {
     prop_oneof![0..=VALUE_BYTES_MAX, Just(VALUE_BYTES_MAX)]
 }
 
+/// A key, and length and seed of its new value, or nothing.
+type Change = (Vec<u8>, Option<(usize, u8)>);
+
 #[derive(Clone, Debug)]
 enum Op {
-    Write { session: u8, key: Vec<u8>, length: usize, seed: u8 },
-    Delete { session: u8, key: Vec<u8> },
-    Remove { session: u8 },
+    Write {
+        session: u8,
+        key: Vec<u8>,
+        length: usize,
+        seed: u8,
+    },
+    /// Writes that take effect together: length and seed of the value, or a deletion.
+    Together {
+        session: u8,
+        writes: Vec<Change>,
+    },
+    Delete {
+        session: u8,
+        key: Vec<u8>,
+    },
+    Remove {
+        session: u8,
+    },
     Reopen,
 }
 
@@ -75,10 +93,15 @@ fn any_length() -> impl Strategy<Value = usize> {
     prop_oneof![6 => 0usize..40, 4 => 0usize..4_000, 2 => 8_000usize..20_000, 1 => 0usize..200_000]
 }
 
+fn any_change() -> impl Strategy<Value = Option<(usize, u8)>> {
+    prop_oneof![1 => Just(None), 4 => (any_length(), any::<u8>()).prop_map(Some)]
+}
+
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         30 => (0u8..12, any_key(), any_length(), any::<u8>()).prop_map(|(session, key, length, seed)| Op::Write { session, key, length, seed }),
         1 => (0u8..3, 1u8..3, any_long_length()).prop_map(|(session, key, length)| Op::Write { session, key: vec![key], length, seed: key }),
+        10 => (0u8..12, vec((any_key(), any_change()), 0..7)).prop_map(|(session, writes)| Op::Together { session, writes }),
         10 => (0u8..12, any_key()).prop_map(|(session, key)| Op::Delete { session, key }),
         2 => (0u8..12).prop_map(|session| Op::Remove { session }),
         1 => Just(Op::Reopen),
@@ -113,6 +136,24 @@ fn apply(region: &mut Region, model: &mut Model, op: &Op) {
                 Err(other) => panic!("{other}"),
             }
         }
+        Op::Together { session: index, writes } => {
+            let (id, hash) = session(*index);
+            let ns = match region.find_or_create(&id, hash) {
+                Ok(ns) => ns,
+                Err(error) => return assert_eq!(error, StateError::RegionFull),
+            };
+            let before = model.entry(*index).or_default();
+            let after = with_all(before, writes);
+            match write_together(region, ns, writes) {
+                Ok(()) => *before = after,
+                Err(StateError::RegionFull) => {}
+                Err(StateError::SessionFull { bytes, bytes_max }) => {
+                    assert_eq!((bytes, bytes_max), (size_of(&after), SESSION_BYTES));
+                    assert!(bytes > bytes_max && bytes > size_of(before));
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
         Op::Delete { session: index, key } => {
             let (id, hash) = session(*index);
             let deleted = region.find(&id, hash).is_some_and(|ns| region.delete(ns, key));
@@ -131,9 +172,46 @@ fn apply(region: &mut Region, model: &mut Model, op: &Op) {
     }
 }
 
+fn write_together(region: &mut Region, ns: NamespaceRef, writes: &[Change]) -> Result<(), StateError> {
+    let values: Vec<Option<Vec<u8>>> = writes.iter().map(|(_, value)| value.map(|(length, seed)| value_of(length, seed))).collect();
+    region.write_many(ns, writes.iter().zip(&values).map(|((key, _), value)| (&key[..], value.as_deref())), SESSION_BYTES)
+}
+
+fn with_all(keys: &BTreeMap<Vec<u8>, Vec<u8>>, writes: &[Change]) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut after = keys.clone();
+    for (key, value) in writes {
+        match value {
+            Some((length, seed)) => _ = after.insert(key.clone(), value_of(*length, *seed)),
+            None => _ = after.remove(key),
+        }
+    }
+    after
+}
+
+/// Up to 62 keys of the session, and two it does not have, of one moment: as the owner sees them and as a reader does.
+fn check_snapshots(region: &Region, ns: NamespaceRef, keys: &BTreeMap<Vec<u8>, Vec<u8>>, buf: &mut Vec<u8>) {
+    let (mut list, mut expected) = (Vec::new(), Vec::new());
+    for (key, value) in [(&b"never"[..], None)].into_iter().chain(keys.iter().take(62).map(|(key, value)| (&key[..], Some(value)))) {
+        list.extend_from_slice(&[key, b"\0"].concat());
+        expected.extend_from_slice(&value.map_or(u32::MAX, |value| value.len() as u32).to_le_bytes());
+        expected.extend_from_slice(value.map_or(&[], Vec::as_slice));
+    }
+    let list = KeyList::new(&list).unwrap();
+    buf.resize(expected.len() + 1, 0);
+    let mut writer = SnapshotWriter::new(buf);
+    region.snapshot(ns, list, &mut writer);
+    assert_eq!(writer.full_bytes(), expected.len());
+    assert!(buf[..expected.len()] == expected);
+    buf.fill(0xEE);
+    let mut writer = SnapshotWriter::new(buf);
+    assert_eq!(region.reader().snapshot(ns, list, &mut writer), Ok(()));
+    assert_eq!(writer.full_bytes(), expected.len());
+    assert!(buf[..expected.len()] == expected && buf[expected.len()] == 0xEE);
+}
+
 fn check(region: &Region, model: &Model) {
     let reader = region.reader();
-    let mut buf = vec![0; VALUE_BYTES_MAX];
+    let (mut buf, mut snapshot) = (vec![0; VALUE_BYTES_MAX], Vec::new());
     for index in 0..12 {
         let (id, hash) = session(index);
         let found = region.find(&id, hash);
@@ -151,6 +229,7 @@ fn check(region: &Region, model: &Model) {
             assert_eq!(region.read(ns, key, &mut buf[..part]), Some(value.len()));
             assert_eq!((&buf[..part], buf[part]), (&value[..part], 0xAA));
         }
+        check_snapshots(region, ns, keys, &mut snapshot);
         assert_eq!(region.read(ns, b"never written", &mut buf), None);
         assert_eq!(reader.read(ns, b"never written", &mut buf), Ok(None));
         let listed: BTreeMap<Vec<u8>, usize> = region.keys(ns).map(|key| (key.as_bytes().to_vec(), key.value_bytes())).collect();
@@ -200,6 +279,9 @@ proptest! {
             // Half of the kills fall among the last stores of an operation, wherever that is for long values.
             let stores = match op {
                 Op::Write { length, .. } if *is_late => *stores + *length as u64 / 8,
+                Op::Together { writes, .. } if *is_late => {
+                    *stores + writes.iter().map(|(_, value)| value.map_or(0, |(length, _)| length as u64 / 8 + 8)).sum::<u64>()
+                }
                 _ => *stores,
             };
             let mut after = model.clone();
@@ -230,7 +312,13 @@ proptest! {
 
 /// What the model must be after a kill in the middle of `op`: the state before it or after it, or a session made and left empty.
 fn settle(region: &Region, mut model: Model, op: &Op) -> Model {
-    let (Op::Write { session: index, .. } | Op::Delete { session: index, .. } | Op::Remove { session: index }) = op else { return model };
+    let (Op::Write { session: index, .. }
+    | Op::Together { session: index, .. }
+    | Op::Delete { session: index, .. }
+    | Op::Remove { session: index }) = op
+    else {
+        return model;
+    };
     let (id, hash) = session(*index);
     let Some(ns) = region.find(&id, hash) else {
         let expected = model.remove(index);
@@ -244,6 +332,15 @@ fn settle(region: &Region, mut model: Model, op: &Op) -> Model {
             if let Some(value) = read(region, ns, key).filter(|value| keys.get(key) != Some(value)) {
                 assert!(value == value_of(*length, *seed), "neither the old value nor the new one");
                 keys.insert(key.clone(), value);
+            }
+        }
+        Op::Together { writes, .. } => {
+            let after = with_all(keys, writes);
+            // One key decides which of the two it is; `check` compares all of them.
+            if after.iter().any(|(key, value)| keys.get(key) != Some(value) && read(region, ns, key).as_ref() == Some(value))
+                || keys.keys().any(|key| !after.contains_key(key) && read(region, ns, key).is_none())
+            {
+                *keys = after;
             }
         }
         Op::Delete { key, .. } if read(region, ns, key).is_none() => _ = keys.remove(key),

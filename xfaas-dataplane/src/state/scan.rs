@@ -1,7 +1,8 @@
 //! The check at open: everything reachable is looked at once, blocks in use are told to the allocator, sizes are counted anew.
-//! After it the owner trusts each offset in the region. Corruption is refused with its place; leaked blocks are free again.
+//! After it the owner trusts each offset in the region. Corruption is refused with its place; leaked blocks are free again. A transaction
+//! in whose middle the last owner was killed is settled on the way: rolled forward if its number was committed, else dropped.
 
-use xfaas_common::limits::{KEY_BYTES_MAX, SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
+use xfaas_common::limits::{SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
 
 use super::ahead::Ahead;
 use super::alloc::Allocator;
@@ -10,6 +11,7 @@ use super::hash::Secret;
 use super::layout::{HEADER, Kind, WORD_INCARNATIONS};
 use super::region::SESSIONS;
 use super::table::{Link, NODE_BYTES, Table};
+use super::value::ValueHead;
 use super::words::{Offset, WORD_BYTES, Words};
 use super::{cell, namespace};
 
@@ -22,19 +24,31 @@ pub(super) struct Totals {
     pub bytes: u64,
 }
 
+/// More than any owner can give out in its life: beyond it the count would begin at 0 again, which names a free record.
+const INCARNATIONS_MAX: u64 = 1 << 63;
+
 /// A place and what is wrong there.
 type Fault = (Offset, &'static str);
 
+/// A cell without a value that is still linked from its session's record: a transaction's new key or deleted one, left by a kill.
+pub(super) struct AbsentCell {
+    pub record: Offset,
+    pub cell: Offset,
+}
+
 /// Input: a region whose header was checked, and the pages ever taken. Errors: `Corrupt`.
-pub(super) fn scan(words: Words<'_>, alloc: &mut Allocator, fresh: u32, secret: Secret) -> Result<Totals, RegionError> {
+pub(super) fn scan(words: Words<'_>, alloc: &mut Allocator, fresh: u32, secret: Secret) -> Result<(Totals, Vec<AbsentCell>), RegionError> {
     let corrupt = |(at, what): Fault| RegionError::Corrupt { offset: at.0, what };
     alloc.load_page_table(words, fresh).map_err(corrupt)?;
-    let mut totals = Totals::default();
-    let mut visit = |alloc: &mut Allocator, found: Found| scan_namespace(words, alloc, secret, found, &mut totals);
+    if words.load(HEADER, WORD_INCARNATIONS) > INCARNATIONS_MAX {
+        return Err(corrupt((HEADER.plus((WORD_INCARNATIONS * WORD_BYTES) as u64), "more incarnations than can have been given out")));
+    }
+    let (mut totals, mut absent) = (Totals::default(), Vec::new());
+    let mut visit = |alloc: &mut Allocator, found: Found| scan_namespace(words, alloc, secret, found, &mut totals, &mut absent);
     let top = Prefix { bits: 0, value: 0, ahead: Ahead::Sessions };
     scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, top, SESSIONS.root_bits, &mut visit).map_err(corrupt)?;
     alloc.finish_claims(words);
-    Ok(totals)
+    Ok((totals, absent))
 }
 
 /// The hash bits that lead to a node, and whether what it leads to is in the cache by now.
@@ -103,7 +117,14 @@ fn scan_links(
     Ok(())
 }
 
-fn scan_namespace(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found: Found, totals: &mut Totals) -> Result<(), Fault> {
+fn scan_namespace(
+    words: Words<'_>,
+    alloc: &mut Allocator,
+    secret: Secret,
+    found: Found,
+    totals: &mut Totals,
+    absent: &mut Vec<AbsentCell>,
+) -> Result<(), Fault> {
     let record = found.link.offset();
     let (session, table_hash) = namespace::session(words, record).ok_or((record, "the record holds no session ID"))?;
     let bytes = namespace::record_bytes(usize::from(session.length()));
@@ -111,12 +132,27 @@ fn scan_namespace(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found
     if !found.is_home_of(secret.session_hash(&session, table_hash)) {
         return Err((found.place, "the session is not where its hash leads"));
     }
+    // Look-ups compare whole words, so what is behind the name counts too.
+    if namespace::is_of(words, record, &session) != Ok(true) {
+        return Err((record, "the session ID is not padded with zeros"));
+    }
     let incarnation = namespace::incarnation(words, record).unwrap_or(0);
     if incarnation == 0 || incarnation > words.load(HEADER, WORD_INCARNATIONS) {
         return Err((record, "the record's incarnation was never given out"));
     }
+    namespace::settle_sequence(words, record);
+    let committed = namespace::committed(words, record).map_err(|_| (record, "the record lies outside the file"))?;
     let mut size = Totals::default();
-    let mut visit = |alloc: &mut Allocator, found: Found| scan_cell(words, alloc, secret, found, &mut size);
+    let mut visit = |alloc: &mut Allocator, found: Found| {
+        let (key_bytes, value) = scan_cell(words, alloc, secret, found, committed)?;
+        if value.is_absent() {
+            absent.push(AbsentCell { record, cell: found.link.offset() });
+            return Ok(());
+        }
+        size.keys += 1;
+        size.bytes += (key_bytes + value.bytes) as u64;
+        Ok(())
+    };
     match namespace::table(words, record).map_err(|_| (record, "the record lies outside the file"))? {
         None => {
             let root = Prefix { bits: 0, value: 0, ahead: Ahead::Done };
@@ -145,22 +181,31 @@ fn scan_namespace(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found
     Ok(())
 }
 
-fn scan_cell(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found: Found, size: &mut Totals) -> Result<(), Fault> {
+/// Output: bytes of the cell's key, and its value, whose blocks are claimed.
+fn scan_cell(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found: Found, committed: u64) -> Result<(usize, ValueHead), Fault> {
     let cell = found.link.offset();
     // Claimed as the smallest cell first: the length of its key is not to be believed before the block is known to be a cell.
     alloc.claim(cell, cell::KIND, cell::cell_bytes(1)).map_err(|what| (found.place, what))?;
     let key_bytes = cell::key_bytes(words, cell);
-    if key_bytes == 0 || key_bytes > KEY_BYTES_MAX || cell::cell_bytes(key_bytes) > alloc.block_bytes(cell) {
+    if key_bytes == 0 || cell::cell_bytes(key_bytes) > alloc.block_bytes(cell) {
         return Err((cell, "the key is longer than its cell"));
     }
     if !found.is_home_of(namespace::key_hash(words, secret, cell)) {
         return Err((found.place, "the key is not where its hash leads"));
     }
+    if !namespace::is_key_padded(words, cell) {
+        return Err((cell, "the key is not padded with zeros"));
+    }
+    // Readers of other processes may be looking on: they were told to look again when this open began.
+    match cell::pending(words, cell).map(|pending| pending.number) {
+        None => {}
+        Some(number) if number == committed => _ = cell::roll_forward(words, cell),
+        Some(number) if number == committed.wrapping_add(1) => cell::give_up(words, cell),
+        Some(_) => return Err((cell, "the pending write is of no transaction of its session")),
+    }
     let value = cell::value(words, cell);
     value.claim(words, alloc, cell)?;
-    size.keys += 1;
-    size.bytes += (key_bytes + value.bytes) as u64;
-    Ok(())
+    Ok((key_bytes, value))
 }
 
 const _: () = assert!(namespace::record_bytes(SESSION_ID_BYTES_MAX) <= super::class::BLOCK_BYTES_MAX);

@@ -103,6 +103,19 @@ impl Step {
     }
 }
 
+/// A link that is ready to be stored: with that store its leaf is in the table.
+pub(super) struct Place {
+    node: Offset,
+    slot: usize,
+    link: Link,
+}
+
+impl Place {
+    pub fn link(self, words: Words<'_>) {
+        words.publish(self.node, self.slot, self.link.0);
+    }
+}
+
 impl Table {
     /// The key table of a session, with its root node at `root`.
     pub const fn of_node(root: Offset) -> Table {
@@ -145,20 +158,31 @@ impl Table {
         leaf: Offset,
         hash_of: impl Fn(Offset) -> u64,
     ) -> Result<(), NoRoom> {
+        self.place(space, alloc, hash, leaf, hash_of)?.link(space.words());
+        Ok(())
+    }
+
+    /// Makes everything that adding a leaf takes, but for the store that links it. Errors: `NoRoom`, nothing changed.
+    pub fn place(
+        self,
+        space: &Space,
+        alloc: &mut Allocator,
+        hash: u64,
+        leaf: Offset,
+        hash_of: impl Fn(Offset) -> u64,
+    ) -> Result<Place, NoRoom> {
         let words = space.words();
         let mut step = self.top();
         loop {
             let slot = step.slot(hash);
             let link = Link(words.load(step.node, slot));
             if link.is_empty() {
-                words.publish(step.node, slot, Link::leaf(leaf, hash).0);
-                return Ok(());
+                return Ok(Place { node: step.node, slot, link: Link::leaf(leaf, hash) });
             }
             if link.is_leaf() {
                 let other_hash = hash_of(link.offset());
                 let top = branch(space, alloc, step, (hash, Link::leaf(leaf, hash)), (other_hash, link))?;
-                words.publish(step.node, slot, Link::node(top).0);
-                return Ok(());
+                return Ok(Place { node: step.node, slot, link: Link::node(top) });
             }
             step = step.down(link.offset()).expect("no node lies below the last bits of the hash");
         }

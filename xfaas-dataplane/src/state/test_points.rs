@@ -14,9 +14,9 @@ thread_local! {
 /// What the unwinding carries, so that a test tells a kill from a failed assertion.
 pub(super) struct Killed;
 
-/// This thread is stopped before its store number `stores` from now; `None` takes that back.
-pub(super) fn kill_at_store(stores: Option<u64>) {
-    STORES_LEFT.set(stores);
+/// This thread is stopped before its store number `stores` from now; `None` takes that back. Output: how many were left until then.
+pub(super) fn kill_at_store(stores: Option<u64>) -> Option<u64> {
+    STORES_LEFT.replace(stores)
 }
 
 /// What is left of `kill_at_store`.

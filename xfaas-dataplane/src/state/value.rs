@@ -22,6 +22,9 @@ pub(super) struct ValueHead {
     pub payload: [u64; 2],
 }
 
+/// Stands for the length of a value that is not there: a key that a transaction is about to add, or has taken out.
+const ABSENT_BYTES: usize = usize::MAX;
+
 const fn list_bytes(bytes: usize) -> usize {
     bytes.div_ceil(PIECE_BYTES) * WORD_BYTES
 }
@@ -33,9 +36,17 @@ const fn piece_bytes(bytes: usize, piece: usize) -> usize {
 }
 
 impl ValueHead {
+    /// No value: for a reader the key is missing.
+    pub const ABSENT: ValueHead = ValueHead { bytes: ABSENT_BYTES, payload: [0; 2] };
+
+    #[inline(always)]
+    pub const fn is_absent(self) -> bool {
+        self.bytes == ABSENT_BYTES
+    }
+
     /// Bytes of the value's first block, 0 for one that lies in its slot.
     const fn block_bytes(self) -> usize {
-        if self.bytes <= INLINE_BYTES_MAX {
+        if self.bytes <= INLINE_BYTES_MAX || self.is_absent() {
             0
         } else if self.bytes <= PIECE_BYTES {
             self.bytes
@@ -91,8 +102,11 @@ impl ValueHead {
     pub fn relocate(self, space: &Space, alloc: &mut Allocator, bytes_left: &mut usize) -> Result<Option<ValueHead>, NoRoom> {
         let words = space.words();
         let is_due = |alloc: &Allocator, index| alloc.is_evacuated(Offset(words.load(self.block(), index)));
+        if self.block_bytes() == 0 {
+            return Ok(None);
+        }
         let pieces_due = (0..self.pieces()).any(|index| is_due(alloc, index));
-        if self.block_bytes() == 0 || !pieces_due && !alloc.is_evacuated(self.block()) {
+        if !pieces_due && !alloc.is_evacuated(self.block()) {
             return Ok(None);
         }
         let block = alloc.allocate(space, Kind::Value, self.block_bytes(), Purpose::Growth).ok_or(NoRoom)?;
@@ -159,6 +173,9 @@ impl ValueHead {
 
     /// Claims the blocks when a region is opened. Errors: the place, and why it cannot be.
     pub fn claim(self, words: Words<'_>, alloc: &mut Allocator, cell: Offset) -> Result<(), (Offset, &'static str)> {
+        if self.is_absent() {
+            return Ok(());
+        }
         if self.bytes > VALUE_BYTES_MAX {
             return Err((cell, "the value is longer than a value can be"));
         }

@@ -4,9 +4,9 @@
 //! offset and get `OutOfRange` for it, and `load` for the owner, whose offsets were checked when the region was opened: there an offset
 //! out of range is a bug of ours and stops the thread.
 //!
-//! This is also the one place that names the atomics, so that a model checker can put its own in.
+//! The atomics themselves come from `memory`, where a model checker puts its own in; orderings and fences are all here.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use super::memory::{AtomicU64, Memory, Ordering, Span, fence, span, word};
 
 pub(super) const WORD_BYTES: usize = 8;
 
@@ -26,7 +26,7 @@ pub(super) struct OutOfRange;
 
 #[derive(Clone, Copy)]
 pub(super) struct Words<'a> {
-    words: &'a [AtomicU64],
+    memory: &'a Memory,
 }
 
 /// Orders everything this thread loaded before with everything it loads after.
@@ -44,18 +44,18 @@ pub(super) fn release_fence() {
 
 impl<'a> Words<'a> {
     #[inline(always)]
-    pub fn new(words: &'a [AtomicU64]) -> Words<'a> {
-        Words { words }
+    pub fn new(memory: &'a Memory) -> Words<'a> {
+        Words { memory }
     }
 
     #[inline(always)]
     fn at(self, at: Offset, word: usize) -> Option<&'a AtomicU64> {
-        self.words.get(at.0 as usize / WORD_BYTES + word)
+        self::word(self.memory, at.0 as usize / WORD_BYTES + word)
     }
 
     #[inline(always)]
     fn owned(self, at: Offset, word: usize) -> &'a AtomicU64 {
-        &self.words[at.0 as usize / WORD_BYTES + word]
+        self.at(at, word).expect("the owner's offsets lie inside the region")
     }
 
     #[inline(always)]
@@ -97,9 +97,10 @@ impl<'a> Words<'a> {
         self.publish(at, word, self.load(at, word).wrapping_add(1));
     }
 
-    fn span(self, at: Offset, bytes: usize) -> Option<&'a [AtomicU64]> {
+    #[inline(always)]
+    fn span(self, at: Offset, bytes: usize) -> Option<Span<'a>> {
         let start = at.0 as usize / WORD_BYTES;
-        self.words.get(start..start + bytes.div_ceil(WORD_BYTES))
+        span(self.memory, start..start + bytes.div_ceil(WORD_BYTES))
     }
 
     /// Stores `bytes` from `at` on, the last word padded with zeros.
@@ -141,7 +142,10 @@ impl<'a> Words<'a> {
     #[inline]
     pub fn starts_with(self, at: Offset, bytes: &[u8]) -> Result<bool, OutOfRange> {
         let span = self.span(at, bytes.len()).ok_or(OutOfRange)?;
-        Ok(span.iter().zip(le_words(bytes)).all(|(word, value)| word.load(Ordering::Relaxed) == value))
+        Ok(span.iter().zip(le_words(bytes)).all(|(word, value)| {
+            before_load();
+            word.load(Ordering::Relaxed) == value
+        }))
     }
 }
 

@@ -5,8 +5,9 @@
 use super::fiber::{Progress, WorkerData};
 use super::host_calls::{self, NEEDS_OWNER, PARK};
 use super::lend;
+use super::snapshot;
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
-use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_STATE, SET_OUTPUT, WRITE_STATE};
+use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_STATE, SET_OUTPUT, SNAPSHOT_READ, WRITE_STATE};
 
 /// The import module of what `rewrite` adds to a guest; a guest's own imports from it are refused.
 pub(super) const HOST_MODULE: &str = "xfaas:host";
@@ -21,11 +22,12 @@ pub(super) struct HostFunction {
     pub(super) may_park: bool,
 }
 
-pub(super) const HOST_FUNCTIONS: [HostFunction; 4] = [
+pub(super) const HOST_FUNCTIONS: [HostFunction; 5] = [
     HostFunction { name: READ_INPUT, parameters: 3, may_park: false },
     HostFunction { name: SET_OUTPUT, parameters: 2, may_park: false },
     HostFunction { name: READ_STATE, parameters: 4, may_park: true },
     HostFunction { name: WRITE_STATE, parameters: 4, may_park: true },
+    HostFunction { name: SNAPSHOT_READ, parameters: 4, may_park: false },
 ];
 
 /// The ticks a guest may run before its slice is over.
@@ -69,6 +71,18 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         let result = lend::borrow(|lent, _| host_calls::write_state(lent, memory, key, buf, buf_len, mode))?;
         park_if_told(&mut caller, result)
     })?;
+    linker.func_wrap(
+        IMPORT_MODULE,
+        SNAPSHOT_READ,
+        |mut caller: Caller<'_, WorkerData>, keys: i32, keys_len: i32, buf: i32, buf_len: i32| {
+            let memory = memory(&mut caller)?;
+            let result = lend::borrow(|lent, _| snapshot::snapshot_read(lent, memory, keys, keys_len, buf, buf_len))?;
+            if result == NEEDS_OWNER {
+                return Err(NeedsOwner { for_lock: false }.into());
+            }
+            Ok(result)
+        },
+    )?;
     linker
         .func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;
     Ok(())

@@ -168,14 +168,20 @@ impl Call {
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.
-    /// Errors: a write was over a limit; then no write took effect.
+    /// Errors: a write was over a limit; then no write took effect, and a session that did not exist still does not.
     pub fn commit(&mut self, state: &mut ShardState) -> Result<(), StateError> {
         if self.overlay.is_empty() {
             return Ok(());
         }
         let region = state.region_mut(self.app).ok_or(StateError::RegionFull)?;
+        let is_new = region.find(&self.session, self.table_hash).is_none();
         let namespace = region.find_or_create(&self.session, self.table_hash)?;
-        self.namespace = Some(namespace);
-        self.overlay.commit(region, namespace, self.session_bytes_max)
+        let committed = self.overlay.commit(region, namespace, self.session_bytes_max);
+        if is_new && committed.is_err() {
+            region.remove(namespace);
+        } else {
+            self.namespace = Some(namespace);
+        }
+        committed
     }
 }

@@ -1,4 +1,4 @@
-//! The four host functions of CONTRACT.md section 3, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
+//! The host functions of CONTRACT.md section 3 but for `snapshot`'s, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::call::StateAt;
@@ -46,7 +46,7 @@ impl Key {
 }
 
 /// The bytes `[pointer, pointer + length)`, if all of them are memory and the length is not negative.
-fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
+pub(super) fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
     let start = pointer as u32 as usize;
     let end = start.checked_add(usize::try_from(length).ok()?)?;
     (end <= memory.len()).then_some(start..end)
@@ -175,7 +175,8 @@ fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
     state.locks.acquire(&lock, call.token)
 }
 
-fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
+/// The session's place in the region, if it has one by now: another call of the session may have made it a moment ago.
+pub(super) fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
     let Lent { call, state } = lent;
     let key = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
     state.find_namespace(&key, &mut call.namespace)

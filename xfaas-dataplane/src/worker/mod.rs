@@ -20,6 +20,7 @@ mod prepared;
 mod program;
 mod rewrite;
 mod shape;
+mod snapshot;
 mod trap;
 
 #[cfg(test)]

@@ -31,9 +31,6 @@ pub(super) struct Overlay {
 struct Entry {
     key: Vec<u8>,
     value: Vec<u8>,
-    /// What the write replaced, while a commit is under way; used only if `existed`.
-    old: Vec<u8>,
-    existed: bool,
     next: u32,
 }
 
@@ -110,21 +107,15 @@ impl Overlay {
         self.live == 0
     }
 
-    /// Applies all writes, or none: a write that is refused undoes those before it. Empties the overlay either way.
+    /// Applies all writes, visible at once, or none. Empties the overlay either way.
     pub(super) fn commit(&mut self, region: &mut Region, namespace: NamespaceRef, session_bytes_max: usize) -> Result<(), StateError> {
-        let mut result = Ok(());
-        let mut applied = 0;
-        for entry in &mut self.entries[..self.live] {
-            entry.keep_old(region, namespace);
-            result = region.write(namespace, &entry.key, &entry.value, session_bytes_max);
-            if result.is_err() {
-                break;
+        let result = match &self.entries[..self.live] {
+            [entry] => region.write(namespace, &entry.key, &entry.value, session_bytes_max),
+            entries => {
+                let writes = entries.iter().map(|entry| (entry.key.as_slice(), Some(entry.value.as_slice())));
+                region.write_many(namespace, writes, session_bytes_max)
             }
-            applied += 1;
-        }
-        if result.is_err() {
-            undo(&self.entries[..applied], region, namespace);
-        }
+        };
         self.clear();
         result
     }
@@ -136,8 +127,6 @@ impl Overlay {
         for entry in &mut self.entries[..self.live.min(ENTRIES_KEPT_MAX)] {
             entry.value.clear();
             entry.value.shrink_to(BUFFER_BYTES_KEPT_MAX);
-            entry.old.clear();
-            entry.old.shrink_to(BUFFER_BYTES_KEPT_MAX);
         }
         self.entries.truncate(ENTRIES_KEPT_MAX);
         self.index.clear();
@@ -145,28 +134,5 @@ impl Overlay {
         self.live = 0;
         self.new_keys = 0;
         self.growth_bytes = 0;
-    }
-}
-
-impl Entry {
-    fn keep_old(&mut self, region: &Region, namespace: NamespaceRef) {
-        let length = region.value_bytes(namespace, &self.key);
-        self.existed = length.is_some();
-        self.old.resize(length.unwrap_or(0), 0);
-        if self.existed {
-            region.read(namespace, &self.key, &mut self.old);
-        }
-    }
-}
-
-/// Takes writes back, the last first: each finds free what it freed when it was made.
-fn undo(applied: &[Entry], region: &mut Region, namespace: NamespaceRef) {
-    for entry in applied.iter().rev() {
-        let is_restored = if entry.existed {
-            region.write(namespace, &entry.key, &entry.old, usize::MAX).is_ok()
-        } else {
-            region.delete(namespace, &entry.key)
-        };
-        debug_assert!(is_restored, "the region is as it was right after this write");
     }
 }

@@ -40,7 +40,7 @@ pub enum LoadError {
     Memory64,
     #[error("the module's memory starts with {declared_bytes} bytes: memory_mib allows {limit_bytes}")]
     MemoryTooLarge { declared_bytes: u64, limit_bytes: u64 },
-    #[error("the import {name} is unknown: xfaas offers read_input, set_output, read_state and write_state")]
+    #[error("the import {name} is unknown: xfaas offers read_input, set_output, read_state, write_state and snapshot_read")]
     UnknownImport { name: String },
     #[error("the import {name} is {found}: it must be a function {expected}")]
     ImportType { name: String, expected: String, found: String },

@@ -4,7 +4,7 @@ use super::super::turn::Shard;
 use super::access::check_key;
 use super::frames::{BUSY_INVOCATION, Refusal};
 use super::invocations::Asked;
-use crate::state::{NamespaceRef, Region, StateError};
+use crate::state::StateError;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
 use xfaas_common::limits::VALUE_BYTES_MAX;
 use xfaas_common::rpc::CommitWrites;
@@ -37,40 +37,12 @@ impl Shard {
             let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
             let is_new = region.find(&asked.session, asked.table_hash).is_none();
             let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
-            let applied = apply_all(region, namespace, writes, asked.session_bytes_max);
-            if is_new && applied.is_err() {
+            let writes = writes.map(|(key, value)| (key, Some(value)));
+            let written = region.write_many(namespace, writes, asked.session_bytes_max);
+            if is_new && written.is_err() {
                 region.remove(namespace);
             }
-            applied
+            written
         })
-    }
-}
-
-/// Errors: a write was refused; those before it are undone.
-fn apply_all(region: &mut Region, namespace: NamespaceRef, writes: CommitWrites<'_>, session_bytes_max: usize) -> Result<(), StateError> {
-    let mut replaced: Vec<(&[u8], Option<Vec<u8>>)> = Vec::with_capacity(writes.len());
-    for (key, value) in writes {
-        let old = region.value_bytes(namespace, key).map(|bytes| {
-            let mut old = vec![0; bytes];
-            region.read(namespace, key, &mut old);
-            old
-        });
-        if let Err(error) = region.write(namespace, key, value, session_bytes_max) {
-            undo(region, namespace, replaced);
-            return Err(error);
-        }
-        replaced.push((key, old));
-    }
-    Ok(())
-}
-
-/// Takes writes back, the last first: each finds free what it freed when it was made.
-fn undo(region: &mut Region, namespace: NamespaceRef, replaced: Vec<(&[u8], Option<Vec<u8>>)>) {
-    for (key, old) in replaced.into_iter().rev() {
-        let is_restored = match old {
-            Some(old) => region.write(namespace, key, &old, usize::MAX).is_ok(),
-            None => region.delete(namespace, key),
-        };
-        assert!(is_restored, "a value fits where it was");
     }
 }

@@ -80,6 +80,19 @@ fn a_strong_read_ends_the_run_and_takes_no_lock() {
 }
 
 #[test]
+fn a_snapshot_is_of_the_owners_keys() {
+    let (_owner, mut neighbour, mut guest) = pair();
+    let mut script = Script::new();
+    let keys = script.data(b"none\0k\0");
+    let body = script.snapshot(keys, 7, BUFFERS, 16).end(0);
+    assert_eq!(invoke(&mut neighbour, &mut guest, &body), Progress::Finished(0));
+    let results = Results::of(&mut guest);
+    assert_eq!((results.first(), results.buffer(BUFFERS, 15)), ([15], &b"\xFF\xFF\xFF\xFF\x07\0\0\0owner's"[..]));
+    neighbour.state().readers.clear_app(super::APP);
+    assert_eq!(invoke(&mut neighbour, &mut guest, &body), Progress::NeedsOwner { for_lock: false });
+}
+
+#[test]
 fn a_missing_reader_ends_the_run() {
     let (_owner, mut neighbour, mut guest) = pair();
     neighbour.state().readers.clear_app(super::APP);

@@ -6,6 +6,7 @@ mod hostile;
 mod load;
 mod parking;
 mod script;
+mod snapshot;
 mod warm;
 
 use super::{Call, Engine, EngineOptions, FunctionManifest, Lent, LoadError, Program, Progress, Worker};

@@ -18,6 +18,7 @@ pub(super) const WAT: &str = r#"(module
   (import "xfaas" "set_output" (func $set_output (param i32 i32) (result i32)))
   (import "xfaas" "read_state" (func $read_state (param i32 i32 i32 i32) (result i32)))
   (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "snapshot_read" (func $snapshot_read (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 4)
   (func (export "handle") (result i32)
     (local $at i32) (local $out i32) (local $op i32) (local $a i32) (local $b i32) (local $c i32) (local $d i32)
@@ -31,8 +32,12 @@ pub(super) const WAT: &str = r#"(module
       (local.set $c (i32.load offset=12 (local.get $at)))
       (local.set $d (i32.load offset=16 (local.get $at)))
       (local.set $at (i32.add (local.get $at) (i32.const 20)))
-      block $end block $output_end block $trap block $spin block $fill block $grow block $ri block $so block $rs block $ws
-        (br_table $end $output_end $trap $spin $fill $grow $ri $so $rs $ws (local.get $op))
+      block $end block $output_end block $trap block $spin block $fill block $grow block $ri block $so block $rs block $ws block $sr
+        (br_table $end $output_end $trap $spin $fill $grow $ri $so $rs $ws $sr (local.get $op))
+      end ;; $sr
+        (i32.store (local.get $out) (call $snapshot_read (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
+        (local.set $out (i32.add (local.get $out) (i32.const 4)))
+        br $next
       end ;; $ws
         (i32.store (local.get $out) (call $write_state (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
         (local.set $out (i32.add (local.get $out) (i32.const 4)))
@@ -144,6 +149,10 @@ impl Script {
 
     pub(super) fn write(self, key: i32, buf: i32, length: i32, mode: i32) -> Script {
         self.step([9, key, buf, length, mode])
+    }
+
+    pub(super) fn snapshot(self, keys: i32, keys_length: i32, buf: i32, length: i32) -> Script {
+        self.step([10, keys, keys_length, buf, length])
     }
 
     /// Returns `code` with the results as output.
