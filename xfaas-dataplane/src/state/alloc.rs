@@ -87,6 +87,7 @@ pub(super) struct Allocator {
     free_pages: Vec<u32>,
     fresh: u32,
     committed: u32,
+    was_refused_memory: bool,
     pages_used: u32,
     block_bytes_used: u64,
     /// Of it, blocks of cells, nodes and namespaces.
@@ -109,6 +110,7 @@ impl Allocator {
             free_pages: Vec::with_capacity(pages as usize),
             fresh: 0,
             committed: 0,
+            was_refused_memory: false,
             pages_used: 0,
             block_bytes_used: 0,
             record_bytes_used: 0,
@@ -123,6 +125,11 @@ impl Allocator {
     /// Bytes of pages that belong to a class.
     pub fn page_bytes_used(&self) -> u64 {
         u64::from(self.pages_used) * PAGE_BYTES as u64
+    }
+
+    /// True when the file system had no memory the last time it was asked for some.
+    pub fn was_refused_memory(&self) -> bool {
+        self.was_refused_memory
     }
 
     /// Bytes of blocks in use.
@@ -280,8 +287,12 @@ impl Allocator {
         if page >= self.committed {
             let pages = COMMIT_PAGES.min(self.pages_max() - page);
             let entry = layout::page_entry_offset(page);
-            space.file.commit(entry.0, u64::from(pages) * 8).ok()?;
-            space.file.commit(layout::page_start(page).0, u64::from(pages) * PAGE_BYTES as u64).ok()?;
+            let committed = space
+                .file
+                .commit(entry.0, u64::from(pages) * 8)
+                .and_then(|()| space.file.commit(layout::page_start(page).0, u64::from(pages) * PAGE_BYTES as u64));
+            self.was_refused_memory = committed.is_err();
+            committed.ok()?;
             self.committed = page + pages;
         }
         self.fresh = page + 1;

@@ -12,7 +12,7 @@
 //!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
-//!                                                                    shard_state   a region an app, and the locks
+//! reshard  moves sessions when the number of shards has changed        shard_state   a region an app, and the locks
 //! ```
 //!
 //! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
@@ -37,6 +37,8 @@ mod open;
 mod reader;
 mod readers;
 mod region;
+mod reshard;
+mod reshard_files;
 mod scan;
 mod section;
 mod shard_state;
@@ -62,6 +64,8 @@ mod race_tests;
 #[cfg(test)]
 mod region_tests;
 #[cfg(test)]
+mod reshard_tests;
+#[cfg(test)]
 mod test_points;
 #[cfg(test)]
 mod transaction_tests;
@@ -75,6 +79,7 @@ pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, StateKey, fragmentation};
+pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
 pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
