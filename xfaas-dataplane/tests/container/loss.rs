@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 /// No request takes longer than its deadline of 1 s and what a busy machine adds.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(6);
+const ROUNDS_MAX: usize = 10;
 
 #[test]
 fn while_the_primary_is_gone_requests_are_refused_at_once_and_later_go_on() {
@@ -36,20 +37,28 @@ fn while_the_primary_is_gone_requests_are_refused_at_once_and_later_go_on() {
 fn a_section_that_its_connection_ended_cannot_be_written() {
     let mut node = node();
     let container = Container::join(&node, &[]);
-    assert_eq!(results(&node.post("script", "s", &Script::new().write("n", b"old", 0).end())), [0]);
     // Opens a section; meanwhile the primary is killed, comes back, and another call writes the key; then the first one writes.
     let slow =
         Script::new().read("n", 1).spin(1_500_000_000).write("n", b"stale", 1).read("n", 1).write("m", b"fresh", 0).read("n", 0).end();
-    let mut section = container.connect();
-    section.send(&request("POST", "/f/script", &[("x-session-id", "s")], &slow));
-    eventually("the section is open", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
-    node.kill();
-    node.start();
-    assert_eq!(results(&node.post("script", "s", &Script::new().read("n", 1).write("n", b"newest", 1).end())), [3, 0]);
-    container.wait_until_ready();
-    let results = results(&section.reply());
-    assert_eq!(results, [3, -5, -5, 0, 6], "strong calls are refused to the end, weak ones go on");
-    assert_eq!(super::results(&node.post("script", "s", &Script::new().read("n", 0).end())), [6], "nothing was overwritten");
+    // On a busy machine the guest may have spun to its end before its container is connected again: then there is another round.
+    for round in 1..=ROUNDS_MAX {
+        let session = format!("s{round}");
+        assert_eq!(results(&node.post("script", &session, &Script::new().write("n", b"old", 0).end())), [0]);
+        let mut section = container.connect();
+        section.send(&request("POST", "/f/script", &[("x-session-id", &session)], &slow));
+        eventually("the section is open", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
+        node.kill();
+        node.start();
+        assert_eq!(results(&node.post("script", &session, &Script::new().read("n", 1).write("n", b"newest", 1).end())), [3, 0]);
+        let seen = results(&section.reply());
+        assert_eq!(seen[..3], [3, -5, -5], "strong calls are refused to the end");
+        assert_eq!(results(&node.post("script", &session, &Script::new().read("n", 0).end())), [6], "nothing was overwritten");
+        container.wait_until_ready();
+        if seen[3..] == [0, 6] {
+            return; // weak calls went on over the new connection
+        }
+    }
+    panic!("in {ROUNDS_MAX} rounds the container was never connected before its guest had spun");
 }
 
 #[test]
