@@ -19,6 +19,11 @@ pub(super) fn kill_at_store(stores: Option<u64>) -> Option<u64> {
     STORES_LEFT.replace(stores)
 }
 
+/// What is left of `kill_at_store`.
+pub(super) fn stores_left() -> Option<u64> {
+    STORES_LEFT.get()
+}
+
 /// `work` runs once on this thread, before its load number `loads` from now.
 pub(super) fn work_at_load(loads: u64, work: Work) {
     WORK.set(Some(work));
