@@ -1,18 +1,15 @@
-//! Parts of the request path, each by itself: decode, state, guest call. `cargo bench -p xfaas-bench`; with `-- --test` each runs once.
+//! Parts of the request path, each by itself: decode, find a session, lock, guest call; state access is in `state`. `cargo bench -p xfaas-bench`; with `-- --test` each runs once.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
-use std::path::PathBuf;
 use xfaas_bench::guest::Guest;
-use xfaas_bench::servers::{XfaasFiles, scratch_directory};
+use xfaas_bench::servers::scratch_directory;
+use xfaas_bench::settings::built_beside;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::wire::{Header, KIND_INVOKE};
 use xfaas_dataplane::net::{ConnectionHeader, Http1Decoder, Http1Event, HttpLimits, ReplyHead, Request};
 use xfaas_dataplane::net::{decode_datagram, encode_reply, http_date};
 use xfaas_dataplane::state::{Acquire, CallToken, LockKey, LockTable, Region, RegionOptions};
-
-const SESSION_BYTES_MAX: usize = 64 << 20;
-const TABLE_HASH: u32 = 0x5EED_1234;
 
 fn session() -> SessionId {
     SessionId::new(b"session-of-16-by").expect("16 visible bytes")
@@ -90,29 +87,10 @@ fn encode_replies(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn state(criterion: &mut Criterion) {
+fn find(criterion: &mut Criterion) {
     let directory = scratch_directory("state").expect("a directory for the region");
     let options = RegionOptions { app: "bench", shard: 0, bytes_max: 64 << 20, hash_tag: 0 };
     let mut region = Region::open_or_create(&directory.path().join("bench.region"), &options).expect("a new region");
-    for value_bytes in [8_usize, 1_024, 64 << 10] {
-        let value = vec![b'v'; value_bytes];
-        let key = format!("key-{value_bytes}");
-        let ns = region.find_or_create(&session(), TABLE_HASH).expect("room for a session");
-        region.write(ns, key.as_bytes(), &value, SESSION_BYTES_MAX).expect("room for a value");
-        let mut buffer = vec![0; value_bytes];
-        let mut group = criterion.benchmark_group("state/read");
-        group.throughput(Throughput::Bytes(value_bytes as u64));
-        group.bench_function(format!("{value_bytes}B"), |bencher| {
-            bencher.iter(|| region.read(ns, black_box(key.as_bytes()), &mut buffer).expect("written above"));
-        });
-        group.finish();
-        let mut group = criterion.benchmark_group("state/write");
-        group.throughput(Throughput::Bytes(value_bytes as u64));
-        group.bench_function(format!("{value_bytes}B"), |bencher| {
-            bencher.iter(|| region.write(ns, black_box(key.as_bytes()), &value, SESSION_BYTES_MAX).expect("room for a value"));
-        });
-        group.finish();
-    }
     let mut group = criterion.benchmark_group("state/find");
     for sessions in [1_u32, 10_000] {
         let id = |i: u32| SessionId::new(format!("session-{i:08}").as_bytes()).expect("16 visible bytes");
@@ -146,9 +124,7 @@ fn locks(criterion: &mut Criterion) {
 }
 
 fn guests(criterion: &mut Criterion) {
-    let guests =
-        std::env::var_os("XFAAS_GUESTS").map_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests").into(), PathBuf::from);
-    let files = XfaasFiles { binary: PathBuf::new(), guests };
+    let files = built_beside();
     for function in ["echo", "counter-read", "counter-rmw", "counter-rmw-linear"] {
         let module = files.guest(function).unwrap_or_else(|error| panic!("{error}"));
         let mut guest = Guest::load(&module).unwrap_or_else(|error| panic!("{function}: {error}"));
@@ -174,5 +150,5 @@ fn guests(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode_request, decode_datagrams, encode_replies, state, locks, guests);
+criterion_group!(benches, decode_request, decode_datagrams, encode_replies, find, locks, guests);
 criterion_main!(benches);

@@ -66,6 +66,12 @@ impl Guest {
         Ok(Guest { program, lent: Some(Lent { call, state }), _directory: directory })
     }
 
+    /// What the next invocations get as their body.
+    pub fn set_body(&mut self, body: &[u8]) {
+        let lent = self.lent.as_mut().expect("given back by every poll");
+        lent.call.request.set_datagram(session(), body);
+    }
+
     pub fn fork(&self) -> Result<Worker, GuestError> {
         Ok(Worker::fork(&self.program)?)
     }

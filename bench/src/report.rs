@@ -1,6 +1,7 @@
 //! What the binaries print: rows of figures as JSON lines or as a table.
 
 use crate::load::Summary;
+use crate::read_scaling::ReadScaling;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -11,6 +12,8 @@ pub enum Row {
     Load { name: &'static str, requests_per_second: f64, p50_us: f64, p99_us: f64, p999_us: f64, ratio_to_limit: f64 },
     Fork { name: &'static str, p50_us: f64, p99_us: f64 },
     Steer { name: &'static str, ns_per_packet: f64 },
+    State { name: &'static str, p50_ns: f64, p99_ns: f64 },
+    Scaling { name: &'static str, p50_ns: f64, p99_ns: f64, reads_per_second: f64 },
 }
 
 impl Row {
@@ -32,6 +35,15 @@ impl Row {
 
     pub fn steer(name: &'static str, ns_per_packet: f64) -> Row {
         Row::Steer { name, ns_per_packet: rounded(ns_per_packet, 10.0) }
+    }
+
+    pub fn state(name: &'static str, p50_ns: f64, p99_ns: f64) -> Row {
+        Row::State { name, p50_ns: rounded(p50_ns, 10.0), p99_ns: rounded(p99_ns, 10.0) }
+    }
+
+    pub fn scaling(case: &ReadScaling) -> Row {
+        let ReadScaling { name, p50_ns, p99_ns, reads_per_s, .. } = *case;
+        Row::Scaling { name, p50_ns: rounded(p50_ns, 10.0), p99_ns: rounded(p99_ns, 10.0), reads_per_second: rounded(reads_per_s, 10.0) }
     }
 
     /// The row as one line of JSON, without a line end.
@@ -67,7 +79,7 @@ pub fn table(rows: &[Row]) -> String {
             Row::Fork { name, p50_us, p99_us } => {
                 add(name, [String::new(), format!("{p50_us:.2}"), format!("{p99_us:.2}"), String::new(), String::new()]);
             }
-            Row::Steer { .. } => {}
+            Row::Steer { .. } | Row::State { .. } | Row::Scaling { .. } => {}
         }
     }
     text + &table_of_steering(rows)
@@ -121,6 +133,7 @@ mod tests {
         );
         assert_eq!(Row::fork(9.5, 14.25).to_json(), r#"{"name":"fork","p50_us":9.5,"p99_us":14.25}"#);
         assert_eq!(Row::steer("steer_udp", 61.04).to_json(), r#"{"name":"steer_udp","ns_per_packet":61.0}"#);
+        assert_eq!(Row::state("rpc/read", 9_120.04, 15_000.0).to_json(), r#"{"name":"rpc/read","p50_ns":9120.0,"p99_ns":15000.0}"#);
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub const RPC_FRAME_BYTES_MAX: usize = 32 + SESSION_ID_BYTES_MAX + RPC_PAYLOAD_B
 /// Bytes of a module in one frame of kind 22.
 pub const RPC_MODULE_CHUNK_BYTES: usize = 256 << 10;
 /// Keys of one snapshot read.
-pub const RPC_SNAPSHOT_KEYS_MAX: usize = 1_024;
+pub const RPC_SNAPSHOT_KEYS_MAX: usize = 64;
 /// RPC connections of one shard.
 pub const RPC_CONNECTIONS_MAX: usize = 256;
 /// Bytes of answers that wait to be sent on one RPC connection; over it no further request of the connection is read.
@@ -88,6 +88,10 @@ pub const RPC_WAITING_BYTES_MAX: usize = 64 << 20;
 pub const RPC_MODULES_MAX: usize = 64;
 /// Connections that ask for descriptors of regions, at once.
 pub const REGION_CONNECTIONS_MAX: usize = 64;
+/// Requests of a container under way on one connection.
+pub const RPC_REQUESTS_MAX: usize = 16_384;
+/// Bytes of a container's requests that wait to be sent on one connection; over it requests wait with their calls.
+pub const RPC_ASKED_BYTES_MAX: usize = 1 << 20;
 /// How often a container pings.
 pub const RPC_PING_MS: u64 = 500;
 /// Who hears nothing on an RPC connection for so long closes it.
@@ -110,5 +114,5 @@ const _: () = assert!(RPC_PAYLOAD_BYTES_MAX >= 2 * (VALUE_BYTES_MAX + KEY_BYTES_
 const _: () = assert!(RPC_SHARD_INVOCATIONS_MAX < SHARD_CALLS_MAX / 2);
 const _: () = assert!((FUNCTIONS_MAX + 8) << 10 <= RPC_PAYLOAD_BYTES_MAX, "a welcome has room for a KiB about each function");
 const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
-const _: () = assert!(RPC_SNAPSHOT_KEYS_MAX <= u16::MAX as usize);
+const _: () = assert!(RPC_SNAPSHOT_KEYS_MAX * (KEY_BYTES_MAX + 1) <= u16::MAX as usize, "a list of keys has a 16-bit length");
 const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");

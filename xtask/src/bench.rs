@@ -1,24 +1,32 @@
 //! `cargo xtask bench NAME`: builds everything with optimisations, then becomes the benchmark program, so that its output is the only
-//! one on stdout.
+//! one on stdout. `state` gets a lab of two network namespaces for its round trips, where rights allow.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::process::{run_quiet, step};
-use crate::{build, paths, setup};
+use crate::process::{run_quiet, say, step};
+use crate::run::{Lab, SERVER_ADDRESS, Stop, remove_leftovers};
+use crate::{build, paths, rights, setup};
 
 /// Builds with optimisations and runs one of the benchmark programs.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), or another one of bench/src/bin.
+    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
+    /// state), `soak` (its fragmentation), or another one of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
+
+/// The program whose servers and clients are in a lab.
+const WITH_LAB: &str = "state";
+const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
@@ -29,5 +37,32 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let mut run = Command::new(paths::host_program(&arguments.name, true));
     run.args(&arguments.arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
+    let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    if arguments.name == WITH_LAB && !asks_for_help {
+        let missing = rights::missing_capabilities()?;
+        if missing.is_empty() {
+            return run_in_lab(&mut run);
+        }
+        say(&format!("no lab: missing {}", missing.join(", ")));
+    }
     Err(run.exec()).with_context(|| format!("start the benchmark {}", arguments.name))
+}
+
+/// Runs the program to its end, with a lab of its own. It is told of a wish to end, and the lab is removed after it.
+fn run_in_lab(run: &mut Command) -> Result<ExitCode> {
+    remove_leftovers()?;
+    let stop = Stop::listen()?;
+    let lab = Lab::new()?;
+    let [server, client] = lab.namespaces();
+    run.args(["--server-namespace", server, "--client-namespace", client, "--server-ip", SERVER_ADDRESS]);
+    let mut program = run.spawn().context("start the benchmark")?;
+    loop {
+        if let Some(status) = program.try_wait().context("look at the benchmark")? {
+            return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        if stop.wait(POLL) {
+            // It may have ended by itself meanwhile.
+            kill_process(Pid::from_child(&program), Signal::TERM).ok();
+        }
+    }
 }

@@ -18,7 +18,7 @@ const GUEST_STACK_BYTES: u32 = 16_384;
 const GUEST_TARGET: &str = "wasm32-unknown-unknown";
 const KERNEL_TARGET: &str = "bpfel-unknown-none";
 /// Folders of C guests, one guest a file.
-const C_GUEST_FOLDERS: [&str; 2] = ["guests/c", "guests/hostile"];
+const C_GUEST_FOLDERS: [&str; 3] = ["guests/c", "guests/hostile", "guests/bench"];
 
 /// Builds the kernel programs, the guests and the dataplane, or the parts that are named.
 #[derive(clap::Args)]

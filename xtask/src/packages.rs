@@ -1,5 +1,5 @@
 //! Installing packages: Debian's by apt-get, programs by `cargo install`, toolchain parts by rustup. Used by `setup` only.
-//! Never starts a service: a package that brings one (nginx) is installed for its program.
+//! Never starts a service: a package that brings one (nginx, redis) is installed for its program.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,8 @@ use crate::{paths, rights};
 /// Asked by Debian's package scripts before they start a service; exit code 101 forbids it. Source: invoke-rc.d(8).
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 const SERVICE_POLICY_TEXT: &str = "#!/bin/sh\n# left by `cargo xtask setup` of xfaas: safe to remove\nexit 101\n";
+/// Packages that bring a service, and its name.
+const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
 /// How long apt-get waits for another one that holds its lock.
 const APT_LOCK_WAIT_S: u32 = 120;
 /// Major versions of LLVM that this bpf-linker can be built with.
@@ -44,7 +46,6 @@ pub fn apt_install(packages: &[String]) -> Result<()> {
     if known.is_empty() {
         return Ok(());
     }
-    let brings_nginx = known.iter().any(|package| package.starts_with("nginx"));
     let _policy = ServicePolicy::forbid_starts()?;
     step(&format!("apt-get install {}", known.join(" ")), || {
         // Old lists name files that the mirror no longer has: one update, one more try.
@@ -53,8 +54,11 @@ pub fn apt_install(packages: &[String]) -> Result<()> {
             install_known(&known)
         })
     })?;
-    if brings_nginx && paths::find_program("systemctl").is_some() && !succeeds(Command::new("systemctl").args(["disable", "nginx"])) {
-        say("nginx could not be disabled: it may start at the next boot (`systemctl disable nginx`)");
+    let has_systemd = paths::find_program("systemctl").is_some();
+    for (_, service) in SERVICES.iter().filter(|(package, _)| has_systemd && known.iter().any(|known| known == package)) {
+        if !succeeds(Command::new("systemctl").args(["disable", service])) {
+            say(&format!("{service} could not be disabled: it may start at the next boot (`systemctl disable {service}`)"));
+        }
     }
     Ok(())
 }

@@ -2,15 +2,14 @@
 
 use clap::Parser;
 use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use xfaas_bench::fork::measure_fork;
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::report::{Row, table};
-use xfaas_bench::servers::{XfaasFiles, print_error};
+use xfaas_bench::servers::print_error;
+use xfaas_bench::settings::{Cpus, chain, ebpf_object, on_cpu, seconds, xfaas_files};
 use xfaas_bench::steer::measure_steering;
 use xfaas_bench::suite::{Case, Suite};
-use xfaas_dataplane::sys::affinity::{allowed_cpus, pin_to};
 
 const FORK: &str = "fork";
 const STEER: &str = "steer_udp";
@@ -36,22 +35,11 @@ struct Arguments {
     /// Forks that are timed.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     forks: u32,
-    /// CPU of the servers; the first one this process may use, if not given.
-    #[arg(long)]
-    server_cpu: Option<u16>,
-    /// CPU of the load generator; the last one this process may use, if not given.
-    #[arg(long)]
-    load_cpu: Option<u16>,
+    #[command(flatten)]
+    cpus: Cpus,
     /// A case to leave out, by its name in the table; may be given again.
     #[arg(long = "skip", value_name = "NAME", value_parser = case_names())]
     skipped: Vec<String>,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("give a number of seconds in 0.1..=600".to_owned()),
-    }
 }
 
 fn case_names() -> clap::builder::PossibleValuesParser {
@@ -72,10 +60,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let interrupt = Interrupt::on_signals()?;
-    let path = |variable: &str, default: &str| std::env::var_os(variable).map_or_else(|| default.into(), PathBuf::from);
-    let xfaas = XfaasFiles { binary: path("XFAAS_BIN", "target/release/xfaas"), guests: path("XFAAS_GUESTS", "target/guests") };
-    let object = path("XFAAS_EBPF_OBJECT", "target/ebpf/xfaas-ebpf.o");
-    let (server_cpu, load_cpu) = cpus(arguments)?;
+    let (xfaas, object) = (xfaas_files(), ebpf_object());
+    let (server_cpu, load_cpu) = arguments.cpus.choose()?;
     let is_wanted = |name: &str| !arguments.skipped.iter().any(|skipped| skipped == name);
     let cases: Vec<Case> = Case::ALL.into_iter().filter(|case| is_wanted(case.name()) && (case.is_in_json() || !arguments.json)).collect();
     let suite = Suite {
@@ -111,39 +97,6 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("{STEER} was not measured (leave it out with `--skip {STEER}`): {}", chain(error.as_ref())).into()),
     }
-}
-
-fn cpus(arguments: &Arguments) -> Result<(u16, u16), Box<dyn Error>> {
-    let allowed = allowed_cpus();
-    let server = arguments.server_cpu.or(allowed.first().copied()).ok_or("no CPU to run on")?;
-    let load = arguments.load_cpu.or(allowed.last().copied()).ok_or("no CPU to run on")?;
-    if server == load {
-        return Err(format!("the server and the load need a CPU each, and both got {server} of {allowed:?}").into());
-    }
-    Ok((server, load))
-}
-
-/// Runs `work` on a thread that is pinned to `cpu`. It may fail only with errors that are shown.
-fn on_cpu<T: Send>(cpu: u16, work: impl FnOnce() -> Result<T, Box<dyn Error>> + Send) -> Result<T, Box<dyn Error>> {
-    let run = || {
-        pin_to(cpu).map_err(|error| error.to_string())?;
-        work().map_err(|error| chain(error.as_ref()))
-    };
-    match std::thread::scope(|scope| scope.spawn(run).join()) {
-        Ok(result) => Ok(result?),
-        Err(_) => Err("the measuring thread panicked".into()),
-    }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn print(rows: &[Row], is_json: bool) {

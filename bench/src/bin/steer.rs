@@ -2,10 +2,10 @@
 
 use clap::Parser;
 use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use xfaas_bench::report::{Row, table_of_steering};
 use xfaas_bench::servers::print_error;
+use xfaas_bench::settings::ebpf_object;
 use xfaas_bench::steer::measure_steering;
 use xfaas_dataplane::sys::affinity::{allowed_cpus, pin_to};
 
@@ -29,10 +29,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let object = std::env::var_os("XFAAS_EBPF_OBJECT").map_or_else(|| "target/ebpf/xfaas-ebpf.o".into(), PathBuf::from);
     let cpus: Vec<u16> = allowed_cpus().into_iter().take(2).collect();
     pin_to(*cpus.first().ok_or("no CPU to run on")?)?;
-    let figures = measure_steering(&object, &cpus, false)?;
+    let figures = measure_steering(&ebpf_object(), &cpus, false)?;
     let rows: Vec<Row> = figures.iter().map(|(name, ns)| Row::steer(name, *ns)).collect();
     if arguments.json {
         rows.iter().for_each(|row| println!("{}", row.to_json()));

@@ -3,9 +3,11 @@
 mod echo;
 mod nginx;
 mod process;
+mod redis;
 mod xfaas;
 
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::process::{Server, ServerError, print_error, scratch_directory};
-pub use self::xfaas::{FUNCTIONS, XfaasFiles, start_xfaas};
+pub use self::redis::start_redis;
+pub use self::xfaas::{FUNCTIONS, RPC_FUNCTION, XfaasFiles, start_xfaas, start_xfaas_in};

@@ -1,9 +1,10 @@
 //! A child process that never outlives its guard, and the directory it works in.
 
 use crate::load::Interrupt;
+use crate::network::{Network, NetworkError};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
-    #[error("no free port on loopback")]
+    #[error("no free port")]
     Port(#[source] std::io::Error),
     #[error("cannot start {program:?}{hint}")]
     Start {
@@ -40,6 +41,8 @@ pub enum ServerError {
     Ended { name: &'static str, status: String, log: String },
     #[error("{name} did not answer within {} s; its log ends with:\n{log}", READY_TIMEOUT.as_secs())]
     NotReady { name: &'static str, log: String },
+    #[error("the network cannot be used")]
+    Network(#[from] NetworkError),
     #[error("interrupted")]
     Interrupted,
 }
@@ -152,12 +155,18 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), ServerError> {
     std::fs::write(path, text).map_err(|source| ServerError::File { operation: "write", path: path.to_owned(), source })
 }
 
-/// Loopback addresses with different ports that are free now.
+/// Addresses of a server on loopback, with different ports that are free now.
 pub(super) fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT], ServerError> {
+    free_addresses_in(&Network::loopback())
+}
+
+/// Addresses of a server in `network`, with different ports that are free now.
+pub(super) fn free_addresses_in<const COUNT: usize>(network: &Network) -> Result<[SocketAddr; COUNT], ServerError> {
+    let any = network.server_address(0);
     let mut listeners = Vec::with_capacity(COUNT);
-    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); COUNT];
+    let mut addresses = [any; COUNT];
     for address in &mut addresses {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(ServerError::Port)?;
+        let listener = network.at_server(|| TcpListener::bind(any))?.map_err(ServerError::Port)?;
         *address = listener.local_addr().map_err(ServerError::Port)?;
         listeners.push(listener); // held until all are found, so that none is given twice
     }

@@ -1,14 +1,17 @@
-//! xfaas itself, as a user starts it: `xfaas run --config`, one shard, steering off, loopback only.
+//! xfaas itself, as a user starts it: `xfaas run --config`, one shard, steering off.
 
-use super::process::{Server, ServerError, free_addresses, scratch_directory, write};
+use super::process::{Server, ServerError, free_addresses_in, scratch_directory, write};
 use crate::load::{Interrupt, fetch};
+use crate::network::Network;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Name and module of each function, and whether it only reads. All counters are of one app, so that each can be read.
 pub const FUNCTIONS: [(&str, bool); 4] = [("echo", false), ("counter-read", true), ("counter-rmw", false), ("counter-rmw-linear", false)];
+
+/// The one whose sessions' state is asked for over RPC.
+pub const RPC_FUNCTION: &str = "counter-rmw";
 
 /// Where what is measured comes from.
 #[derive(Clone, Debug)]
@@ -40,12 +43,17 @@ impl XfaasFiles {
     }
 }
 
-/// xfaas with one shard on `cpu` and the sample functions deployed. HTTP and datagrams have the same address.
+/// xfaas with one shard on `cpu` and the sample functions deployed, on loopback. HTTP and datagrams have the same address.
 pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
+    start_xfaas_in(&Network::loopback(), files, cpu, interrupt).map(|(server, _)| server)
+}
+
+/// The same in `network`. Output: also the address of the RPC port.
+pub fn start_xfaas_in(network: &Network, files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<(Server, SocketAddr), ServerError> {
     files.check()?;
     let made = scratch_directory("xfaas");
     let directory = made.map_err(|source| ServerError::File { operation: "make a directory in", path: "/dev/shm".into(), source })?;
-    let [http, admin, rpc] = free_addresses()?;
+    let [http, admin, rpc] = free_addresses_in(network)?;
     let mut text = configuration_text(directory.path(), http, admin, rpc, cpu);
     for (function, read_only) in FUNCTIONS {
         let app = if function == "echo" { "echo" } else { "counters" };
@@ -55,9 +63,11 @@ pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Resul
     }
     let configuration = directory.path().join("xfaas.toml");
     write(&configuration, &text)?;
-    let mut command = Command::new(&files.binary);
+    let mut command = network.server_command(&files.binary);
     command.arg("run").arg("--config").arg(&configuration);
-    Server::start("xfaas", &mut command, http, directory, interrupt, answers_for_every_function)
+    // A namespace that is gone meanwhile is no answer either.
+    let is_ready = |http| network.at_server(|| answers_for_every_function(http)).unwrap_or(false);
+    Ok((Server::start("xfaas", &mut command, http, directory, interrupt, is_ready)?, rpc))
 }
 
 /// True when each function answers: it listens a moment before the last one is deployed.

@@ -39,17 +39,20 @@ impl NamespaceTable {
         self.namespaces.len()
     }
 
-    /// `table_hash` is the well-mixed half of the session's keyed hash, so a client cannot crowd a bucket.
-    pub(super) fn find_or_insert(&mut self, app: u16, session: &SessionId, table_hash: u32) -> NamespaceId {
-        let hash = spread(table_hash, app);
-        let namespaces = &self.namespaces;
+    pub(super) fn find(&self, app: u16, session: &SessionId, table_hash: u32) -> Option<NamespaceId> {
         let same = |id: &NamespaceId| {
-            let namespace = &namespaces[*id as usize];
+            let namespace = &self.namespaces[*id as usize];
             namespace.app == app && namespace.session == *session
         };
-        if let Some(id) = self.by_session.find(hash, same) {
-            return *id;
+        self.by_session.find(spread(table_hash, app), same).copied()
+    }
+
+    /// `table_hash` is the well-mixed half of the session's keyed hash, so a client cannot crowd a bucket.
+    pub(super) fn find_or_insert(&mut self, app: u16, session: &SessionId, table_hash: u32) -> NamespaceId {
+        if let Some(id) = self.find(app, session, table_hash) {
+            return id;
         }
+        let hash = spread(table_hash, app);
         let fresh = Namespace { app, session: *session, table_hash, state: None, idle: Vec::new(), running: 0, waiting: VecDeque::new() };
         let id = self.namespaces.insert(fresh) as NamespaceId;
         let namespaces = &self.namespaces;
@@ -58,6 +61,16 @@ impl NamespaceTable {
             spread(namespace.table_hash, namespace.app)
         });
         id
+    }
+
+    /// True when the session's namespace is active, and so a reference to its state may be held.
+    pub(super) fn contains(&self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        let namespaces = &self.namespaces;
+        let same = |id: &NamespaceId| {
+            let namespace = &namespaces[*id as usize];
+            namespace.app == app && namespace.session == *session
+        };
+        self.by_session.find(spread(table_hash, app), same).is_some()
     }
 
     pub(super) fn get(&self, id: NamespaceId) -> &Namespace {

@@ -10,6 +10,8 @@ pub enum Outcome {
     Replied,
     /// The function ran and failed, or never ran: `code` says which.
     Failed { code: ErrorCode, detail: &'static str, guest_code: Option<i32> },
+    /// Its client went away before it was over: nobody gets an answer.
+    Cancelled,
 }
 
 impl Outcome {
@@ -20,7 +22,7 @@ impl Outcome {
     /// True when guest code ran, so that the answer names session and invocation, and an idempotent one is remembered.
     pub const fn ran(&self) -> bool {
         match self {
-            Outcome::Replied => true,
+            Outcome::Replied | Outcome::Cancelled => true,
             Outcome::Failed { code, .. } => matches!(
                 code,
                 ErrorCode::GuestTrapped | ErrorCode::GuestError | ErrorCode::Deadline | ErrorCode::LockWait | ErrorCode::NoPrimary
@@ -33,6 +35,7 @@ impl Outcome {
         match self {
             Outcome::Replied => "ok",
             Outcome::Failed { code, .. } => code.code(),
+            Outcome::Cancelled => "cancelled",
         }
     }
 }

@@ -2,9 +2,16 @@
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
 mod beside;
+mod cancel;
 mod remote;
+mod secondary;
+
+pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
+
+pub use self::cancel::CallName;
 
 use self::beside::Beside;
+use self::secondary::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -16,6 +23,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use xfaas_common::limits::FUNCTIONS_MAX;
 
+/// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
+const COMPACT_BYTES_MAX: usize = 64 << 10;
+
 /// Limits of one shard's proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyOptions {
@@ -25,6 +35,8 @@ pub struct ProxyOptions {
     pub keep_warm_ns: u64,
     /// A call waits for a lock at most this long, nanoseconds.
     pub lock_wait_ns: u64,
+    /// The state is with a primary in another process: no region is opened here.
+    pub is_secondary: bool,
     /// Calls that wait for a worker: in one namespace, and on the whole shard.
     pub namespace_queue_calls_max: usize,
     pub queued_calls_max: usize,
@@ -43,6 +55,9 @@ pub struct ProxyStats {
     pub queued: u64,
     pub lock_waits: u64,
     pub slices: u64,
+    pub mapped_reads: u64,
+    pub cancelled: u64,
+    pub regions_refused: u64,
 }
 
 /// What a worker is doing.
@@ -57,6 +72,8 @@ enum Phase {
     Parked {
         since_ns: u64,
     },
+    /// Parked until the primary has answered.
+    Remote(RemoteWait),
 }
 
 struct WorkerSlot {
@@ -87,6 +104,7 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    remote: RemoteCalls,
     beside: Beside,
     /// Those of `granted` that are invocations in other processes.
     granted_remote: Vec<CallToken>,
@@ -100,6 +118,7 @@ impl Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
         let run_queue = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
+        let remote = RemoteCalls::new(options.workers_live_max);
         Proxy {
             options,
             functions: Vec::new(),
@@ -109,6 +128,7 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            remote,
             beside: Beside::default(),
             granted_remote: Vec::new(),
             parked: 0,
@@ -125,7 +145,9 @@ impl Proxy {
     pub fn install(&mut self, function: Arc<Function>) -> Result<(), RegionError> {
         let index = usize::from(function.index);
         assert!(index < FUNCTIONS_MAX, "the deployer hands out indexes below the limit");
-        self.open_app(function.app, &function.manifest.app)?;
+        if !self.options.is_secondary {
+            self.open_app(function.app, &function.manifest.app)?;
+        }
         if self.functions.len() <= index {
             self.functions.resize(index + 1, None);
         }
@@ -143,6 +165,7 @@ impl Proxy {
             opened => return opened,
         };
         let path = state.region_path(name);
+        self.stats.regions_refused += 1;
         match set_aside(&path) {
             Ok(aside) => tracing::error!("{error}: set aside as {}; app {name:?} starts with empty state", aside.display()),
             Err(_) => return Err(error),
@@ -170,14 +193,14 @@ impl Proxy {
 
     /// True while a call runs, is parked or waits.
     pub fn is_busy(&self) -> bool {
-        self.queued > 0 || self.parked > 0 || !self.run_queue.is_empty()
+        self.queued > 0 || self.parked > 0 || self.remote.waiting > 0 || !self.run_queue.is_empty()
     }
 
     pub fn stats(&self) -> ProxyStats {
         ProxyStats {
             workers: self.workers.0.len() as u64,
             workers_idle: self.idle.len() as u64,
-            workers_parked: self.parked as u64,
+            workers_parked: (self.parked + self.remote.waiting) as u64,
             namespaces: self.namespaces.len() as u64,
             queued: self.queued as u64,
             ..self.stats
@@ -292,9 +315,12 @@ impl Proxy {
         let finished = match progress {
             Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),
             Progress::Finished(code) => {
-                let outcome =
-                    Outcome::Failed { code: ErrorCode::GuestError, detail: "handle returned a non-zero code", guest_code: Some(code) };
+                let outcome = failed_with(&call, code);
                 Some(self.end(id, call, outcome, true, now_ns))
+            }
+            Progress::Asking | Progress::Committing => {
+                self.park_for_primary(id, call, progress == Progress::Committing);
+                None
             }
             Progress::Trapped(kind) => {
                 let outcome = Outcome::failed(ErrorCode::GuestTrapped, kind.detail());
@@ -351,6 +377,7 @@ impl Proxy {
     }
 
     fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
+        self.note_end(&call);
         self.release(id, &call, intact, now_ns);
         Finished { call, outcome }
     }
@@ -378,21 +405,23 @@ impl Proxy {
         }
     }
 
-    /// Gives a freed place to the call that has waited longest. It runs from the run queue, so that no chain of calls grows the stack.
+    /// Gives free places to the calls that have waited longest. They run from the run queue, so that no chain of calls grows the stack.
     fn start_waiting(&mut self, id: NamespaceId, now_ns: u64) {
-        let Some(next) = self.namespaces.get(id).waiting.front() else { return };
-        let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
-            // Removed while the call waited: `sweep` answers it.
-            return;
-        };
-        if self.namespaces.get(id).running >= function.manifest.workers_max {
-            return;
+        // More than one place may be free: functions of one app differ in `workers_max`, and one that needs more room held up the others.
+        while let Some(next) = self.namespaces.get(id).waiting.front() {
+            let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
+                // Removed while the call waited: `sweep` answers it.
+                return;
+            };
+            if self.namespaces.get(id).running >= function.manifest.workers_max {
+                return;
+            }
+            let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
+            let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
+            self.queued -= 1;
+            self.assign(worker, call, now_ns);
+            self.run_queue.push_back(worker);
         }
-        let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
-        let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
-        self.queued -= 1;
-        self.assign(worker, call, now_ns);
-        self.run_queue.push_back(worker);
     }
 
     /// Drops the longest idle worker of the shard, for the good of `keep`, which stays even if empty. False: none is idle.
@@ -448,23 +477,25 @@ impl Proxy {
             self.drop_idle(id);
             self.namespaces.remove_if_empty(namespace);
         }
+        let (state, namespaces) = (self.state.as_mut().expect("no guest runs now"), &self.namespaces);
+        state.compact_some(COMPACT_BYTES_MAX, &mut |app, session, table_hash| namespaces.contains(app, session, table_hash));
     }
 
     fn sweep_parked(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         let lock_wait_ns = self.options.lock_wait_ns;
-        let late = |slot: &WorkerSlot| matches!(slot.phase, Phase::Parked { since_ns } if now_ns.saturating_sub(since_ns) >= lock_wait_ns);
-        let late: Vec<u32> = self.workers.0.iter().filter(|(_, slot)| late(slot)).map(|(id, _)| id as u32).collect();
-        for id in late {
-            // An earlier one's locks may just have been handed to this one.
+        let late = |slot: &WorkerSlot| match slot.phase {
+            Phase::Parked { since_ns } => (now_ns.saturating_sub(since_ns) >= lock_wait_ns).then_some(since_ns),
+            _ => None,
+        };
+        let mut late: Vec<(u64, u32)> = self.workers.0.iter().filter_map(|(id, slot)| Some((late(slot)?, id as u32))).collect();
+        late.sort_unstable();
+        for (_, id) in late {
+            // The longest waiting goes first: its locks may just have been handed to this one.
             if !matches!(self.workers.0[id as usize].phase, Phase::Parked { .. }) {
                 continue;
             }
-            let call = self.workers.0[id as usize].call.take().expect("a parked worker has a call");
-            self.parked -= 1;
-            self.state.as_mut().expect("no guest runs now").locks.release_all(CallToken(id), &mut self.granted);
             let outcome = Outcome::failed(ErrorCode::LockWait, "a lock was not free within lock_wait_ms");
-            finished.push(self.end(id, call, outcome, false, now_ns));
-            self.resume_granted();
+            finished.push(self.abandon(id, outcome, now_ns));
         }
     }
 

@@ -4,6 +4,7 @@ use crate::net::{Http1Decoder, Phase};
 use crate::sys::FixedFile;
 use crate::worker::Call;
 use std::collections::VecDeque;
+use xfaas_common::ids::SessionId;
 
 /// Input kept while a request runs; over it the connection is not read until the reply is out.
 pub(super) const PENDING_BYTES_MAX: usize = 128 << 10;
@@ -34,6 +35,8 @@ pub(super) struct Connection {
     pub(super) out: Vec<u8>,
     /// A request of this connection runs; the next one waits.
     pub(super) busy: bool,
+    /// Where the request that runs is.
+    pub(super) asked: Option<Asked>,
     pub(super) sending: bool,
     /// The multishot receive is armed.
     pub(super) armed: bool,
@@ -52,6 +55,15 @@ pub(super) struct Connection {
     pub(super) speaks_for: SpeaksFor,
     /// The shard to which this connection is on its way.
     pub(super) moving_to: Option<u16>,
+}
+
+/// The shard that was asked to run a connection's request, and what names the request there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) shard: u16,
+    pub(super) app: u16,
+    pub(super) table_hash: u32,
+    pub(super) session: SessionId,
 }
 
 /// Whose sessions a connection has spoken for: one owner's connection moves to it, a connection of many stays and forwards.
@@ -134,6 +146,7 @@ impl Connection {
             pending: Vec::new(),
             out: Vec::new(),
             busy: false,
+            asked: None,
             sending: false,
             armed: false,
             half_closing: false,

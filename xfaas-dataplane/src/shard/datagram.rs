@@ -42,7 +42,7 @@ impl Shard {
         let refusal = if self.draining_since_ns.is_some() {
             Some(ErrorCode::Draining)
         } else if !self.by_hash.contains_key(&head.function.0) {
-            Some(ErrorCode::NoFunction)
+            Some(if self.is_unjoined() { ErrorCode::NoPrimary } else { ErrorCode::NoFunction })
         } else {
             None
         };
@@ -112,11 +112,12 @@ impl Shard {
         let mut out = self.spare_buffers.pop().unwrap_or_default();
         match outcome {
             Outcome::Replied => encode_datagram_reply(&mut out, &head, &call.output),
+            Outcome::Cancelled => unreachable!("a datagram's sender is never known to be gone"),
             Outcome::Failed { code, guest_code, .. } => encode_datagram_error(&mut out, &head, code, guest_code),
         }
         let key = ReplayKey { function: call.function, session: call.session, request_id };
         if self.replays.is_running(&key) {
-            let evicted = self.replays.finish(&key, outcome.ran().then_some(&out[..]), self.now_ns);
+            let evicted = self.replays.finish(&key, (outcome.ran() && call.has_begun()).then_some(&out[..]), self.now_ns);
             self.view.counters.replay_evictions.add(evicted.evictions);
             for other in evicted.waiters {
                 let copy = out.clone();

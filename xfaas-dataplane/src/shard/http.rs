@@ -1,6 +1,6 @@
 //! The HTTP stage: bytes of a connection become requests, requests become calls. Bytes are hostile here.
 
-use super::connection::{Closing, Connection, PENDING_BYTES_MAX};
+use super::connection::{Asked, Closing, Connection, PENDING_BYTES_MAX};
 use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
@@ -145,7 +145,7 @@ impl Shard {
 
     /// A good head whose body is still to come: the last chance to refuse before the client sends it.
     fn on_head(&mut self, id: u32, call: Box<Call>, expects_continue: bool, has_body: bool) {
-        let known = self.by_name.contains_key(call.request.function_name());
+        let known = self.by_name.contains_key(call.request.function_name()) || self.is_unjoined();
         let connection = &mut self.connections[id as usize];
         if known && self.draining_since_ns.is_none() {
             if expects_continue && has_body {
@@ -172,6 +172,9 @@ impl Shard {
             return self.refuse(id, call, ErrorCode::Draining, "this server is shutting down");
         }
         let Some(index) = self.by_name.get(call.request.function_name()).copied() else {
+            if self.is_unjoined() {
+                return self.refuse(id, call, ErrorCode::NoPrimary, "no primary has been reached yet");
+            }
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
         let (session, hash) = match call.request.session() {
@@ -191,9 +194,11 @@ impl Shard {
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
         let runs_here = self.runs_here(&mut call, owner);
+        let connection = &mut self.connections[id as usize];
+        let asked_shard = if runs_here { self.core } else { owner };
+        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session });
         if call.state_at == StateAt::Here {
             // One that runs beside the owner does as well here as there: no reason to move.
-            let connection = &mut self.connections[id as usize];
             connection.speaks_for = connection.speaks_for.heard(owner.0);
         }
         if runs_here {
@@ -206,7 +211,8 @@ impl Shard {
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
             Err(call) => {
-                self.connections[id as usize].busy = false;
+                let connection = &mut self.connections[id as usize];
+                (connection.busy, connection.asked) = (false, None);
                 self.view.counters.shed.add(1);
                 self.refuse(id, call, ErrorCode::Overloaded, "the owner's mailbox is full");
             }

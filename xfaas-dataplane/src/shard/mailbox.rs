@@ -1,8 +1,9 @@
 //! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
 
 use super::connection::MovedConnection;
+use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
-use crate::session::Finished;
+use crate::session::{CallName, Finished};
 use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
@@ -16,6 +17,8 @@ use xfaas_common::limits::MAILBOX_MESSAGES_MAX;
 pub(super) enum Message {
     /// Run this: the receiver owns the session.
     Invoke(Box<Call>),
+    /// The client of an `Invoke` is gone: end it if it is not over. Its `Done` comes in either case.
+    Cancel(Box<CallName>),
     /// The answer to an `Invoke`.
     Done(Finished),
     /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
@@ -41,7 +44,7 @@ impl Mailboxes {
 pub(super) struct Post {
     mailboxes: Arc<Mailboxes>,
     me: usize,
-    /// Answers that found a full queue. They are not shed: the asker counts on them, and there are at most as many as calls it sent.
+    /// Answers and cancellations that found a full queue. They are not shed: the other side counts on them, and there is at most one of each a call.
     unsent: VecDeque<(usize, Message)>,
     /// Shards to wake at the end of the turn.
     wake: Vec<bool>,
@@ -108,6 +111,8 @@ pub enum ShardCommand {
     Readers(u16, Arc<[Option<RegionReader>]>, SyncSender<Result<(), String>>),
     /// Take a function out of service.
     Remove(u16, SyncSender<Result<(), String>>),
+    /// To a container's shard: about its primary.
+    Primary(PrimaryCommand),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
     /// What containers are told from now on; answered when those that are connected will hear of it.

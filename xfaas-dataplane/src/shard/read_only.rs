@@ -36,6 +36,7 @@ impl Shard {
                 unreachable!("only a call beside its session's owner is given up");
             };
             self.view.counters.local_reads_given_up.add(1);
+            self.note_asked(call.origin, owner);
             match self.post.invoke(usize::from(owner), call) {
                 Ok(()) => self.view.counters.forwarded.add(1),
                 Err(call) => {

@@ -15,6 +15,7 @@ impl Shard {
         self.record(&call, &outcome);
         if let Some(connection) = self.connection(id, generation as u16) {
             connection.busy = false;
+            connection.asked = None;
             self.write_reply(id, &call, &outcome, false);
         }
         self.keep_call(call);
@@ -52,14 +53,18 @@ impl Shard {
                 };
                 encode_reply(&mut connection.out, &head, &call.output, request.is_head());
             }
+            // The connection is given up: what its output holds is never sent.
+            Outcome::Cancelled => {}
             Outcome::Failed { code, detail, guest_code } => {
+                // A container whose primary cannot be reached refuses before anything runs.
+                let ran = outcome.ran() && call.has_begun();
                 let problem = Problem {
                     code: *code,
                     detail,
                     guest_code: *guest_code,
                     session_header: &self.limits.session_header,
-                    session: outcome.ran().then_some(&call.session),
-                    invocation_id: outcome.ran().then_some(call.invocation_id),
+                    session: ran.then_some(&call.session),
+                    invocation_id: ran.then_some(call.invocation_id),
                     date: &self.date,
                     connection: header,
                 };
@@ -141,11 +146,7 @@ impl Shard {
                 self.settle(id, generation);
             }
             Closing::Lingering { .. } => {}
-            Closing::Shut if connection.is_quiet() => self.remove_connection(id),
-            Closing::Shut => {
-                let file = connection.file;
-                self.ring.cancel_all(file);
-            }
+            Closing::Shut => self.settle_shut(id, generation),
         }
     }
 

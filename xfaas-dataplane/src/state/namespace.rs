@@ -32,7 +32,8 @@ const WORD_LINKS: usize = 7;
 const LINKS: usize = 4;
 const ID_AT_BYTES: u64 = ((WORD_LINKS + LINKS) * WORD_BYTES) as u64;
 
-/// A namespace in a region, as `find` gives it. It stays right until the namespace is removed; after that every use of it is refused.
+/// A namespace in a region, as `find` gives it. It stays right until the namespace is removed, or moved by `Region::compact_some`; after that
+/// every use of it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceRef {
     pub(super) record: Offset,
@@ -57,6 +58,18 @@ pub(super) fn create(words: Words<'_>, record: Offset, session: &SessionId, tabl
     }
     words.copy_in(record.plus(ID_AT_BYTES), session.as_bytes());
     words.publish(record, WORD_INCARNATION, incarnation);
+}
+
+/// Bytes of the record at `record`. For the owner.
+pub(super) fn bytes_of(words: Words<'_>, record: Offset) -> usize {
+    record_bytes(words.load(record, WORD_ID) as u32 as usize)
+}
+
+/// Fills a fresh record that nothing leads to yet with what another one holds.
+pub(super) fn copy(words: Words<'_>, record: Offset, to: Offset) {
+    let rest = (WORD_SEQUENCE * WORD_BYTES) as u64;
+    words.copy_between(record.plus(rest), to.plus(rest), bytes_of(words, record) - rest as usize);
+    words.publish(to, WORD_INCARNATION, words.load(record, WORD_INCARNATION));
 }
 
 /// Marks a record as free, before its block is.
@@ -150,7 +163,12 @@ pub(super) fn table(words: Words<'_>, record: Offset) -> Result<Option<Table>, O
     Ok((root != 0).then_some(Table::of_node(Offset(root))))
 }
 
-/// The place of the record's own links, for the scan at open.
+/// The place of the link to the root node of the key table.
+pub(super) const fn table_word(record: Offset) -> Offset {
+    record.plus((WORD_TABLE * WORD_BYTES) as u64)
+}
+
+/// The place of the record's own links, for the scan at open and for compaction.
 pub(super) fn own_links(record: Offset) -> impl Iterator<Item = Offset> {
     (0..LINKS).map(move |slot| record.plus(((WORD_LINKS + slot) * WORD_BYTES) as u64))
 }
@@ -235,8 +253,17 @@ pub(super) fn cells(words: Words<'_>, record: Offset) -> Leaves<'_> {
 
 /// Hash of a cell's key, for the owner.
 pub(super) fn key_hash(words: Words<'_>, secret: Secret, cell: Offset) -> u64 {
+    with_key(words, cell, |key| secret.hash(key))
+}
+
+/// True when the bytes behind a cell's key are zero, as look-ups expect. For the owner.
+pub(super) fn is_key_padded(words: Words<'_>, cell: Offset) -> bool {
+    with_key(words, cell, |key| cell::has_key(words, cell, key) == Ok(true))
+}
+
+fn with_key<R>(words: Words<'_>, cell: Offset, work: impl FnOnce(&[u8]) -> R) -> R {
     let mut bytes = [0; xfaas_common::limits::KEY_BYTES_MAX];
     let bytes = &mut bytes[..cell::key_bytes(words, cell)];
     cell::copy_key(words, cell, bytes);
-    secret.hash(bytes)
+    work(bytes)
 }

@@ -4,6 +4,7 @@
 
 use xfaas_common::limits::{SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
 
+use super::ahead::Ahead;
 use super::alloc::Allocator;
 use super::error::RegionError;
 use super::hash::Secret;
@@ -23,6 +24,9 @@ pub(super) struct Totals {
     pub bytes: u64,
 }
 
+/// More than any owner can give out in its life: beyond it the count would begin at 0 again, which names a free record.
+const INCARNATIONS_MAX: u64 = 1 << 63;
+
 /// A place and what is wrong there.
 type Fault = (Offset, &'static str);
 
@@ -36,19 +40,23 @@ pub(super) struct AbsentCell {
 pub(super) fn scan(words: Words<'_>, alloc: &mut Allocator, fresh: u32, secret: Secret) -> Result<(Totals, Vec<AbsentCell>), RegionError> {
     let corrupt = |(at, what): Fault| RegionError::Corrupt { offset: at.0, what };
     alloc.load_page_table(words, fresh).map_err(corrupt)?;
+    if words.load(HEADER, WORD_INCARNATIONS) > INCARNATIONS_MAX {
+        return Err(corrupt((HEADER.plus((WORD_INCARNATIONS * WORD_BYTES) as u64), "more incarnations than can have been given out")));
+    }
     let (mut totals, mut absent) = (Totals::default(), Vec::new());
     let mut visit = |alloc: &mut Allocator, found: Found| scan_namespace(words, alloc, secret, found, &mut totals, &mut absent);
-    scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, Prefix { bits: 0, value: 0 }, SESSIONS.root_bits, &mut visit)
-        .map_err(corrupt)?;
+    let top = Prefix { bits: 0, value: 0, ahead: Ahead::Sessions };
+    scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, top, SESSIONS.root_bits, &mut visit).map_err(corrupt)?;
     alloc.finish_claims(words);
     Ok((totals, absent))
 }
 
-/// The hash bits that lead to a node.
+/// The hash bits that lead to a node, and whether what it leads to is in the cache by now.
 #[derive(Clone, Copy)]
 struct Prefix {
     bits: u32,
     value: u64,
+    ahead: Ahead,
 }
 
 impl Prefix {
@@ -90,7 +98,8 @@ fn scan_links(
         if link.is_empty() {
             continue;
         }
-        let below = Prefix { bits: prefix.bits + bits, value: prefix.value | (slot as u64) << prefix.bits };
+        let ahead = prefix.ahead.look(words, alloc, std::iter::once(link));
+        let below = Prefix { bits: prefix.bits + bits, value: prefix.value | (slot as u64) << prefix.bits, ahead };
         if !link.is_well_formed() {
             return Err((place, "the link has bits that no link has"));
         }
@@ -123,12 +132,19 @@ fn scan_namespace(
     if !found.is_home_of(secret.session_hash(&session, table_hash)) {
         return Err((found.place, "the session is not where its hash leads"));
     }
+    // Look-ups compare whole words, so what is behind the name counts too.
+    if namespace::is_of(words, record, &session) != Ok(true) {
+        return Err((record, "the session ID is not padded with zeros"));
+    }
     let incarnation = namespace::incarnation(words, record).unwrap_or(0);
     if incarnation == 0 || incarnation > words.load(HEADER, WORD_INCARNATIONS) {
         return Err((record, "the record's incarnation was never given out"));
     }
     namespace::settle_sequence(words, record);
     let committed = namespace::committed(words, record).map_err(|_| (record, "the record lies outside the file"))?;
+    if committed >= cell::TRANSACTIONS_MAX {
+        return Err((record, "more transactions than can have been committed"));
+    }
     let mut size = Totals::default();
     let mut visit = |alloc: &mut Allocator, found: Found| {
         let (key_bytes, value) = scan_cell(words, alloc, secret, found, committed)?;
@@ -142,7 +158,7 @@ fn scan_namespace(
     };
     match namespace::table(words, record).map_err(|_| (record, "the record lies outside the file"))? {
         None => {
-            let root = Prefix { bits: 0, value: 0 };
+            let root = Prefix { bits: 0, value: 0, ahead: Ahead::Done };
             for place in namespace::own_links(record) {
                 let link = Link(words.get(place, 0).map_err(|_| (place, "the record lies outside the file"))?);
                 match link.is_leaf() {
@@ -154,7 +170,7 @@ fn scan_namespace(
         }
         Some(table) => {
             alloc.claim(table.root, Kind::Node, NODE_BYTES).map_err(|what| (record, what))?;
-            let top = Prefix { bits: 0, value: 0 };
+            let top = Prefix { bits: 0, value: 0, ahead: Ahead::Keys.look_at_node(words, alloc, table.root) };
             scan_links(words, alloc, table.root, 1 << table.root_bits, top, table.root_bits, &mut visit)?;
         }
     }
@@ -179,6 +195,9 @@ fn scan_cell(words: Words<'_>, alloc: &mut Allocator, secret: Secret, found: Fou
     }
     if !found.is_home_of(namespace::key_hash(words, secret, cell)) {
         return Err((found.place, "the key is not where its hash leads"));
+    }
+    if !namespace::is_key_padded(words, cell) {
+        return Err((cell, "the key is not padded with zeros"));
     }
     // Readers of other processes may be looking on: they were told to look again when this open began.
     match cell::pending(words, cell).map(|pending| pending.number) {

@@ -15,7 +15,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_xfaas");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_xfaas");
 
 /// The path of a compiled sample or hostile guest.
 pub fn guest(name: &str) -> PathBuf {
@@ -147,14 +147,14 @@ impl NodeBuilder {
             write!(text, "[[function]]\nname = \"{}\"\nwasm = \"{}\"\n{}", function.name, path.display(), function.keys).unwrap();
         }
         std::fs::write(directory.path().join("xfaas.toml"), text).unwrap();
-        let mut node = Node { directory, shared_memory, http, admin, flags: self.flags, process: None };
+        let mut node = Node { directory, shared_memory, http, admin, rpc, flags: self.flags, process: None };
         node.start();
         node
     }
 }
 
 /// The first CPUs that this process may use.
-fn cpus(count: usize) -> Vec<u16> {
+pub(super) fn cpus(count: usize) -> Vec<u16> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("see proc_pid_status(5)");
     let range = |part: &str| {
@@ -188,6 +188,7 @@ pub struct Node {
     shared_memory: TempDir,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    pub rpc: SocketAddr,
     flags: Vec<String>,
     process: Option<Child>,
 }

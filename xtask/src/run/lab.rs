@@ -59,6 +59,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Names of the server's and the client's namespace.
+    pub fn namespaces(&self) -> [&str; 2] {
+        [&self.server, &self.client]
+    }
+
     /// Whether both ends have an IPv6 address.
     pub fn has_ipv6(&self) -> bool {
         self.has_ipv6

@@ -15,11 +15,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::{run_quiet, say, shown};
 use crate::{build, paths, rights, setup};
 
-pub use self::server::{AwaitReadyArguments, await_ready};
+pub use self::lab::{Lab, SERVER_ADDRESS};
+pub use self::leftovers::remove as remove_leftovers;
+pub use self::server::{AwaitReadyArguments, Stop, await_ready};
 
 use self::config::Config;
-use self::lab::Lab;
-use self::server::{Server, Stop};
+use self::server::Server;
 
 /// The port of HTTP and datagrams.
 const PORT: u16 = 8080;

@@ -46,7 +46,7 @@ impl Stop {
     }
 
     /// Waits a moment. Output: whether the end is wished.
-    fn wait(&self, moment: Duration) -> bool {
+    pub fn wait(&self, moment: Duration) -> bool {
         !matches!(self.0.recv_timeout(moment), Err(RecvTimeoutError::Timeout))
     }
 }

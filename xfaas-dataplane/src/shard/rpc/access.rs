@@ -8,7 +8,7 @@ use crate::state::{Acquire, CallToken, LockKey, SessionKey};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
-use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, encode_snapshot_value, snapshot_keys};
+use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, snapshot_keys};
 use xfaas_common::wire::Status;
 
 const MS_NS: u64 = 1_000_000;
@@ -73,6 +73,18 @@ pub(super) fn check_key(key: &[u8]) -> Result<(), i32> {
     }
 }
 
+/// Errors: the result for a snapshot's list that is malformed (-2) or too long (-3), in that order.
+fn check_keys(read: &StateRead<'_>) -> Result<(), i32> {
+    let keys = || snapshot_keys(read.key);
+    if i32::from(read.mode) != MODE_WEAK || !read.key.ends_with(&[0]) || keys().any(<[u8]>::is_empty) {
+        return Err(BAD_ARGUMENT);
+    }
+    if keys().count() > RPC_SNAPSHOT_KEYS_MAX || keys().any(|key| key.len() > KEY_BYTES_MAX) {
+        return Err(OVER_LIMIT);
+    }
+    Ok(())
+}
+
 /// Errors: the result for a mode that there is not.
 fn check_mode(mode: u8) -> Result<bool, i32> {
     match i32::from(mode) {
@@ -131,36 +143,28 @@ impl Shard {
 
     /// Several keys of the session at one moment: this thread is the only writer.
     pub(super) fn read_snapshot(&mut self, id: u32, asked: &Asked, read: &StateRead<'_>) {
-        let is_list = i32::from(read.mode) == MODE_WEAK && read.key.ends_with(&[0]);
-        let checked = if is_list { snapshot_keys(read.key).try_for_each(check_key) } else { Err(BAD_ARGUMENT) };
-        let checked = checked.and_then(|()| match snapshot_keys(read.key).count() {
-            1..=RPC_SNAPSHOT_KEYS_MAX => Ok(()),
-            _ => Err(OVER_LIMIT),
-        });
-        if let Err(result) = checked {
+        if let Err(result) = check_keys(read) {
             return self.answer(id, asked, result);
         }
         let state = self.proxy.state();
         let place = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
         let value_bytes = |key: &[u8]| place.and_then(|(region, namespace)| region.value_bytes(namespace, key));
         let list_bytes: usize = snapshot_keys(read.key).map(|key| 4 + value_bytes(key).unwrap_or(0)).sum();
-        if list_bytes > REPLY_VALUE_BYTES_MAX {
-            return self.answer(id, asked, OVER_LIMIT);
-        }
-        if list_bytes > read.bytes_max as usize {
-            return self.answer(id, asked, list_bytes as i32);
-        }
+        let mut room = list_bytes.min(read.bytes_max as usize).min(REPLY_VALUE_BYTES_MAX);
         let out = &mut self.rpc.connections[id as usize].out;
-        StateReply::encode_head(list_bytes as i32, list_bytes, asked.request_id, asked.function, out);
+        StateReply::encode_head(list_bytes as i32, room, asked.request_id, asked.function, out);
         for key in snapshot_keys(read.key) {
-            let Some((bytes, (region, namespace))) = value_bytes(key).zip(place) else {
-                encode_snapshot_value(None, out);
-                continue;
-            };
-            out.extend_from_slice(&(bytes as i32).to_be_bytes());
-            let start = out.len();
-            out.resize(start + bytes, 0);
-            region.read(namespace, key, &mut out[start..]);
+            let bytes = value_bytes(key);
+            let length = bytes.map_or(-1, |bytes| bytes as i32).to_be_bytes();
+            let copied = room.min(length.len());
+            out.extend_from_slice(&length[..copied]);
+            room -= copied;
+            let (start, copied) = (out.len(), room.min(bytes.unwrap_or(0)));
+            out.resize(start + copied, 0);
+            if let Some((region, namespace)) = place {
+                region.read(namespace, key, &mut out[start..]);
+            }
+            room -= copied;
         }
     }
 
@@ -206,10 +210,10 @@ impl Shard {
 
     /// Asks for a key's lock. Errors: the request is refused: its invocation waits already, or there are too many.
     fn lock(&mut self, id: u32, asked: &Asked, wanted: &Wanted<'_>) -> Result<Lock, Refusal> {
-        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
-        if known.is_some_and(|index| self.rpc.invocations.is_waiting(index)) {
+        if self.is_waiting(id, wanted.invocation) {
             return Err(BUSY_INVOCATION);
         }
+        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
         if known.is_none() && self.draining_since_ns.is_some() {
             return Err(DRAINING);
         }
@@ -235,6 +239,12 @@ impl Shard {
         };
         self.forget_idle(id, token);
         refused
+    }
+
+    /// True while a request of the invocation waits for its lock.
+    pub(super) fn is_waiting(&self, id: u32, invocation: u64) -> bool {
+        let known = self.rpc.connections[id as usize].invocations.get(&invocation);
+        known.is_some_and(|index| self.rpc.invocations.is_waiting(*index))
     }
 
     fn add_invocation(&mut self, id: u32, number: u64) -> Option<u32> {

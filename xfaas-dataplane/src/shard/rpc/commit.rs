@@ -2,23 +2,22 @@
 
 use super::super::turn::Shard;
 use super::access::check_key;
-use super::frames::Refusal;
+use super::frames::{BUSY_INVOCATION, Refusal};
 use super::invocations::Asked;
 use crate::state::StateError;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
 use xfaas_common::limits::VALUE_BYTES_MAX;
-use xfaas_common::rpc::{CommitWrites, FrameFault, StateWrite};
+use xfaas_common::rpc::CommitWrites;
 
 impl Shard {
-    /// Applies the writes and ends the invocation. Errors: the list's lengths do not add up.
-    pub(super) fn commit(&mut self, id: u32, asked: &Asked, write: &StateWrite<'_>) -> Result<Result<(), Refusal>, FrameFault> {
-        let writes = CommitWrites::decode(write.value)?;
-        if !write.key.is_empty() {
-            return Err(FrameFault::BadPayload);
+    /// Applies the writes and ends the invocation. Errors: it waits for a lock.
+    pub(super) fn commit(&mut self, id: u32, asked: &Asked, invocation: u64, writes: CommitWrites<'_>) -> Result<(), Refusal> {
+        if self.is_waiting(id, invocation) {
+            return Err(BUSY_INVOCATION);
         }
         let checked = match writes.is_empty() {
             false if asked.read_only => Err(BAD_ARGUMENT),
-            _ => writes.clone().try_for_each(|(key, value)| match value.len() {
+            _ => writes.into_iter().try_for_each(|(key, value)| match value.len() {
                 0..=VALUE_BYTES_MAX => check_key(key),
                 _ => check_key(key).and(Err(OVER_LIMIT)),
             }),
@@ -28,17 +27,22 @@ impl Shard {
             Ok(()) if writes.is_empty() => OK,
             Ok(()) => self.apply(asked, writes).map_or(OVER_LIMIT, |()| OK),
         };
-        self.end_invocation(id, write.invocation);
+        self.end_invocation(id, invocation);
         self.answer(id, asked, result);
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
         self.proxy.with_state(|state, _| {
             let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
+            let is_new = region.find(&asked.session, asked.table_hash).is_none();
             let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
             let writes = writes.map(|(key, value)| (key, Some(value)));
-            region.write_many(namespace, writes, asked.session_bytes_max)
+            let written = region.write_many(namespace, writes, asked.session_bytes_max);
+            if is_new && written.is_err() {
+                region.remove(namespace);
+            }
+            written
         })
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::RPC_MODULES_MAX;
 use xfaas_common::rpc::{
-    ANY_SHARD, Frame, FrameFault, FrameHead, Hello, PROTOCOL, READ_KEY, READ_SNAPSHOT, STATUS_REFUSED, StateRead, StateWrite, WRITE_COMMIT,
-    WRITE_END, WRITE_KEY, Welcome, encode_empty, encode_error,
+    ANY_SHARD, CommitWrites, Frame, FrameFault, FrameHead, Hello, PROTOCOL, READ_KEY, READ_SNAPSHOT, STATUS_REFUSED, StateRead, StateWrite,
+    WRITE_COMMIT, WRITE_END, WRITE_KEY, Welcome, encode_empty, encode_error,
 };
 use xfaas_common::wire::{
     KIND_CHANGED, KIND_ERROR, KIND_HELLO, KIND_MODULE, KIND_MODULE_REPLY, KIND_PING, KIND_PONG, KIND_REPLY, KIND_STATE_READ,
@@ -149,14 +149,15 @@ impl Shard {
             self.end_invocation(id, write.invocation);
             return Ok(());
         }
-        let done = match self.asked(id, head, session) {
-            Err(refusal) => Err(refusal),
-            Ok(asked) => match write.op {
-                WRITE_KEY => self.write_key(id, asked, write),
-                WRITE_COMMIT => self.commit(id, &asked, write)?,
-                _ => Err(UNKNOWN_OP),
-            },
+        let writes = match write.op {
+            WRITE_COMMIT => Some(CommitWrites::decode(write.value)?),
+            _ => None,
         };
+        let done = self.asked(id, head, session).and_then(|asked| match (write.op, writes) {
+            (WRITE_KEY, _) => self.write_key(id, asked, write),
+            (_, Some(writes)) => self.commit(id, &asked, write.invocation, writes),
+            _ => Err(UNKNOWN_OP),
+        });
         if let Err((status, text)) = done {
             self.refuse_request(id, head.request_id, status, text);
         }

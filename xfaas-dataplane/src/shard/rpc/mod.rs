@@ -39,8 +39,6 @@ pub(super) struct Rpc {
     /// Remote invocations that hold or wait for a lock.
     invocations: Invocations,
     offer: Arc<ContainerOffer>,
-    /// Connections whose receive found no buffer.
-    starved: Vec<u32>,
 }
 
 impl Rpc {
@@ -53,7 +51,6 @@ impl Rpc {
             arrivals: Arrivals::default(),
             invocations: Invocations::default(),
             offer: Arc::default(),
-            starved: Vec::new(),
         }
     }
 
@@ -63,6 +60,11 @@ impl Rpc {
 
     pub(super) fn has_waiting(&self) -> bool {
         self.invocations.waiting() > 0
+    }
+
+    pub(super) fn publish(&self, counters: &RpcCounters) {
+        counters.connections.set(self.connections.len() as u64);
+        counters.invocations.set(self.invocations.len() as u64);
     }
 
     /// True while a remote invocation holds a lock, or an answer is on its way.

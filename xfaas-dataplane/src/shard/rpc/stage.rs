@@ -16,7 +16,7 @@ use xfaas_common::wire::{HEADER_BYTES, KIND_CHANGED};
 const SILENCE_NS_MAX: u64 = RPC_SILENCE_MS_MAX * 1_000_000;
 
 impl Shard {
-    /// Arms what a receive without a buffer, or an error, ended.
+    /// Arms the accept that an error ended.
     pub(in crate::shard) fn arm_rpc(&mut self) {
         if let Some(listener) = &self.rpc.listener
             && !self.rpc.accept_armed
@@ -24,11 +24,6 @@ impl Shard {
         {
             self.ring.accept_multi(Operation::Rpc(RpcOperation::Accept).tag(), listener.as_fd());
             self.rpc.accept_armed = true;
-        }
-        while let Some(id) = self.rpc.starved.pop() {
-            if self.rpc.connections.contains(id as usize) {
-                self.arm_rpc_receive(id);
-            }
         }
     }
 
@@ -104,8 +99,7 @@ impl Shard {
                 self.view.counters.rpc.received_bytes.add(bytes.len() as u64);
                 self.take_rpc_bytes(id, &bytes);
             } else if completion.result == -libc::ENOBUFS {
-                self.view.counters.buffers_exhausted.add(1);
-                self.rpc.starved.push(id);
+                self.view.counters.buffers_exhausted.add(1); // all are back by the time the next one is armed, below
             } else if completion.result != -libc::ECANCELED {
                 self.shut_rpc(id); // its end, or a reset: nobody waits for answers
             }
@@ -263,8 +257,6 @@ impl Shard {
             self.shut_rpc(id);
             self.settle_rpc(id);
         }
-        self.view.counters.rpc.connections.set(self.rpc.connections.len() as u64);
-        self.view.counters.rpc.invocations.set(self.rpc.invocations.len() as u64);
     }
 
     /// Takes over what containers are told from now on, and tells them that something changed.

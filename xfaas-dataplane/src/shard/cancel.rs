@@ -1,0 +1,45 @@
+//! A client that is gone wants no answer: its call is ended wherever it is, so that its locks go to those who wait for them.
+//! Called when a connection is given up: it was reset, did not take its answer, or timed out. A mere end of its sending half is not that.
+
+use super::mailbox::Message;
+use super::turn::Shard;
+use crate::session::CallName;
+use crate::sys::clock;
+use crate::worker::Origin;
+
+impl Shard {
+    /// Takes the next step of a connection that is given up: its call first, then what is under way in the kernel, then its slot.
+    pub(super) fn settle_shut(&mut self, id: u32, generation: u16) {
+        let core = self.core.0;
+        let Some(connection) = self.connection(id, generation) else { return };
+        if let Some(asked) = connection.asked.take() {
+            let origin = Origin::Http { connection: id, generation: u32::from(generation), shard: core };
+            let name = CallName { origin, app: asked.app, session: asked.session, table_hash: asked.table_hash };
+            match asked.shard == core {
+                true => self.cancel(&name),
+                false => self.post.send(usize::from(asked.shard), Message::Cancel(Box::new(name))),
+            }
+        }
+        // Gone by now, if the delivery of the cancelled call came by here.
+        let Some(connection) = self.connections.get(id as usize).filter(|connection| connection.generation == generation) else { return };
+        match connection.is_quiet() {
+            true => self.remove_connection(id),
+            false => self.ring.cancel_all(connection.file),
+        }
+    }
+
+    /// A call of a connection here goes on to another shard.
+    pub(super) fn note_asked(&mut self, origin: Origin, shard: u16) {
+        let Origin::Http { connection, generation, .. } = origin else { return };
+        if let Some(asked) = self.connection(connection, generation as u16).and_then(|connection| connection.asked.as_mut()) {
+            asked.shard = shard;
+        }
+    }
+
+    /// Ends a call that runs here, unless it is over.
+    pub(super) fn cancel(&mut self, name: &CallName) {
+        if let Some(finished) = self.proxy.cancel(name, clock::monotonic_ns()) {
+            self.deliver(finished);
+        }
+    }
+}
