@@ -1,6 +1,7 @@
 //! One node: sockets, steering, engine, shards and control, put together in the order in which they need each other.
 //! Called by `main.rs`; everything it starts ends with it.
 
+pub mod container;
 mod door;
 mod keys;
 mod offer;
@@ -8,7 +9,7 @@ mod reshard;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::control::{
     Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
@@ -64,6 +65,11 @@ pub enum NodeError {
         #[source]
         source: RingError,
     },
+    #[error("cannot start a thread of the container")]
+    Thread {
+        #[source]
+        source: std::io::Error,
+    },
     #[error("shard {shard} does not take commands")]
     Stuck { shard: usize },
     #[error("shard {shard} panicked: see the message above")]
@@ -116,10 +122,10 @@ impl Node {
         })?);
         tracing::info!("steering: {}", steering.explain());
         let sockets = tcp.into_iter().zip(udp).zip(rpc);
-        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
+        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
-        let options = shard_options(config, region_directory, placement.fingerprint());
+        let options = shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = NodeFacts {
             shards: config.cpus.len(),
@@ -128,7 +134,7 @@ impl Node {
             lock_wait_ms: config.limits.lock_wait_ms,
             region_socket: regions.is_some().then(|| config.region_socket()),
         };
-        let door = Arc::new(ShardsDoor::new(&shards, facts));
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts)));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
@@ -172,33 +178,45 @@ impl Node {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
-        for door in &self.shards.doors {
-            // A full door belongs to a shard that is stuck: its thread is waited for below all the same.
-            drop(door.send(ShardCommand::Drain));
-        }
-        for (shard, thread) in self.shards.threads.into_iter().enumerate() {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(source)) => return Err(NodeError::Ring { shard, source }),
-                Err(_) => return Err(NodeError::Panicked { shard }),
-            }
-        }
+        drain(self.shards)?;
         self.control.stop();
         Ok(())
     }
 }
 
-fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag: u64) -> ShardOptions {
-    let limits = &config.limits;
+/// Makes shards finish what runs and end.
+fn drain(shards: RunningShards) -> Result<(), NodeError> {
+    for door in &shards.doors {
+        // A full door belongs to a shard that is stuck: its thread is waited for below all the same.
+        drop(door.send(ShardCommand::Drain));
+    }
+    for (shard, thread) in shards.threads.into_iter().enumerate() {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(NodeError::Ring { shard, source }),
+            Err(_) => return Err(NodeError::Panicked { shard }),
+        }
+    }
+    Ok(())
+}
+
+fn shard_options(
+    limits: &Limits,
+    shards: usize,
+    session_header: &str,
+    region_directory: std::path::PathBuf,
+    hash_tag: u64,
+) -> ShardOptions {
     let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
     ShardOptions {
         connections_max: connections_max(limits.connections_max),
         body_bytes_max: limits.body_bytes_max as usize,
-        session_header: config.session_header.clone().into_bytes(),
+        session_header: session_header.as_bytes().to_vec(),
         proxy: ProxyOptions {
-            workers_live_max: (limits.workers_live_max as usize / config.cpus.len()).max(1),
+            workers_live_max: (limits.workers_live_max as usize / shards).max(1),
             keep_warm_ns: KEEP_WARM_S * 1_000 * MS_NS,
             lock_wait_ns: ms_ns(limits.lock_wait_ms),
+            is_secondary: false,
             namespace_queue_calls_max: limits.namespace_queue_calls_max as usize,
             queued_calls_max: limits.shard_calls_max as usize,
         },

@@ -42,8 +42,19 @@ const BOUNDS_NS: [u64; DURATION_BOUNDS_S.len()] = {
 };
 
 /// The `outcome` labels; the position is the index in `FunctionCounters::outcomes`.
-pub const OUTCOMES: [&str; 10] =
-    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "overloaded", "draining", "no_function", "other", "cancelled"];
+pub const OUTCOMES: [&str; 11] = [
+    "ok",
+    "guest_error",
+    "guest_trapped",
+    "deadline",
+    "lock_wait",
+    "no_primary",
+    "overloaded",
+    "draining",
+    "no_function",
+    "other",
+    "cancelled",
+];
 
 /// Counts of one function on one shard.
 #[derive(Default)]
@@ -64,12 +75,13 @@ impl FunctionCounters {
                 ErrorCode::GuestTrapped => 2,
                 ErrorCode::Deadline => 3,
                 ErrorCode::LockWait => 4,
-                ErrorCode::Overloaded => 5,
-                ErrorCode::Draining => 6,
-                ErrorCode::NoFunction => 7,
-                _ => 8,
+                ErrorCode::NoPrimary => 5,
+                ErrorCode::Overloaded => 6,
+                ErrorCode::Draining => 7,
+                ErrorCode::NoFunction => 8,
+                _ => 9,
             },
-            Outcome::Cancelled => 9,
+            Outcome::Cancelled => 10,
         };
         self.outcomes[index].add(1);
         let bucket = BOUNDS_NS.partition_point(|bound| *bound < duration_ns);
@@ -127,6 +139,14 @@ pub struct ShardCounters {
     pub queued: Count,
     pub lock_waits: Count,
     pub slices: Count,
+    /// `xfaas_container_*`: what a container asked its primary. Counts in the same order as in `EXPORTED`.
+    pub primary_links: Count,
+    pub primary_links_made: Count,
+    pub primary_requests: Count,
+    pub primary_answers: Count,
+    pub primary_timeouts: Count,
+    pub primary_reads: Count,
+    pub mapped_reads: Count,
     /// `xfaas_regions_refused_total`: files of session state that could not be trusted at start and were set aside.
     pub regions_refused: Count,
     /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
@@ -201,6 +221,19 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
     counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
     counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
+    gauge("xfaas_container_links", "Connections to the primary's shards, of a container.", |c| c.primary_links.get() as f64),
+    counter("xfaas_container_links_made_total", "Connections made to the primary's shards: more than there are means reconnects.", |c| {
+        c.primary_links_made.get() as f64
+    }),
+    counter("xfaas_container_rpc_requests_total", "Requests that a container sent to its primary.", |c| c.primary_requests.get() as f64),
+    counter("xfaas_container_rpc_answers_total", "Answers of the primary.", |c| c.primary_answers.get() as f64),
+    counter("xfaas_container_rpc_timeouts_total", "Requests to the primary that were given up without an answer.", |c| {
+        c.primary_timeouts.get() as f64
+    }),
+    counter("xfaas_container_rpc_reads_total", "Reads that a container asked of its primary.", |c| c.primary_reads.get() as f64),
+    counter("xfaas_container_mapped_reads_total", "Reads that a container did in its primary's mapped regions.", |c| {
+        c.mapped_reads.get() as f64
+    }),
     counter("xfaas_regions_refused_total", "Files of session state that could not be trusted and were set aside.", |c| {
         c.regions_refused.get() as f64
     }),
@@ -228,6 +261,7 @@ impl ShardCounters {
         self.queued.set(stats.queued);
         self.lock_waits.set(stats.lock_waits);
         self.slices.set(stats.slices);
+        self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
         self.regions_refused.set(stats.regions_refused);
     }

@@ -4,6 +4,7 @@
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
 use super::mailbox::{CommandDoor, Message, Post};
+use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
 use super::start::ShardOptions;
@@ -44,6 +45,8 @@ pub struct Shard {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    /// In a container: the primary that has the state.
+    pub(super) container: Option<Container>,
     pub(super) connections: Slab<Connection>,
     /// Generation of the next connection: tells a late completion of a closed one apart.
     pub(super) generation: u16,
@@ -90,6 +93,7 @@ pub(super) struct ShardParts {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    pub(super) container: Option<Container>,
     pub(super) post: Post,
     pub(super) view: Arc<ShardView>,
     pub(super) door: Arc<CommandDoor>,
@@ -101,7 +105,7 @@ pub(super) struct ShardParts {
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Shard {
-        let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, rpc, flows } = parts;
+        let ShardParts { core, options, ring, rings, proxy, placement, container, post, view, door, tcp, udp, rpc, flows } = parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
@@ -116,6 +120,7 @@ impl Shard {
             rings,
             proxy,
             placement,
+            container,
             connections: Slab::with_capacity(1_024),
             generation: 0,
             arrivals: Arrivals::default(),
@@ -181,6 +186,7 @@ impl Shard {
         }
         self.send_to_owners();
         self.answer_granted();
+        self.pump_primary();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -219,7 +225,7 @@ impl Shard {
     fn sweep_interval_ns(&self) -> u64 {
         if self.proxy.is_busy() || self.rpc.has_waiting() || self.draining_since_ns.is_some() {
             SWEEP_PARKED_NS
-        } else if self.connections.is_empty() && !self.rpc.has_connections() {
+        } else if self.connections.is_empty() && !self.rpc.has_connections() && self.container.is_none() {
             SWEEP_REST_NS
         } else {
             SWEEP_OPEN_NS
@@ -252,6 +258,7 @@ impl Shard {
             Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
             Operation::HalfClosed { connection, generation } => self.on_half_closed(connection, generation),
             Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
+            Operation::Link { link, generation, operation } => self.on_link(link, generation, operation, completion),
             Operation::Rpc(operation) => self.on_rpc(operation, completion),
             Operation::RpcArrived(arrival) => self.on_rpc_arrived(arrival, completion.result),
         }
@@ -285,7 +292,10 @@ impl Shard {
     /// Runs a call of a session of ours, or lets it wait its turn.
     pub(super) fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
         call.served_by = self.core.0;
-        self.proxy.submit(call, now_ns)
+        match self.place_remote(&mut call) {
+            Ok(()) => self.proxy.submit(call, now_ns),
+            Err(outcome) => Some(Finished { call, outcome }),
+        }
     }
 
     fn run_slices(&mut self) {

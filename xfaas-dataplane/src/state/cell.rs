@@ -41,6 +41,8 @@ const KEY_AT_BYTES: u64 = 64;
 const KEY_BYTES_MASK: u64 = 0xFF;
 const PENDING_SLOT_SHIFT: u32 = 8;
 const PENDING_NUMBER_SHIFT: u32 = 9;
+/// Numbers that a mark has room for; no owner lives to use them up.
+pub(super) const TRANSACTIONS_MAX: u64 = (1 << (u64::BITS - PENDING_NUMBER_SHIFT)) - 1;
 
 const _: () = assert!(KEY_BYTES_MAX as u64 <= KEY_BYTES_MASK);
 

@@ -110,6 +110,12 @@ impl RegionReader {
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 
+    /// The same, of one region and no other. Errors: as `open`, and `Foreign` or `OtherHashKeys` when it is another region.
+    pub fn of_file(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_given(file, app, shard, hash_tag)?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
     #[inline(always)]
     fn words(&self) -> Words<'_> {
         Words::new(self.memory.words())

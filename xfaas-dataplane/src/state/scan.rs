@@ -142,6 +142,9 @@ fn scan_namespace(
     }
     namespace::settle_sequence(words, record);
     let committed = namespace::committed(words, record).map_err(|_| (record, "the record lies outside the file"))?;
+    if committed >= cell::TRANSACTIONS_MAX {
+        return Err((record, "more transactions than can have been committed"));
+    }
     let mut size = Totals::default();
     let mut visit = |alloc: &mut Allocator, found: Found| {
         let (key_bytes, value) = scan_cell(words, alloc, secret, found, committed)?;

@@ -126,7 +126,7 @@ impl<'a> Words<'a> {
     pub fn copy_out(self, at: Offset, out: &mut [u8]) -> Result<(), OutOfRange> {
         let span = self.span(at, out.len()).ok_or(OutOfRange)?;
         let mut chunks = out.chunks_exact_mut(WORD_BYTES);
-        for (chunk, word) in chunks.by_ref().zip(span) {
+        for (chunk, word) in chunks.by_ref().zip(span.iter()) {
             before_load();
             chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }

@@ -107,6 +107,15 @@ impl Overlay {
         self.live == 0
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Keys and values, in the order of each key's first write.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
+    }
+
     /// Applies all writes, visible at once, or none. Empties the overlay either way.
     pub(super) fn commit(&mut self, region: &mut Region, namespace: NamespaceRef, session_bytes_max: usize) -> Result<(), StateError> {
         let result = match &self.entries[..self.live] {

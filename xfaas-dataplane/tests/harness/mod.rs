@@ -1,6 +1,7 @@
 //! What the behaviour tests share: a node of their own (the real binary), clients that send any bytes and read answers strictly, and a guest
 //! that does what its body says. Nothing here sleeps to be right: it polls for a condition until a deadline.
 
+mod container;
 mod datagram;
 mod http;
 mod metrics;
@@ -8,6 +9,7 @@ mod node;
 mod rpc;
 mod script;
 
+pub use self::container::Container;
 pub use self::datagram::{Answer, KIND_REPLY, UdpClient, function_hash, request_datagram};
 pub use self::http::{Client, Reply, request};
 pub use self::metrics::Metrics;
