@@ -7,14 +7,23 @@ use xfaas_state_models::{MODELS, Model, Mutation};
 /// The word of the header that rises before freed records, nodes and cells are used again.
 const RECLAIM: usize = 80;
 
-#[test]
-fn readers_never_see_what_they_must_not() {
-    for model in MODELS {
+fn check_all(is_snapshot: bool) {
+    for model in MODELS.iter().filter(|model| model.name.contains("snapshot") == is_snapshot) {
         let begun = Instant::now();
         let runs = model.check(None);
         println!("{}: {runs} orders, {:.1} s", model.name, begun.elapsed().as_secs_f64());
         assert!(runs > 100, "{}: {runs} orders are too few to say anything", model.name);
     }
+}
+
+#[test]
+fn readers_never_see_what_they_must_not() {
+    check_all(false);
+}
+
+#[test]
+fn snapshots_never_mix_two_moments() {
+    check_all(true);
 }
 
 /// The model must fail with `mutation`, and by what its reader saw.

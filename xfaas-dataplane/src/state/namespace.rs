@@ -19,7 +19,7 @@ use super::cell;
 use super::hash::Secret;
 use super::space::Space;
 use super::table::{Leaves, Link, NoRoom, Table, new_node};
-use super::words::{Offset, OutOfRange, WORD_BYTES, Words, acquire_fence, release_fence};
+use super::words::{Offset, OutOfRange, WORD_BYTES, Words, acquire_fence};
 
 const WORD_INCARNATION: usize = 0;
 const WORD_SEQUENCE: usize = 1;
@@ -115,13 +115,12 @@ pub(super) fn set_size(words: Words<'_>, record: Offset, bytes: u64, keys: u64) 
     words.store(record, WORD_KEYS, keys);
 }
 
-/// Makes a change of what the session holds; `publish` is the one store that does it. Whoever sees the change also sees that the sequence
-/// rose, and whoever sees the sequence even again also sees the change.
+/// Makes a change of what the session holds; `publish` is the one store that does it, a release store. Whoever sees the change also sees
+/// that the sequence rose, and whoever sees the sequence even again also sees the change.
 #[inline(always)]
 pub(super) fn change(words: Words<'_>, record: Offset, publish: impl FnOnce()) {
     let before = words.load(record, WORD_SEQUENCE);
     words.store(record, WORD_SEQUENCE, before.wrapping_add(1));
-    release_fence();
     publish();
     words.publish(record, WORD_SEQUENCE, before.wrapping_add(2));
 }
