@@ -5,6 +5,7 @@ pub mod container;
 mod door;
 mod keys;
 mod offer;
+mod reshard;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
@@ -50,6 +51,8 @@ pub enum NodeError {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot bring the sessions of another number of shards to those of today")]
+    Reshard(#[from] crate::state::ReshardError),
     #[error(transparent)]
     Store(#[from] crate::control::StoreError),
     #[error(transparent)]
@@ -91,9 +94,10 @@ impl Node {
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
         // The parent of this folder may be writable by everyone, as /dev/shm is.
         crate::control::private_directory(&config.shared_memory_dir)?;
-        make_directory(&region_directory)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
+        reshard::bring_home(config, &placement)?;
+        make_directory(&region_directory)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,

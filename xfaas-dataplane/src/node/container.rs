@@ -51,7 +51,7 @@ impl Container {
         let plans = config.cpus.iter().zip(tcp.into_iter().zip(udp)).zip(&channels).map(|((&cpu, (tcp, udp)), (news, _))| {
             let news = news.clone();
             // Full only if the linker is gone: then the process is ending.
-            let on_lost: OnLost = Arc::new(move |shard| drop(news.try_send(LinkerNews::Lost(shard))));
+            let on_lost: OnLost = Arc::new(move |shard, number| drop(news.try_send(LinkerNews::Lost { shard, number })));
             ShardPlan { cpu, tcp, udp, rpc: None, flows: None, container: Some(on_lost) }
         });
         // No region is ever opened: the state is the primary's.

@@ -2,17 +2,13 @@
 //! Pure: bytes go in and out, time is told. `T` is whoever asked. Bytes from the primary are checked, and a wrong one ends the connection.
 
 use slab::Slab;
-use xfaas_common::limits::{RPC_PING_MS, RPC_SILENCE_MS_MAX};
+use xfaas_common::limits::{RPC_ASKED_BYTES_MAX, RPC_PING_MS, RPC_REQUESTS_MAX, RPC_SILENCE_MS_MAX};
 use xfaas_common::rpc::{Frame, FrameFault, Next, StateReply, encode_empty, next_frame};
 use xfaas_common::wire::{KIND_CHANGED, KIND_ERROR, KIND_PING, KIND_PONG, KIND_STATE_REPLY, KIND_WELCOME};
 
 const MS_NS: u64 = 1_000_000;
 /// While somebody waits for an answer the primary is asked this often whether it lives: a wait for a lock ends when it does not.
 const PING_BUSY_NS: u64 = 50 * MS_NS;
-/// Bytes that wait to be sent, beyond which no further request is taken.
-const OUT_BYTES_MAX: usize = 1 << 20;
-/// Requests under way, beyond which no further one is taken.
-const REQUESTS_MAX: usize = 16_384;
 /// Requests for which there is room from the start.
 const REQUESTS_AT_START: usize = 256;
 const BUFFER_BYTES_AT_START: usize = 16 << 10;
@@ -20,7 +16,7 @@ const BUFFER_BYTES_AT_START: usize = 16 << 10;
 const INPUT_BYTES_KEPT_MAX: usize = 256 << 10;
 /// The lower bits of a request's ID are its place in the table, the upper ones count up.
 const PLACE_BITS: u32 = 24;
-const _: () = assert!(REQUESTS_MAX < 1 << PLACE_BITS);
+const _: () = assert!(RPC_REQUESTS_MAX < 1 << PLACE_BITS);
 
 /// Why a connection cannot be used any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,12 +79,12 @@ impl<T: Copy> Link<T> {
 
     /// True while another request may be taken.
     pub fn has_room(&self) -> bool {
-        self.out.len() < OUT_BYTES_MAX && self.requests.len() < REQUESTS_MAX
+        self.out.len() < RPC_ASKED_BYTES_MAX && self.requests.len() < RPC_REQUESTS_MAX
     }
 
     /// Takes a request. `encode` appends its frame with the request ID it is given.
     pub fn ask(&mut self, asker: T, encode: impl FnOnce(u64, &mut Vec<u8>)) {
-        assert!(self.requests.len() < REQUESTS_MAX, "the caller asks `has_room` first");
+        assert!(self.requests.len() < RPC_REQUESTS_MAX, "the caller asks `has_room` first");
         self.count += 1;
         let id = self.requests.insert((0, asker));
         let request_id = self.count << PLACE_BITS | id as u64;

@@ -94,15 +94,15 @@ fn it_pings_twice_a_second_more_often_while_someone_waits_and_notices_silence() 
 fn what_is_waiting_is_bounded() {
     let mut link = link();
     assert!(link.has_room());
-    link.tell(|out| out.resize(OUT_BYTES_MAX, 0));
+    link.tell(|out| out.resize(RPC_ASKED_BYTES_MAX, 0));
     assert!(!link.has_room());
     drop(link.take_out(Vec::new));
-    for who in 0..REQUESTS_MAX as u32 {
+    for who in 0..RPC_REQUESTS_MAX as u32 {
         ask(&mut link, who);
     }
     drop(link.take_out(Vec::new));
     assert!(!link.has_room());
-    assert_eq!(link.lose().count(), REQUESTS_MAX);
+    assert_eq!(link.lose().count(), RPC_REQUESTS_MAX);
     assert!(link.has_room());
 }
 

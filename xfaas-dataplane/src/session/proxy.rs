@@ -23,6 +23,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use xfaas_common::limits::FUNCTIONS_MAX;
 
+/// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
+const COMPACT_BYTES_MAX: usize = 64 << 10;
+
 /// Limits of one shard's proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyOptions {
@@ -474,6 +477,8 @@ impl Proxy {
             self.drop_idle(id);
             self.namespaces.remove_if_empty(namespace);
         }
+        let (state, namespaces) = (self.state.as_mut().expect("no guest runs now"), &self.namespaces);
+        state.compact_some(COMPACT_BYTES_MAX, &mut |app, session, table_hash| namespaces.contains(app, session, table_hash));
     }
 
     fn sweep_parked(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {

@@ -3,6 +3,7 @@
 use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
+use crate::state::fragmentation;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::limits::FUNCTIONS_MAX;
@@ -154,6 +155,9 @@ pub struct ShardCounters {
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
     pub state_bytes: Count,
+    /// `xfaas_state_used_bytes`: shared memory taken; with what it holds it gives `xfaas_state_fragmentation_ratio`.
+    pub state_pages_bytes: Count,
+    pub state_held_bytes: Count,
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
     /// `xfaas_turns_total`.
@@ -236,6 +240,10 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
+    gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
+    gauge("xfaas_state_fragmentation_ratio", "Part of that memory that holds neither values nor records.", |c| {
+        fragmentation(c.state_held_bytes.get(), c.state_pages_bytes.get())
+    }),
     counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
     counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
     counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),

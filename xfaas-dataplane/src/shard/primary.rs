@@ -20,8 +20,8 @@ use xfaas_common::wire::Status;
 
 const MS_NS: u64 = 1_000_000;
 
-/// Told, on the shard's thread, that the connection to a shard of the primary is lost: must neither block nor panic.
-pub type OnLost = Arc<dyn Fn(u16) + Send + Sync>;
+/// Told, on the shard's thread, that the connection with this number to this shard of the primary is lost: must neither block nor panic.
+pub type OnLost = Arc<dyn Fn(u16, u64) + Send + Sync>;
 
 /// What control tells a container's shard.
 pub enum PrimaryCommand {
@@ -38,6 +38,8 @@ pub struct NewLink {
     /// The primary that it was made to.
     pub primary: Arc<Primary>,
     pub shard: u16,
+    /// Never used twice for a shard of the container.
+    pub number: u64,
     pub socket: OwnedFd,
     /// What came behind the welcome.
     pub leftover: Vec<u8>,
@@ -47,7 +49,7 @@ struct LinkSocket {
     link: Link<RemoteTicket>,
     socket: OwnedFd,
     shard: u16,
-    /// Never used twice on this shard; the lower bits are in the tags of its operations.
+    /// The lower bits are in the tags of its operations.
     number: u64,
     is_sending: bool,
     is_armed: bool,
@@ -62,13 +64,12 @@ pub(super) struct Container {
     /// By the primary's shard: its living connection.
     by_shard: Vec<Option<u32>>,
     readers: Vec<(u16, u16, RegionReader)>,
-    links_made: u64,
     on_lost: OnLost,
 }
 
 impl Container {
     pub(super) fn new(on_lost: OnLost) -> Container {
-        Container { primary: None, sockets: Slab::new(), by_shard: Vec::new(), readers: Vec::new(), links_made: 0, on_lost }
+        Container { primary: None, sockets: Slab::new(), by_shard: Vec::new(), readers: Vec::new(), on_lost }
     }
 
     fn link_to(&mut self, shard: u16) -> Option<&mut LinkSocket> {
@@ -176,15 +177,13 @@ impl Shard {
     }
 
     fn add_link(&mut self, new: NewLink) {
-        let NewLink { primary, shard, socket, leftover } = new;
+        let NewLink { primary, shard, number, socket, leftover } = new;
         let Some(container) = &mut self.container else { return };
         if !container.primary.as_ref().is_some_and(|known| Arc::ptr_eq(known, &primary)) || shard >= primary.shards() {
             return; // another primary has been joined meanwhile
         }
         let former = container.by_shard[usize::from(shard)].take();
-        container.links_made += 1;
         let link = Link::new(&leftover, crate::sys::clock::monotonic_ns());
-        let number = container.links_made;
         let id = container.sockets.insert(LinkSocket { link, socket, shard, number, is_sending: false, is_armed: false, is_lost: false });
         container.by_shard[usize::from(shard)] = Some(id as u32);
         self.view.counters.primary_links_made.add(1);
@@ -288,7 +287,7 @@ impl Shard {
             socket.is_lost = true;
             // Makes what is under way complete. A socket that is not connected any more is shut already.
             SockRef::from(&socket.socket).shutdown(std::net::Shutdown::Both).ok();
-            let shard = socket.shard;
+            let (shard, number) = (socket.shard, socket.number);
             let now_ns = crate::sys::clock::monotonic_ns();
             for asker in socket.link.lose() {
                 finished.extend(proxy.answer_remote(asker, RemoteAnswer::Unreachable, now_ns));
@@ -296,7 +295,7 @@ impl Shard {
             let place = container.by_shard.get_mut(usize::from(shard));
             if let Some(place) = place.filter(|place| **place == Some(id)) {
                 *place = None;
-                (container.on_lost)(shard);
+                (container.on_lost)(shard, number);
                 let readers = std::mem::take(&mut container.readers);
                 self.keep_readers_of_links(readers, shard);
             }

@@ -56,6 +56,8 @@ impl Shard {
         let stats = self.proxy.state().stats();
         self.view.counters.sessions.set(stats.total.sessions);
         self.view.counters.state_bytes.set(stats.total.bytes_live);
+        self.view.counters.state_pages_bytes.set(stats.total.bytes_used);
+        self.view.counters.state_held_bytes.set(stats.total.bytes_held);
     }
 
     fn sweep_connections(&mut self) {

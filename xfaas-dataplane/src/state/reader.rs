@@ -188,7 +188,9 @@ impl RegionReader {
 }
 
 fn reference(words: Words<'_>, record: Offset) -> Result<NamespaceRef, OutOfRange> {
-    Ok(NamespaceRef { record, incarnation: namespace::incarnation(words, record)? })
+    let incarnation = namespace::incarnation(words, record)?;
+    // One that is being removed or moved: a reference without an incarnation would fit every free record.
+    if incarnation == 0 { Err(OutOfRange) } else { Ok(NamespaceRef { record, incarnation }) }
 }
 
 /// True when `at` lies in a page of namespace records, so that its first word is an incarnation and not a guest's bytes.

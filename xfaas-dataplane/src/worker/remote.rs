@@ -185,7 +185,8 @@ impl RemoteAccess {
     /// Asks for several keys. False when there is none: then nothing is asked.
     fn ask_snapshot<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>, bytes_max: usize) -> bool {
         self.operation = RemoteOperation::Snapshot;
-        self.bytes_max = bytes_max.min(REPLY_VALUE_BYTES_MAX) as u32;
+        // A length that begins within the guest's buffer must come whole: the two sides write it in different orders.
+        self.bytes_max = bytes_max.saturating_add(size_of::<u32>() - 1).min(REPLY_VALUE_BYTES_MAX) as u32;
         self.key.clear();
         self.value.clear();
         for key in keys {
@@ -261,11 +262,11 @@ pub(super) fn snapshot(lent: &mut Lent, keys: KeyList<'_>, buffer: &mut [u8]) ->
 /// Puts together what the primary answered (of `list_bytes` perhaps the first ones only) and the invocation's own writes.
 fn take_snapshot(list: &[u8], list_bytes: usize, keys: KeyList<'_>, overlay: &Overlay, buffer: &mut [u8]) -> i32 {
     let buffer_bytes = buffer.len();
-    let (mut list, mut own_bytes, mut is_short) = (list, 0, false);
+    let own_bytes: usize = keys.iter().filter_map(|key| overlay.get(key)).map(|value| 4 + value.len()).sum();
+    let (mut list, mut is_short) = (list, false);
     let mut writer = SnapshotWriter::new(buffer);
     for key in keys.iter() {
         if let Some(value) = overlay.get(key) {
-            own_bytes += 4 + value.len();
             writer.own(value);
             continue;
         }
@@ -441,5 +442,31 @@ mod tests {
         remote.take_answer();
         assert_eq!(remote.ask(RemoteOperation::WriteStrong, 0, b"n", b"1"), UNREACHABLE, "the primary may have opened the section");
         assert_eq!(remote.owed_end(), Some(1), "and may hold its lock");
+    }
+
+    #[test]
+    fn a_snapshot_is_put_together_from_the_primarys_list_and_own_writes() {
+        let list = [&3_i32.to_be_bytes()[..], b"abc", &(-1_i32).to_be_bytes(), &0_i32.to_be_bytes()].concat();
+        let keys = KeyList::new(b"a\0own\0b\0c\0").unwrap();
+        let mut overlay = Overlay::default();
+        let session = SessionSize { bytes: 0, keys: 0, bytes_max: 100, value_bytes: None };
+        overlay.set(b"own", b"w", &session).unwrap();
+        let whole = [&3_u32.to_le_bytes()[..], b"abc", &1_u32.to_le_bytes(), b"w", &u32::MAX.to_le_bytes(), &0_u32.to_le_bytes()].concat();
+        // Whatever the guest has room for, and however much of the list comes as long as that is no less than what is asked.
+        for room in 0..=whole.len() + 4 {
+            let mut buffer = vec![0xAA; room];
+            for came in (room + 3).min(list.len())..=list.len() {
+                assert_eq!(
+                    take_snapshot(&list[..came], list.len(), keys, &overlay, &mut buffer),
+                    whole.len() as i32,
+                    "room {room}, {came} came"
+                );
+                assert_eq!(buffer[..room.min(whole.len())], whole[..room.min(whole.len())]);
+            }
+        }
+        let mut buffer = [0; 64];
+        for came in 0..list.len() {
+            assert_eq!(take_snapshot(&list[..came], list.len(), keys, &overlay, &mut buffer), OVER_LIMIT, "{came} of {} came", list.len());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Strong sections that span a container and its primary.
 
-use super::harness::{Container, Function, Node, PATIENCE, Script, eventually, request};
+use super::harness::{Client, Container, Function, Node, PATIENCE, Script, eventually, request};
 use super::{WAYS, node, number, results};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ const ROUNDS_MAX: i32 = 60;
 
 /// Some clients that each add 1 to one counter many times; every call must succeed.
 fn increment_at(address: SocketAddr) {
-    let mut client = super::harness::Client::connect(address);
+    let mut client = Client::connect(address);
     for _ in 0..INCREMENTS {
         number(&client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "shared")], b""));
     }
@@ -81,7 +81,7 @@ fn a_lock_that_is_not_free_in_time_is_answered_with_lock_wait() {
     // Waiting does not count towards a deadline that is shorter than it.
     for place in [container.http, node.http] {
         let begun = Instant::now();
-        let mut client = super::harness::Client::connect(place);
+        let mut client = Client::connect(place);
         let reply = client.call("POST", "/f/short", &[("x-session-id", "s")], &Script::new().read("n", 1).end());
         reply.assert_error(503, "lock_wait");
         assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
@@ -157,13 +157,20 @@ fn functions_of_several_apps_share_a_container() {
 fn a_client_of_a_container_that_is_gone_holds_no_lock_at_the_primary() {
     let node = node();
     let container = Container::join(&node, &[]);
-    // One that spins in its section, and one that waits for it.
-    for script in [Script::new().read("n", 1).spin_forever(), Script::new().read("n", 1).write("n", b"1", 1).end()] {
+    let invocations = |count: f64| node.metrics().sum("xfaas_rpc_invocations", &[]) == count;
+    let ask = |script: Vec<u8>| {
         let mut client = container.connect();
         client.send(&request("POST", "/f/script", &[("x-session-id", "s")], &script));
-        eventually("it holds or waits", || node.metrics().sum("xfaas_rpc_invocations", &[]) >= 1.0);
-        socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).unwrap();
-    }
-    eventually("both are forgotten", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 0.0);
+        client
+    };
+    let reset = |client: Client| socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+    let holder = ask(Script::new().read("n", 1).spin_forever());
+    eventually("one holds the lock", || invocations(1.0));
+    let waiter = ask(Script::new().read("n", 1).write("n", b"1", 1).end());
+    eventually("one waits for it", || invocations(2.0));
+    reset(waiter);
+    eventually("it waits no longer", || invocations(1.0));
+    reset(holder);
+    eventually("the lock is free", || invocations(0.0));
     assert_eq!(results(&node.post("script", "s", &Script::new().read("n", 1).end())), [-1]);
 }

@@ -7,7 +7,7 @@ use crate::control::describe;
 use crate::rpc::Backoff;
 use crate::session::Primary;
 use crate::shard::{CommandDoor, NewLink, PrimaryCommand, ShardCommand};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -25,8 +25,11 @@ const DOOR_WAIT_MAX: Duration = Duration::from_secs(5);
 pub(super) enum LinkerNews {
     /// Connect to all shards of this primary.
     Join(Arc<Primary>),
-    /// The connection to a shard is lost.
-    Lost(u16),
+    /// A connection to a shard is lost.
+    Lost {
+        shard: u16,
+        number: u64,
+    },
     /// The primary was just seen alive: no reason to pause longer.
     Retry,
     Stop,
@@ -61,6 +64,10 @@ struct Work {
     primary: Option<Arc<Primary>>,
     /// Shards of the primary without a connection.
     wanted: BTreeSet<u16>,
+    /// The number of each connection that is up. News of the loss of another one is old.
+    up: BTreeMap<u16, u64>,
+    /// Connections made so far.
+    count: u64,
     backoff: Backoff,
     next_try: Instant,
     has_complained: bool,
@@ -76,8 +83,8 @@ pub(super) fn start(
     news: Receiver<LinkerNews>,
 ) -> std::io::Result<JoinHandle<()>> {
     let (backoff, next_try) = (Backoff::default(), Instant::now());
-    let (primary, wanted) = (None, BTreeSet::new());
-    let work = Work { join, container, door, board, news, primary, wanted, backoff, next_try, has_complained: false };
+    let (primary, wanted, up) = (None, BTreeSet::new(), BTreeMap::new());
+    let work = Work { join, container, door, board, news, primary, wanted, up, count: 0, backoff, next_try, has_complained: false };
     std::thread::Builder::new().name(format!("xfaas-link-{shard}")).spawn(move || work.run())
 }
 
@@ -91,13 +98,16 @@ impl Work {
             };
             match news {
                 Ok(LinkerNews::Join(primary)) => {
-                    self.board.up.fetch_sub(self.count_up(), Ordering::AcqRel);
+                    self.board.up.fetch_sub(self.up.len(), Ordering::AcqRel);
+                    self.up.clear();
                     self.wanted = (0..primary.shards()).collect();
                     self.primary = Some(primary);
                     self.next_try = Instant::now();
                 }
-                Ok(LinkerNews::Lost(shard)) => {
-                    if self.primary.as_ref().is_some_and(|primary| shard < primary.shards()) && self.wanted.insert(shard) {
+                Ok(LinkerNews::Lost { shard, number }) => {
+                    if self.up.get(&shard) == Some(&number) {
+                        self.up.remove(&shard);
+                        self.wanted.insert(shard);
                         self.board.up.fetch_sub(1, Ordering::AcqRel);
                         self.next_try = Instant::now() + self.backoff.next_pause();
                     }
@@ -109,16 +119,14 @@ impl Work {
         }
     }
 
-    fn count_up(&self) -> usize {
-        self.primary.as_ref().map_or(0, |primary| usize::from(primary.shards()) - self.wanted.len())
-    }
-
     fn try_one(&mut self) {
         let (Some(&shard), Some(primary)) = (self.wanted.first(), self.primary.clone()) else { return };
         match self.connect(shard, &primary) {
             Ok(link) => {
+                let number = link.number;
                 if self.hand_over(link) {
                     self.wanted.remove(&shard);
+                    self.up.insert(shard, number);
                     self.board.up.fetch_add(1, Ordering::AcqRel);
                     self.board.made.fetch_add(1, Ordering::AcqRel);
                     self.backoff.reset();
@@ -136,7 +144,7 @@ impl Work {
         }
     }
 
-    fn connect(&self, shard: u16, primary: &Arc<Primary>) -> Result<NewLink, LineError> {
+    fn connect(&mut self, shard: u16, primary: &Arc<Primary>) -> Result<NewLink, LineError> {
         let mut line = Line::connect(&self.join)?;
         let (reached, text) = line.hello(shard, self.container)?;
         let welcome = Welcome::read(&text)?;
@@ -144,7 +152,8 @@ impl Work {
             return Err(LineError::BadWelcome { reason: "it is of another primary than the one that was joined".to_owned() });
         }
         let (socket, leftover) = line.into_socket()?;
-        Ok(NewLink { primary: Arc::clone(primary), shard, socket, leftover })
+        self.count += 1;
+        Ok(NewLink { primary: Arc::clone(primary), shard, number: self.count, socket, leftover })
     }
 
     fn hand_over(&self, link: NewLink) -> bool {

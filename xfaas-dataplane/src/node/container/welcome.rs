@@ -78,6 +78,11 @@ impl Welcome {
         if text.functions.len() > FUNCTIONS_MAX {
             return Err(format!("{} functions: {FUNCTIONS_MAX} at most", text.functions.len()));
         }
+        // Its name goes into every reply.
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=64).contains(&text.session_header.len()) || !text.session_header.bytes().all(is_plain) {
+            return Err(format!("`session_header` is {:?}", text.session_header));
+        }
         let keys = HashKeys { keys: hash_keys(&text.hash_keys)? };
         let lock_wait_ns = u64::from(text.lock_wait_ms) * MS_NS;
         let primary = Primary::new(keys, text.shards, slot_to_shard, text.session_header.into_bytes(), lock_wait_ns);
@@ -151,6 +156,8 @@ mod tests {
             ("slot_to_core", json!("by moonlight")),
             ("slot_to_core", json!([0, 1])),
             ("slot_to_core", json!(vec![2; SLOTS])),
+            ("session_header", json!("x\r\nset-cookie")),
+            ("session_header", json!("")),
             ("functions", json!({})),
         ] {
             let mut bad = text();
