@@ -11,8 +11,9 @@ use xfaas_bench::network::Network;
 use xfaas_bench::read_scaling::{ScalingOptions, measure_read_scaling};
 use xfaas_bench::report::Row;
 use xfaas_bench::servers::{print_error, start_redis, start_xfaas_in};
-use xfaas_bench::settings::{Cpus, chain, on_cpu, seconds, xfaas_files};
+use xfaas_bench::settings::{Cpus, chain, on_cpu, on_thread, seconds, xfaas_files};
 use xfaas_bench::state::{Case, CaseError, Plan, echo_case, guest_cases, measure, memory_cases, redis_cases, rpc_cases, state_table};
+use xfaas_dataplane::sys::affinity::pin_to;
 
 /// The cases of several cores that read one session.
 const SCALING: &str = "state/read_scaling";
@@ -86,9 +87,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let xfaas = arguments.is_wanted("rpc").then(|| start_xfaas_in(&network, &files, server_cpu, &interrupt));
     let redis = arguments.is_wanted("redis").then(|| start_redis(server_cpu, &interrupt));
     // The other core's owner is on the load's CPU, so that the measured thread stays where a shard would be.
-    let mut figures = on_cpu(server_cpu, || {
-        let memory = arguments.is_wanted("state").then(|| memory_cases(load_cpu));
+    let mut figures = on_thread(|| {
+        // The engine's ticker would interrupt every hundredth batch if it had to run on the same CPU.
         let guest = arguments.is_wanted("guest").then(|| guest_cases(&files.guest("state-loop")?));
+        pin_to(server_cpu)?;
+        let memory = arguments.is_wanted("state").then(|| memory_cases(load_cpu));
         Ok(arguments.measure([("state", memory), ("guest", guest)], &interrupt))
     })?;
     let round_trips = on_cpu(load_cpu, || {

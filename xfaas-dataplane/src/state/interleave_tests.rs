@@ -6,8 +6,10 @@ use std::rc::Rc;
 
 use xfaas_common::ids::SessionId;
 
+use super::namespace;
 use super::region_tests::{Scratch, open, session};
 use super::test_points;
+use super::words::Offset;
 use super::{NamespaceRef, ReadRefused, Region, RegionReader};
 
 const MAX: usize = 64 << 20;
@@ -44,6 +46,13 @@ fn own(length: usize, filling: u8) -> Vec<u8> {
 fn crowd(region: &mut Region, number: u32) -> NamespaceRef {
     let id = SessionId::new(format!("c{number:06}").as_bytes()).unwrap();
     region.find_or_create(&id, number.wrapping_mul(0x9E37_79B9)).unwrap()
+}
+
+/// Where the cell of session 0's key lies.
+fn place_of_key(region: &Region) -> Offset {
+    let ns = region.find(&session(0).0, session(0).1).unwrap();
+    let found = namespace::find_key(region.space.words(), ns.record, region.secret.hash(KEY), KEY);
+    found.unwrap().unwrap()
 }
 
 struct Case {
@@ -160,6 +169,27 @@ const CASES: &[Case] = &[
             let after = region.stats().bytes_used;
             assert!(after + 3 * 65_536 <= before, "a page of each kind became free: {before}, {after}");
             (0..900).for_each(|number| write(region, 4, &other_key(number), &[9; 300]));
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "cell moved while its page lasts, then overwritten, its old block used by another session",
+        prepare: |region| {
+            (0..6).for_each(|index| _ = make(region, index)); // first, so that no node lies where it must move
+            (0..1_100).for_each(|number| write(region, 2, &other_key(number), b"x"));
+            (0..700).for_each(|number| write(region, 3, &other_key(number), b"x"));
+            start(region, 2, 300);
+            write(region, 5, KEY, b"x"); // in the same page, and the last one of all in the order of the hashes
+            remove(region, 3);
+        },
+        work: |region| {
+            let before = place_of_key(region);
+            while place_of_key(region) == before {
+                assert!(region.compact_some(1, &mut |_, _| true), "compaction ended without moving it");
+            }
+            write(region, 0, KEY, &own(200, 2));
+            // No more, or the steps that go with them would come to the last session.
+            (0..3).for_each(|number| write(region, 4, &other_key(number), &[9; 300]));
         },
         key_stays: true,
     },
