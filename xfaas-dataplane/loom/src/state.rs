@@ -1,11 +1,15 @@
 //! The real files of `state/`, but for `memory` and `open`, and the models beside them.
 
+#[path = "../../src/state/ahead.rs"]
+mod ahead;
 #[path = "../../src/state/alloc.rs"]
 mod alloc;
 #[path = "../../src/state/cell.rs"]
 mod cell;
 #[path = "../../src/state/class.rs"]
 mod class;
+#[path = "../../src/state/compact.rs"]
+mod compact;
 #[path = "../../src/state/error.rs"]
 mod error;
 #[path = "../../src/state/hash.rs"]
@@ -30,12 +34,16 @@ mod scan;
 mod snapshot;
 #[path = "../../src/state/space.rs"]
 mod space;
+#[path = "../../src/state/sparse.rs"]
+mod sparse;
 #[path = "../../src/state/table.rs"]
 mod table;
 #[path = "../../src/state/transaction.rs"]
 mod transaction;
 #[path = "../../src/state/value.rs"]
 mod value;
+#[path = "../../src/state/walk.rs"]
+mod walk;
 #[path = "../../src/state/words.rs"]
 mod words;
 
