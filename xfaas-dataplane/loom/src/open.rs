@@ -33,6 +33,6 @@ pub(super) fn map_file_read_only(_file: &File, path: &Path) -> Result<(SharedMem
     map_read_only(path)
 }
 
-pub(super) fn map_given(file: &File, app: &str, _shard: u16, _hash_tag: u64) -> Result<(SharedMemory, Header), RegionError> {
-    map_file_read_only(file, Path::new(app))
+pub(super) fn map_given(_file: &File, _app: &str, _shard: u16, _hash_tag: u64) -> Result<(SharedMemory, Header), RegionError> {
+    Err(RegionError::NotARegion { bytes: 0 })
 }

@@ -480,23 +480,22 @@ impl Allocator {
         (!state.is_evacuated && state.used < blocks).then_some(PageFill { list, used: state.used, blocks })
     }
 
-    /// Begins to evacuate a page that `fill_of` told of. False: too many are, or its class has no room for its blocks.
-    pub fn evacuate(&mut self, words: Words<'_>, page: u32, fill: PageFill) -> bool {
-        if self.evacuated.len() == self.evacuated.capacity() || self.spare_pages(fill.list) == 0 {
-            return false;
+    /// Begins to evacuate a page that `fill_of` told of, unless too many are.
+    pub fn evacuate(&mut self, words: Words<'_>, page: u32, fill: PageFill) {
+        if self.evacuated.len() == self.evacuated.capacity() {
+            return;
         }
         let entry = self.pages[page as usize].entry.expect("a page with a fill is in use");
         self.unlist(page, fill.list);
         if fill.used == 0 {
             self.give_back_page(words, page, entry);
             self.emptied += 1;
-            return true;
+            return;
         }
         self.free_blocks[fill.list] -= u32::from(fill.blocks - fill.used);
         self.evacuated_blocks[fill.list] += u32::from(fill.used);
         self.pages[page as usize].is_evacuated = true;
         self.evacuated.push(page);
-        true
     }
 
     /// True when the block at `at` should move.

@@ -202,17 +202,15 @@ impl Compactor {
                 Phase::Choosing { page } => {
                     let survey = &mut self.survey;
                     let choose = |alloc: &mut Allocator, page, fill: PageFill| {
-                        if lists.contains(&fill.list) && survey.takes(fill) {
+                        // Asked again: the region has changed since it was surveyed.
+                        if lists.contains(&fill.list) && survey.takes(fill) && alloc.spare_pages(fill.list) > 0 {
                             alloc.evacuate(words, page, fill);
                         }
                     };
-                    self.phase = match each_page(alloc, page, &mut budget, choose) {
-                        Some(page) => Phase::Choosing { page },
-                        None => {
-                            self.sessions = Cursor::default();
-                            Phase::Moving
-                        }
-                    };
+                    match each_page(alloc, page, &mut budget, choose) {
+                        Some(page) => self.phase = Phase::Choosing { page },
+                        None => self.begin_moving(),
+                    }
                 }
                 Phase::Moving => match self.move_on(space, alloc, &mut budget, is_held) {
                     Err(Pause::Spent) => break,
@@ -225,6 +223,12 @@ impl Compactor {
             }
         }
         !self.is_resting()
+    }
+
+    /// What is to be moved lies on the pages evacuated by now.
+    pub fn begin_moving(&mut self) {
+        self.sessions = Cursor::default();
+        self.phase = Phase::Moving;
     }
 
     /// Visits sessions until all are done.

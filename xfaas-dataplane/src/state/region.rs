@@ -86,8 +86,8 @@ pub struct Region {
     pub(super) totals: scan::Totals,
     /// Cells with a pending write, while a transaction is made; kept for its memory.
     pub(super) touched: Vec<Offset>,
-    compactor: Compactor,
-    record_compactor: Compactor,
+    pub(super) compactor: Compactor,
+    pub(super) record_compactor: Compactor,
 }
 
 impl Region {
