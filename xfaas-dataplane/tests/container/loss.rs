@@ -1,9 +1,9 @@
 //! The primary goes, and comes back.
 
-use super::harness::{Container, Script, eventually, request};
+use super::harness::{Container, Script, Stop, eventually, request};
 use super::{node, number, results};
 use rustix::process::Signal;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// No request takes longer than its deadline of 1 s and what a busy machine adds.
@@ -122,12 +122,12 @@ fn a_primary_that_hangs_is_given_up_within_the_deadline_and_taken_back() {
 fn kills_under_load_lose_no_acknowledged_increment_and_no_request_hangs() {
     let mut node = node();
     let container = Container::join(&node, &[]);
-    let (stop, attempted, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, attempted, acknowledged) = (Stop::default(), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
                 let mut client = container.connect();
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     attempted.fetch_add(1, Ordering::Relaxed);
                     let begun = Instant::now();
                     let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "s")], b"");
@@ -139,6 +139,7 @@ fn kills_under_load_lose_no_acknowledged_increment_and_no_request_hangs() {
                 }
             });
         }
+        let _stop = stop.at_end();
         for _ in 0..3 {
             let seen = acknowledged.load(Ordering::Relaxed);
             eventually("increments are acknowledged", || acknowledged.load(Ordering::Relaxed) > seen + 20);
@@ -147,7 +148,6 @@ fn kills_under_load_lose_no_acknowledged_increment_and_no_request_hangs() {
         }
         let seen = acknowledged.load(Ordering::Relaxed);
         eventually("increments are acknowledged again", || acknowledged.load(Ordering::Relaxed) > seen + 20);
-        stop.store(true, Ordering::Relaxed);
     });
     let count = number(&node.post("counter-read", "s", b""));
     let (attempted, acknowledged) = (attempted.into_inner(), acknowledged.into_inner());
