@@ -45,11 +45,12 @@ fn state(criterion: &mut Criterion) {
     let cpus = allowed_cpus();
     let (first, last) = (cpus[0], cpus[cpus.len() - 1]);
     let (network, files, interrupt) = (Network::loopback(), built_beside(), Interrupt::default());
-    // A process has the CPUs of the thread that starts it: before pinning.
+    // Processes and threads have the CPUs of the thread that starts them: before pinning.
     let xfaas = start_xfaas_in(&network, &files, first, &interrupt);
+    let guest = files.guest("state-loop").map_err(CaseError::from).and_then(|module| guest_cases(&module));
     pin_to(first).expect("the first CPU is allowed");
     run(criterion, memory_cases(last));
-    run(criterion, files.guest("state-loop").map_err(CaseError::from).and_then(|module| guest_cases(&module)));
+    run(criterion, guest);
     pin_to(last).expect("the last CPU is allowed");
     run(criterion, xfaas.map_err(CaseError::from).and_then(|xfaas| rpc_cases(&network, xfaas)));
     run(criterion, echo_case(&network, first).map(|case| vec![case]));

@@ -10,6 +10,7 @@ pub mod read_scaling;
 pub mod report;
 pub mod servers;
 pub mod settings;
+pub mod soak;
 pub mod state;
 pub mod steer;
 pub mod suite;

@@ -1,17 +1,13 @@
-//! Reads of one hot session whose owner keeps writing: how many one core makes, and how many two make together; and what one read costs
-//! beside the owner, against one by the owner itself. No network: guests on workers, as a shard runs them.
+//! Reads of one hot session whose owner keeps writing: how many one core makes, and how many two make together. No network: guests on
+//! workers, as a shard runs them.
 
 use crate::servers::scratch_directory;
 use hdrhistogram::Histogram;
-use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
-use xfaas_dataplane::state::{
-    CallToken, NamespaceRef, ReadRefused, Region, RegionError, RegionOptions, RegionReader, ShardState, StateError,
-};
+use xfaas_dataplane::state::{CallToken, RegionError, RegionReader, ShardState};
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
 use xfaas_dataplane::sys::clock::monotonic_ns;
 use xfaas_dataplane::worker::{
@@ -22,19 +18,12 @@ const APP: u16 = 0;
 const OWNER: u16 = 0;
 const TABLE_HASH: u32 = 0x5EED_1234;
 const REGION_BYTES: u64 = 64 << 20;
-const SESSION_BYTES_MAX: usize = 64 << 20;
-const KEY: &[u8] = b"n";
-const VALUE_BYTES: usize = 16;
-/// Reads timed together where one is shorter than looking at the clock.
-const BATCH_READS: u64 = 32;
-/// Of the case in which the owner writes while another core reads.
-const WRITES_PER_S: u64 = 100_000;
 const NAMES: [&str; 4] = ["state/read_scaling/1core", "state/read_scaling/2core", "state/read_scaling/3core", "state/read_scaling/4core"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScalingError {
-    #[error("{cpus} CPUs: this figure takes {needed}")]
-    Cpus { cpus: usize, needed: usize },
+    #[error("{cpus} CPUs: these figures take 1 to {}", NAMES.len())]
+    Cpus { cpus: usize },
     #[error(transparent)]
     Affinity(#[from] AffinityError),
     #[error("the engine cannot be made")]
@@ -55,10 +44,6 @@ pub enum ScalingError {
     Directory(#[source] std::io::Error),
     #[error("no region for the session's state")]
     Region(#[from] RegionError),
-    #[error("the session's value cannot be written")]
-    Write(#[from] StateError),
-    #[error("the session's value cannot be read")]
-    ReadValue(#[from] ReadRefused),
     #[error("no worker can be forked")]
     Fork(#[from] ForkError),
     #[error("the guest ended with {0:?}")]
@@ -102,7 +87,7 @@ pub struct ReadScaling {
 pub fn measure_read_scaling(options: &ScalingOptions<'_>) -> Result<Vec<ReadScaling>, ScalingError> {
     let cores = options.cpus.len();
     if !(1..=NAMES.len()).contains(&cores) {
-        return Err(ScalingError::Cpus { cpus: cores, needed: 1 });
+        return Err(ScalingError::Cpus { cpus: cores });
     }
     let engine = Engine::new(&EngineOptions::default())?;
     let programs = Programs {
@@ -288,98 +273,6 @@ impl<'a> Core<'a> {
         tally.elapsed_ns += now_ns - started_ns;
         Ok(self)
     }
-}
-
-/// One read of 16 bytes from a region.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RegionRead {
-    /// `state/read_local_core`: by the owner. `state/read_remote_core`: by another core, the owner at rest.
-    /// `state/read_remote_core/written`: the same while the owner writes the value 100,000 times a second.
-    pub name: &'static str,
-    /// The average of 32 reads in a row.
-    pub p50_ns: f64,
-    pub p99_ns: f64,
-}
-
-/// Measures all three, one after the other, for `time` each, on the first two of `cpus`.
-pub fn measure_read_remote_core(cpus: &[u16], time: Duration) -> Result<Vec<RegionRead>, ScalingError> {
-    let [owner_cpu, reader_cpu, ..] = *cpus else { return Err(ScalingError::Cpus { cpus: cpus.len(), needed: 2 }) };
-    let directory = scratch_directory("remote").map_err(ScalingError::Directory)?;
-    let options = RegionOptions { app: "remote", shard: OWNER, bytes_max: REGION_BYTES, hash_tag: 0 };
-    let mut region = Region::open_or_create(&directory.path().join("remote.region"), &options)?;
-    let ns = region.find_or_create(&session(), TABLE_HASH)?;
-    region.write(ns, KEY, &[0; VALUE_BYTES], SESSION_BYTES_MAX)?;
-    let reader = region.reader();
-    let read_remote = || {
-        let mut buffer = [0; VALUE_BYTES];
-        timed(time, || match reader.read(ns, black_box(KEY), &mut buffer) {
-            // 64 tries in vain take their time like any other read.
-            Ok(_) | Err(ReadRefused::Busy) => Ok(()),
-            Err(refused) => Err(refused),
-        })
-    };
-    let local = on_cpu(owner_cpu, || {
-        let mut buffer = [0; VALUE_BYTES];
-        timed(time, || region.read(ns, black_box(KEY), &mut buffer).map(drop).ok_or(ReadRefused::Gone))
-    })?;
-    let remote = on_cpu(reader_cpu, read_remote)?;
-    let is_over = AtomicBool::new(false);
-    let written = std::thread::scope(|scope| {
-        let writing = scope.spawn(|| {
-            pin_to(owner_cpu)?;
-            write_until(&is_over, &mut region, ns)
-        });
-        let written = on_cpu(reader_cpu, read_remote);
-        is_over.store(true, Ordering::Relaxed);
-        writing.join().unwrap_or(Err(ScalingError::Neighbour)).and(written)
-    })?;
-    let names = ["state/read_local_core", "state/read_remote_core", "state/read_remote_core/written"];
-    let row = |(name, times): (_, Histogram<u64>)| {
-        let quantile_ns = |quantile| times.value_at_quantile(quantile) as f64 / BATCH_READS as f64;
-        RegionRead { name, p50_ns: quantile_ns(0.50), p99_ns: quantile_ns(0.99) }
-    };
-    Ok(names.into_iter().zip([local, remote, written]).map(row).collect())
-}
-
-/// Runs `work` on a thread of its own, pinned to `cpu`: the caller's may go on running where it likes.
-fn on_cpu<T: Send>(cpu: u16, work: impl FnOnce() -> Result<T, ScalingError> + Send) -> Result<T, ScalingError> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            pin_to(cpu)?;
-            work()
-        });
-        thread.join().unwrap_or(Err(ScalingError::Neighbour))
-    })
-}
-
-/// Nanoseconds of each batch of reads.
-fn timed(time: Duration, mut read: impl FnMut() -> Result<(), ReadRefused>) -> Result<Histogram<u64>, ScalingError> {
-    let mut times_ns = times();
-    let mut now_ns = monotonic_ns();
-    let end_ns = now_ns + time.as_nanos() as u64;
-    while now_ns < end_ns {
-        for _ in 0..BATCH_READS {
-            read()?;
-        }
-        let done_ns = monotonic_ns();
-        times_ns.saturating_record(done_ns - now_ns);
-        now_ns = done_ns;
-    }
-    Ok(times_ns)
-}
-
-fn write_until(is_over: &AtomicBool, region: &mut Region, ns: NamespaceRef) -> Result<(), ScalingError> {
-    let mut write_at_ns = monotonic_ns();
-    let mut value = 0_u128;
-    while !is_over.load(Ordering::Relaxed) {
-        if monotonic_ns() >= write_at_ns {
-            value += 1;
-            region.write(ns, KEY, &value.to_ne_bytes(), SESSION_BYTES_MAX)?;
-            write_at_ns += 1_000_000_000 / WRITES_PER_S;
-        }
-        std::hint::spin_loop();
-    }
-    Ok(())
 }
 
 fn session() -> SessionId {

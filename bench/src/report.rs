@@ -1,6 +1,7 @@
 //! What the binaries print: rows of figures as JSON lines or as a table.
 
 use crate::load::Summary;
+use crate::read_scaling::ReadScaling;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -12,6 +13,7 @@ pub enum Row {
     Fork { name: &'static str, p50_us: f64, p99_us: f64 },
     Steer { name: &'static str, ns_per_packet: f64 },
     State { name: &'static str, p50_ns: f64, p99_ns: f64 },
+    Scaling { name: &'static str, p50_ns: f64, p99_ns: f64, reads_per_second: f64 },
 }
 
 impl Row {
@@ -37,6 +39,11 @@ impl Row {
 
     pub fn state(name: &'static str, p50_ns: f64, p99_ns: f64) -> Row {
         Row::State { name, p50_ns: rounded(p50_ns, 10.0), p99_ns: rounded(p99_ns, 10.0) }
+    }
+
+    pub fn scaling(case: &ReadScaling) -> Row {
+        let ReadScaling { name, p50_ns, p99_ns, reads_per_s, .. } = *case;
+        Row::Scaling { name, p50_ns: rounded(p50_ns, 10.0), p99_ns: rounded(p99_ns, 10.0), reads_per_second: rounded(reads_per_s, 10.0) }
     }
 
     /// The row as one line of JSON, without a line end.
@@ -72,7 +79,7 @@ pub fn table(rows: &[Row]) -> String {
             Row::Fork { name, p50_us, p99_us } => {
                 add(name, [String::new(), format!("{p50_us:.2}"), format!("{p99_us:.2}"), String::new(), String::new()]);
             }
-            Row::Steer { .. } | Row::State { .. } => {}
+            Row::Steer { .. } | Row::State { .. } | Row::Scaling { .. } => {}
         }
     }
     text + &table_of_steering(rows)

@@ -61,10 +61,15 @@ pub fn ebpf_object() -> PathBuf {
 
 /// Runs `work` on a thread that is pinned to `cpu`. It may fail only with errors that are shown.
 pub fn on_cpu<T: Send>(cpu: u16, work: impl FnOnce() -> Result<T, Box<dyn Error>> + Send) -> Result<T, Box<dyn Error>> {
-    let run = || {
-        pin_to(cpu).map_err(|error| error.to_string())?;
-        work().map_err(|error| chain(error.as_ref()))
-    };
+    on_thread(|| {
+        pin_to(cpu)?;
+        work()
+    })
+}
+
+/// Runs `work` on a thread of its own, which it may pin: threads and processes that it starts before that may run anywhere.
+pub fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, Box<dyn Error>> + Send) -> Result<T, Box<dyn Error>> {
+    let run = || work().map_err(|error| chain(error.as_ref()));
     match std::thread::scope(|scope| scope.spawn(run).join()) {
         Ok(result) => Ok(result?),
         Err(_) => Err("the measuring thread panicked".into()),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::time::Duration;
-use xfaas_bench::read_scaling::{ScalingOptions, measure_read_remote_core, measure_read_scaling};
+use xfaas_bench::read_scaling::{ScalingOptions, measure_read_scaling};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 
 /// At most two CPUs of this machine.
@@ -22,18 +22,4 @@ fn each_number_of_cores_reads_while_the_owner_writes() {
         assert_eq!(case.name, format!("state/read_scaling/{}core", case.cores));
         assert!(case.reads_per_s > 0.0 && case.writes_per_s > 0.0 && case.p50_ns > 0.0 && case.p99_ns >= case.p50_ns, "{case:?}");
     }
-}
-
-#[test]
-fn a_region_is_read_by_its_owner_and_by_another_core() {
-    let cpus = cpus();
-    let measured = measure_read_remote_core(&cpus, Duration::from_millis(20));
-    if cpus.len() < 2 {
-        assert!(measured.is_err(), "one CPU has no other core");
-        return;
-    }
-    let names = ["state/read_local_core", "state/read_remote_core", "state/read_remote_core/written"];
-    let measured = measured.unwrap();
-    assert_eq!(measured.iter().map(|case| case.name).collect::<Vec<_>>(), names);
-    assert!(measured.iter().all(|case| case.p50_ns > 0.0), "{measured:?}");
 }

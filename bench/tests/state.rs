@@ -16,9 +16,12 @@ fn each_promised_case_is_one_json_object_a_line_with_its_name_and_two_figures() 
     let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     let sizes = ["16B", "1KiB", "64KiB"].iter().flat_map(|size| [format!("state/read/{size}"), format!("state/write/{size}")]);
     let others = ["state/rmw_strong", "state/read_remote_core", "guest/read_state", "guest/rmw_strong", "tcp_ping_pong"];
-    assert_eq!(names, sizes.chain(others.map(str::to_owned)).collect::<Vec<_>>());
+    let scaling = ["state/read_scaling/1core", "state/read_scaling/2core"];
+    assert_eq!(names, sizes.chain(others.map(str::to_owned)).chain(scaling.map(str::to_owned)).collect::<Vec<_>>());
     for row in &rows {
         let [p50_ns, p99_ns] = ["p50_ns", "p99_ns"].map(|field| row[field].as_f64().unwrap());
-        assert!(p50_ns > 0.0 && p99_ns >= p50_ns && row.as_object().unwrap().len() == 3, "{row}");
+        let is_scaling = row["reads_per_second"].as_f64().is_some_and(|reads| reads > 0.0);
+        assert!(p50_ns > 0.0 && p99_ns >= p50_ns, "{row}");
+        assert_eq!(row.as_object().unwrap().len(), if is_scaling { 4 } else { 3 }, "{row}");
     }
 }

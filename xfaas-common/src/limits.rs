@@ -94,6 +94,10 @@ pub const RPC_WAITING_BYTES_MAX: usize = 64 << 20;
 pub const RPC_MODULES_MAX: usize = 64;
 /// Connections that ask for descriptors of regions, at once.
 pub const REGION_CONNECTIONS_MAX: usize = 64;
+/// Requests of a container under way on one connection.
+pub const RPC_REQUESTS_MAX: usize = 16_384;
+/// Bytes of a container's requests that wait to be sent on one connection; over it requests wait with their calls.
+pub const RPC_ASKED_BYTES_MAX: usize = 1 << 20;
 /// How often a container pings.
 pub const RPC_PING_MS: u64 = 500;
 /// Who hears nothing on an RPC connection for so long closes it.

@@ -1,4 +1,4 @@
-//! The command line: `xfaas run|deploy|undeploy|functions|sessions|invoke|stats|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|invoke|stats|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
@@ -7,7 +7,7 @@ mod invoke;
 mod show;
 
 use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments};
-use crate::config::{self, Config, ConfigError, Environment};
+use crate::config::{self, Config, ConfigError, ContainerConfig, Environment};
 use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery};
 use crate::ebpf_object::ebpf_object;
 use clap::Parser;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -47,9 +48,15 @@ enum CliError {
     Write(#[from] std::io::Error),
 }
 
+/// What this process is to be.
+pub enum Role {
+    Node(Box<Config>),
+    Container(Box<ContainerConfig>),
+}
+
 /// What `main.rs` brings to the command line.
 pub struct Hooks<S, P> {
-    /// Runs the node until it is told to stop: `FnOnce(Config) -> Result<(), impl Display>`; the error is shown with `{:#}`.
+    /// Runs a node or a container until it is told to stop: `FnOnce(Role) -> Result<(), impl Display>`; the error is shown with `{:#}`.
     pub serve: S,
     /// Further checks of `xfaas doctor`: `FnOnce(&Config) -> Vec<Check>`.
     pub probe: P,
@@ -58,7 +65,7 @@ pub struct Hooks<S, P> {
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run<S, P, E>(arguments: impl IntoIterator<Item = OsString>, hooks: Hooks<S, P>) -> ExitCode
 where
-    S: FnOnce(Config) -> Result<(), E>,
+    S: FnOnce(Role) -> Result<(), E>,
     P: FnOnce(&Config) -> Vec<Check>,
     E: Display,
 {
@@ -74,7 +81,7 @@ fn run_with<S, P, E>(
     errors: &mut dyn Write,
 ) -> u8
 where
-    S: FnOnce(Config) -> Result<(), E>,
+    S: FnOnce(Role) -> Result<(), E>,
     P: FnOnce(&Config) -> Vec<Check>,
     E: Display,
 {
@@ -133,7 +140,7 @@ fn dispatch<S, P, E>(
     terminal: &mut Terminal<'_>,
 ) -> Result<u8, CliError>
 where
-    S: FnOnce(Config) -> Result<(), E>,
+    S: FnOnce(Role) -> Result<(), E>,
     P: FnOnce(&Config) -> Vec<Check>,
     E: Display,
 {
@@ -157,7 +164,13 @@ where
                     .show(&serde_json::json!({ "ok": true, "shards": config.cpus.len(), "functions": config.functions.len() }), text)?;
                 return Ok(EXIT_DONE);
             }
-            (hooks.serve)(config).map_err(|error| CliError::Serve(format!("{error:#}")))?;
+            (hooks.serve)(Role::Node(Box::new(config))).map_err(|error| CliError::Serve(format!("{error:#}")))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Container(container) => {
+            let admin = admin_to_listen(admin.as_deref())?;
+            let config = config::container(container.into_options(admin), environment)?;
+            (hooks.serve)(Role::Container(Box::new(config))).map_err(|error| CliError::Serve(format!("{error:#}")))?;
             Ok(EXIT_DONE)
         }
         Command::Doctor { settings } => {
@@ -192,9 +205,12 @@ where
 
 /// The configuration with the flags put over it; `--admin` is an address here, not one to connect to.
 fn load(settings: ConfigArguments, admin: Option<&str>, environment: &Environment) -> Result<Config, CliError> {
-    let admin = admin.map(|text| text.parse().map_err(|_| CliError::Usage(format!("--admin is {text:?}: give IP:PORT to listen on"))));
-    let (path, overrides) = settings.into_overrides(admin.transpose()?);
+    let (path, overrides) = settings.into_overrides(admin_to_listen(admin)?);
     Ok(config::load(path.as_deref(), overrides, environment)?)
+}
+
+fn admin_to_listen(admin: Option<&str>) -> Result<Option<SocketAddr>, CliError> {
+    admin.map(|text| text.parse().map_err(|_| CliError::Usage(format!("--admin is {text:?}: give IP:PORT to listen on")))).transpose()
 }
 
 fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {

@@ -1,10 +1,12 @@
 //! `xfaas.toml` and the flags of `xfaas run`, read and checked once at start. CONTRACT.md section 4.
 //! Used by `main.rs` and `cli`. The only place that reads the environment. Opens no socket and makes no directory.
 
+mod container;
 mod file;
 mod limits;
 mod paths;
 
+pub use self::container::{ContainerConfig, ContainerOptions, container};
 pub use self::limits::Limits;
 pub use self::paths::Environment;
 

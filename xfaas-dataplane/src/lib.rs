@@ -1,5 +1,5 @@
 //! The dataplane of xfaas. Folders, lowest first; one may use only those before it:
-//! sys < state < net < durable < worker < session < steering < shard < control < config, node, cli < the `xfaas` binary.
+//! sys < state < net < durable < rpc < worker < session < steering < shard < control < config, node, cli < the `xfaas` binary.
 
 pub mod cli;
 pub mod config;
@@ -8,6 +8,7 @@ pub mod durable;
 pub mod ebpf_object;
 pub mod net;
 pub mod node;
+pub mod rpc;
 pub mod session;
 pub mod shard;
 pub mod state;

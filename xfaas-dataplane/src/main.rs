@@ -1,4 +1,4 @@
-//! The `xfaas` binary: the command line, and the node that `xfaas run` starts.
+//! The `xfaas` binary: the command line, and the node that `xfaas run`, or the container that `xfaas container` starts.
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -6,11 +6,12 @@ use signal_hook::iterator::Signals;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tracing::level_filters::LevelFilter;
-use xfaas_dataplane::cli::{self, Hooks};
-use xfaas_dataplane::config::Config;
+use xfaas_dataplane::cli::{self, Hooks, Role};
+use xfaas_dataplane::config::{Config, ContainerConfig};
 use xfaas_dataplane::control::describe;
 use xfaas_dataplane::ebpf_object::ebpf_object;
 use xfaas_dataplane::node::Node;
+use xfaas_dataplane::node::container::Container;
 
 /// How often the main thread looks for a signal, a failed shard, and log lines of the kernel programs.
 const WATCH_MS: u64 = 50;
@@ -20,11 +21,18 @@ fn main() -> ExitCode {
     cli::run(std::env::args_os(), Hooks { serve, probe: |_: &Config| Vec::new() })
 }
 
-/// Runs a node until SIGINT or SIGTERM; a second signal ends it without draining.
-fn serve(config: Config) -> anyhow::Result<()> {
+/// Runs a node or a container until SIGINT or SIGTERM; a second signal ends it without draining.
+fn serve(role: Role) -> anyhow::Result<()> {
+    let signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    match role {
+        Role::Node(config) => serve_node(&config, signals),
+        Role::Container(config) => serve_container(&config, signals),
+    }
+}
+
+fn serve_node(config: &Config, mut signals: Signals) -> anyhow::Result<()> {
     let started_at = Instant::now();
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
-    let node = Node::start(&config, ebpf_object()).map_err(|error| anyhow::anyhow!(describe(&error)))?;
+    let node = Node::start(config, ebpf_object()).map_err(|error| anyhow::anyhow!(describe(&error)))?;
     tracing::info!(
         "serving http on {}, datagrams on {} and containers on {}, {} shards on CPUs {:?}, {} functions, admin on http://{}, ready after {} ms",
         config.http,
@@ -40,11 +48,35 @@ fn serve(config: Config) -> anyhow::Result<()> {
         node.flush_kernel_logs();
         std::thread::sleep(Duration::from_millis(WATCH_MS));
     }
+    announce_stop(signals);
+    node.stop().map_err(|error| anyhow::anyhow!(describe(&error)))
+}
+
+fn serve_container(config: &ContainerConfig, mut signals: Signals) -> anyhow::Result<()> {
+    let container = Container::start(config).map_err(|error| anyhow::anyhow!(describe(&error)))?;
+    tracing::info!(
+        "serving http and datagrams on {}, {} shards on CPUs {:?}, admin on http://{}; joining the primary at {}",
+        config.listen,
+        config.cpus.len(),
+        config.cpus,
+        container.admin_address(),
+        config.join,
+    );
+    while signals.pending().next().is_none() && !container.has_failed() && container.failure().is_none() {
+        std::thread::sleep(Duration::from_millis(WATCH_MS));
+    }
+    let failure = container.failure();
+    announce_stop(signals);
+    container.stop().map_err(|error| anyhow::anyhow!(describe(&error)))?;
+    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+}
+
+/// A second signal ends the process at once.
+fn announce_stop(mut signals: Signals) {
     tracing::info!("stopping: new requests are refused, running ones finish");
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             std::process::exit(130);
         }
     });
-    node.stop().map_err(|error| anyhow::anyhow!(describe(&error)))
 }

@@ -1,23 +1,26 @@
 //! One node: sockets, steering, engine, shards and control, put together in the order in which they need each other.
 //! Called by `main.rs`; everything it starts ends with it.
 
+pub mod container;
 mod door;
 mod keys;
 mod offer;
+mod reshard;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::control::{
     Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
-use crate::durable::{RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
+use crate::durable::{self, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
 use crate::sys::{RingError, open_files};
 use crate::worker::{Engine, EngineError, EngineOptions};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -52,6 +55,8 @@ pub enum NodeError {
     },
     #[error("the log of acknowledged writes cannot be used")]
     Recover(#[from] RecoverError),
+    #[error("cannot bring the sessions of another number of shards to those of today")]
+    Reshard(#[from] crate::state::ReshardError),
     #[error(transparent)]
     Store(#[from] crate::control::StoreError),
     #[error(transparent)]
@@ -63,6 +68,11 @@ pub enum NodeError {
         shard: usize,
         #[source]
         source: RingError,
+    },
+    #[error("cannot start a thread of the container")]
+    Thread {
+        #[source]
+        source: std::io::Error,
     },
     #[error("shard {shard} does not take commands")]
     Stuck { shard: usize },
@@ -88,10 +98,12 @@ impl Node {
         let region_directory = config.shared_memory_dir.join(format!("shards-{}", config.cpus.len()));
         // The parent of this folder may be writable by everyone, as /dev/shm is.
         crate::control::private_directory(&config.shared_memory_dir)?;
-        make_directory(&region_directory)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        let recovered = recover_logs(config, &region_directory, &placement)?;
+        let whole = whole_apps(config, &placement)?;
+        reshard::bring_home(config, &placement)?;
+        make_directory(&region_directory)?;
+        let recovered = recover_logs(config, &region_directory, &placement, &whole)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -116,10 +128,12 @@ impl Node {
         })?);
         tracing::info!("steering: {}", steering.explain());
         let sockets = tcp.into_iter().zip(udp).zip(rpc);
-        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
+        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
-        let mut options = shard_options(config, region_directory, placement.fingerprint());
+        let mut options =
+            shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
+        options.log_directory = config.log_dir();
         options.recovered = recovered;
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = NodeFacts {
@@ -129,7 +143,7 @@ impl Node {
             lock_wait_ms: config.limits.lock_wait_ms,
             region_socket: regions.is_some().then(|| config.region_socket()),
         };
-        let door = Arc::new(ShardsDoor::new(&shards, facts));
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts)));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
@@ -173,40 +187,52 @@ impl Node {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
-        for door in &self.shards.doors {
-            // A full door belongs to a shard that is stuck: its thread is waited for below all the same.
-            drop(door.send(ShardCommand::Drain));
-        }
-        for (shard, thread) in self.shards.threads.into_iter().enumerate() {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(source)) => return Err(NodeError::Ring { shard, source }),
-                Err(_) => return Err(NodeError::Panicked { shard }),
-            }
-        }
+        drain(self.shards)?;
         self.control.stop();
         Ok(())
     }
 }
 
-fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag: u64) -> ShardOptions {
-    let limits = &config.limits;
+/// Makes shards finish what runs and end.
+fn drain(shards: RunningShards) -> Result<(), NodeError> {
+    for door in &shards.doors {
+        // A full door belongs to a shard that is stuck: its thread is waited for below all the same.
+        drop(door.send(ShardCommand::Drain));
+    }
+    for (shard, thread) in shards.threads.into_iter().enumerate() {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(NodeError::Ring { shard, source }),
+            Err(_) => return Err(NodeError::Panicked { shard }),
+        }
+    }
+    Ok(())
+}
+
+fn shard_options(
+    limits: &Limits,
+    shards: usize,
+    session_header: &str,
+    region_directory: std::path::PathBuf,
+    hash_tag: u64,
+) -> ShardOptions {
     let ms_ns = |ms: u32| u64::from(ms) * MS_NS;
     ShardOptions {
         connections_max: connections_max(limits.connections_max),
         body_bytes_max: limits.body_bytes_max as usize,
-        session_header: config.session_header.clone().into_bytes(),
+        session_header: session_header.as_bytes().to_vec(),
         proxy: ProxyOptions {
-            workers_live_max: (limits.workers_live_max as usize / config.cpus.len()).max(1),
+            workers_live_max: (limits.workers_live_max as usize / shards).max(1),
             keep_warm_ns: KEEP_WARM_S * 1_000 * MS_NS,
             lock_wait_ns: ms_ns(limits.lock_wait_ms),
+            is_secondary: false,
             namespace_queue_calls_max: limits.namespace_queue_calls_max as usize,
             queued_calls_max: limits.shard_calls_max as usize,
         },
         region_directory,
         region_bytes_max: u64::from(limits.region_mib) << 20,
         hash_tag,
-        log_directory: config.log_dir(),
+        log_directory: std::path::PathBuf::new(),
         recovered: Arc::default(),
         log_bytes_max: u64::from(limits.log_mib) << 20,
         replay_bytes_max: REPLAY_BYTES_MAX,
@@ -221,8 +247,19 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
     }
 }
 
+/// Apps whose regions, of another number of shards, have all that their log has.
+fn whole_apps(config: &Config, placement: &LocalPlacement) -> Result<BTreeSet<String>, NodeError> {
+    let folder = |shards: u16| config.shared_memory_dir.join(format!("shards-{shards}"));
+    Ok(durable::whole_apps(&config.log_dir(), &folder, config.cpus.len() as u16, placement.fingerprint())?)
+}
+
 /// Before any shard runs: what was acknowledged and is not in the regions goes there.
-fn recover_logs(config: &Config, region_directory: &std::path::Path, placement: &LocalPlacement) -> Result<Arc<Recovered>, NodeError> {
+fn recover_logs(
+    config: &Config,
+    region_directory: &std::path::Path,
+    placement: &LocalPlacement,
+    whole: &BTreeSet<String>,
+) -> Result<Arc<Recovered>, NodeError> {
     let place = |session: &xfaas_common::ids::SessionId| {
         let hash = placement.hash(session);
         SessionPlace { shard: placement.owner(hash.slot()).0, table_hash: hash.table_hash() }
@@ -234,6 +271,7 @@ fn recover_logs(config: &Config, region_directory: &std::path::Path, placement: 
         hash_tag: placement.fingerprint(),
         shards: config.cpus.len() as u16,
         place: &place,
+        whole,
     })?;
     if recovered.replayed > 0 {
         tracing::info!(records = recovered.replayed, "writes of the log were loaded");

@@ -275,6 +275,22 @@ fn an_app_that_becomes_sync_brings_its_state_along() {
 }
 
 #[test]
+fn what_an_app_wrote_after_it_became_memory_moves_with_it_to_another_number_of_shards() {
+    let mut node = Node::builder().start();
+    let module = guest("counter-rmw");
+    for (durability, value) in [("sync", b"1"), ("memory", b"2")] {
+        let done = node.cli(&["deploy", "counter-rmw", module.to_str().unwrap(), "--durability", durability]);
+        assert!(done.status.success(), "{done:?}");
+        assert!((0..20).all(|number| node.post("counter-rmw", &session(number), b"").body == value));
+    }
+    node.kill();
+    let text = with_cpus(&std::fs::read_to_string(node.config()).unwrap(), 1);
+    std::fs::write(node.config(), text).unwrap();
+    node.start();
+    assert!((0..20).all(|number| node.post("counter-rmw", &session(number), b"").body == b"3"), "{}", node.log());
+}
+
+#[test]
 #[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
 fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room() {
     let mut node = sync_counters().shards(1).start();

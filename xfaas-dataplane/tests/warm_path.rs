@@ -128,6 +128,7 @@ impl Node {
             udp: udp_socket(address).unwrap(),
             rpc: None,
             flows: None,
+            container: None,
         };
         let placement = Arc::new(WatchingPlacement { inner: LocalPlacement::new(shards), marked: AtomicBool::new(false) });
         let plans = (0..shards).map(|_| plan()).collect();
@@ -213,6 +214,7 @@ fn options(folder: &Path) -> ShardOptions {
         body_bytes_max: 1 << 20,
         session_header: b"x-session-id".to_vec(),
         proxy: ProxyOptions {
+            is_secondary: false,
             workers_live_max: 16,
             keep_warm_ns: 60 * SECOND_NS,
             lock_wait_ns: SECOND_NS,

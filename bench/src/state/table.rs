@@ -24,18 +24,27 @@ const PROMISES: [(&str, Promise); 5] = [
 
 /// All state rows with aligned columns. A promise about a case that was not run stays empty.
 pub fn state_table(rows: &[Row]) -> String {
-    let mut text = format!("{:<24}{:>12}{:>12}   promised\n", "name", "p50 ns", "p99 ns");
+    let mut text = format!("{:<26}{:>12}{:>12}   promised\n", "name", "p50 ns", "p99 ns");
     let median_of = |wanted: &str| {
         rows.iter().find_map(|row| match row {
             Row::State { name, p50_ns, .. } if *name == wanted => Some(*p50_ns),
             _ => None,
         })
     };
+    let mut one_core = None;
     for row in rows {
-        let Row::State { name, p50_ns, p99_ns } = row else { continue };
-        let promise = PROMISES.iter().find(|(promised, _)| promised == name).map(|(_, promise)| promise);
-        let verdict = promise.and_then(|promise| verdict(*p50_ns, promise, median_of)).unwrap_or_default();
-        let line = format!("{name:<24}{p50_ns:>12.1}{p99_ns:>12.1}   {verdict}");
+        let (name, p50_ns, p99_ns, remark) = match row {
+            Row::State { name, p50_ns, p99_ns } => {
+                let promise = PROMISES.iter().find(|(promised, _)| promised == name).map(|(_, promise)| promise);
+                (name, p50_ns, p99_ns, promise.and_then(|promise| verdict(*p50_ns, promise, median_of)))
+            }
+            Row::Scaling { name, p50_ns, p99_ns, reads_per_second } => {
+                let times = reads_per_second / *one_core.get_or_insert(*reads_per_second);
+                (name, p50_ns, p99_ns, Some(format!("{reads_per_second:.0} reads/s in all, {times:.2} x of one core")))
+            }
+            _ => continue,
+        };
+        let line = format!("{name:<26}{p50_ns:>12.1}{p99_ns:>12.1}   {}", remark.unwrap_or_default());
         writeln!(text, "{}", line.trim_end()).expect("a String takes all");
     }
     text
@@ -75,6 +84,13 @@ mod tests {
         assert!(line("guest/read_state").ends_with("at most 150 ns: kept"), "{text}");
         assert!(line("rpc/rmw_strong").ends_with("1.50 x of 2 tcp_ping_pong"), "{text}");
         assert!(line("state/read/16B").ends_with("30.0"), "{text}");
+    }
+
+    #[test]
+    fn reads_of_more_cores_are_held_against_those_of_one() {
+        let row = |name, reads_per_second| Row::Scaling { name, p50_ns: 400.0, p99_ns: 500.0, reads_per_second };
+        let text = state_table(&[row("state/read_scaling/1core", 2e6), row("state/read_scaling/2core", 3.8e6)]);
+        assert!(text.lines().nth(2).is_some_and(|line| line.ends_with("3800000 reads/s in all, 1.90 x of one core")), "{text}");
     }
 
     #[test]

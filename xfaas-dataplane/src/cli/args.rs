@@ -1,11 +1,11 @@
 //! The flags, as clap reads them.
 
-use crate::config::{self, Overrides};
+use crate::config::{self, ContainerOptions, Overrides};
 use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX};
 use crate::steering::SteeringMode;
 use crate::worker::Durability;
 use clap::{Args, Parser, Subcommand};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use xfaas_common::ids::{SessionId, is_name};
 
@@ -37,6 +37,8 @@ pub(super) enum Command {
         #[arg(long, hide = true)]
         test_broken_lock: bool,
     },
+    /// Run a container until SIGTERM or Ctrl-C: functions of a primary node run here, their sessions' state stays with it
+    Container(ContainerArguments),
     /// Deploy a wasm module as a function, or swap the one of that name
     Deploy(DeployArguments),
     /// Take a function away; its app's session state stays
@@ -98,6 +100,57 @@ impl ConfigArguments {
             state_dir: self.state_dir,
         };
         (self.config, overrides)
+    }
+}
+
+/// Functions and their limits come from the primary; a container has no configuration file. Its admin API listens where --admin says, or on a
+/// loopback port that the kernel chooses and the log names.
+#[derive(Debug, Args)]
+pub(super) struct ContainerArguments {
+    /// The primary: where its `[listen] rpc` is. Tried again until it is there
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    join: String,
+    /// Where to serve HTTP and datagrams
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8081", value_parser = address_to_listen)]
+    listen: SocketAddr,
+    /// CPUs, one shard each, such as 0,2-3 [default: all]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    cpus: Option<CpuList>,
+    /// Read by RPC, also where the primary runs on this machine and its regions could be mapped
+    #[arg(long)]
+    no_map: bool,
+    /// Where to ask for the primary's regions [default: where the primary says]
+    #[arg(long, value_name = "PATH", conflicts_with = "no_map")]
+    region_socket: Option<PathBuf>,
+    /// Where compiled code is kept; nothing else is [default: the folder `container` in a node's default]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl ContainerArguments {
+    pub fn into_options(self, admin: Option<SocketAddr>) -> ContainerOptions {
+        let ContainerArguments { join, listen, cpus, no_map, region_socket, state_dir } = self;
+        ContainerOptions { join, listen, admin, cpus: cpus.map(|list| list.0), no_map, region_socket, state_dir }
+    }
+}
+
+/// `HOST:PORT`, `1.2.3.4:PORT` or `[::1]:PORT`; names are looked up when it is connected to.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("give HOST:PORT")?;
+    if !port.parse::<u16>().is_ok_and(|port| port != 0) {
+        return Err(format!("{port:?} is not a port"));
+    }
+    let is_v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|host| host.parse::<Ipv6Addr>().is_ok());
+    let is_name = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    if is_v6 || is_name { Ok(text.to_owned()) } else { Err(format!("{host:?} is not a host's name or address")) }
+}
+
+/// The shards share one port, so it must be named.
+fn address_to_listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) => Err("the port is 0: the shards share one port, so name it".to_owned()),
+        Err(_) => Err("give IP:PORT".to_owned()),
     }
 }
 
@@ -247,6 +300,18 @@ mod tests {
         for bad in ["", "a", "3-2", "1,,2", "-1", "70000"] {
             cpu_list(bad).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_primary_is_named_by_host_and_port() {
+        for good in ["127.0.0.1:9071", "[::1]:9071", "node-1.example:1"] {
+            assert_eq!(host_and_port(good).unwrap(), good);
+        }
+        for bad in ["", "127.0.0.1", "::1", "[::1]", "[::g]:1", ":9071", "host:", "host:0", "host:70000", "http://host:80", "a b:1"] {
+            host_and_port(bad).unwrap_err();
+        }
+        address_to_listen("127.0.0.1:0").unwrap_err();
+        address_to_listen("localhost:80").unwrap_err();
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
         let source = match info.source {
             FunctionSource::Configuration => "configuration",
             FunctionSource::Deployment => "deployment",
+            FunctionSource::Primary => "primary",
         };
         vec![
             manifest.name.clone(),

@@ -17,6 +17,10 @@ fn xfaas_with(line: &[&str], serve: impl FnOnce(Config) -> Result<(), String>, p
     let environment = Environment { user_id: 1000, xdg_state_home: None, home: Some(PathBuf::from("/nonexistent")) };
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     let arguments = ["xfaas"].iter().chain(line).map(OsString::from);
+    let serve = |role| match role {
+        Role::Node(config) => serve(*config),
+        Role::Container(_) => Ok(()),
+    };
     let hooks = Hooks { serve, probe: |_: &Config| probes };
     let code = run_with(arguments, hooks, &environment, &mut out, &mut errors);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(errors).unwrap())

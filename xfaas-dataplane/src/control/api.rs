@@ -63,6 +63,8 @@ pub enum FunctionSource {
     Configuration,
     /// `xfaas deploy`: stored, survives a restart.
     Deployment,
+    /// In a container: copied from its primary, not stored.
+    Primary,
 }
 
 /// One function as `GET /v1/functions` tells it.

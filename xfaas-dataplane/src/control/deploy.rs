@@ -1,6 +1,8 @@
 //! Deployments: check, compile, store and swap functions, one at a time. Called by the admin API and, at start, by `main.rs`.
 //! Blocks on the compiler, the disk and the shards: never call it on the control thread itself.
 
+mod copies;
+
 use super::api::{FunctionInfo, FunctionSource, UndeployReply};
 use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
 use super::describe;
@@ -48,6 +50,8 @@ pub enum DeployError {
     },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("this is a container: deploy to its primary, whose functions it copies")]
+    IsContainer,
     #[error("there is no function {name:?}: see `xfaas functions`")]
     Unknown { name: String },
 }
@@ -68,6 +72,12 @@ struct Deployments {
     running: HashMap<String, Running>,
 }
 
+impl Deployments {
+    fn check_has_store(&self) -> Result<(), DeployError> {
+        if self.store.is_nowhere() { Err(DeployError::IsContainer) } else { Ok(()) }
+    }
+}
+
 /// The functions of this node. Shared by the admin API's helpers; deployments queue on one lock, reading does not wait for them.
 pub struct Deployer {
     engine: Engine,
@@ -77,12 +87,22 @@ pub struct Deployer {
     deployments: Mutex<Deployments>,
     catalog: RwLock<Catalog>,
     started: AtomicBool,
+    /// What is missing while it has not.
+    not_ready: &'static str,
 }
 
 impl Deployer {
     pub fn new(engine: Engine, shards: Arc<dyn Shards>, store: Store, memory_mib_max: u32) -> Deployer {
         let deployments = Mutex::new(Deployments { store, running: HashMap::new() });
-        Deployer { engine, shards, memory_mib_max, deployments, catalog: RwLock::default(), started: AtomicBool::new(false) }
+        Deployer {
+            engine,
+            shards,
+            memory_mib_max,
+            deployments,
+            catalog: RwLock::default(),
+            started: AtomicBool::new(false),
+            not_ready: "functions are still being loaded",
+        }
     }
 
     /// Loads the functions of the configuration, then the stored ones of other names.
@@ -122,6 +142,7 @@ impl Deployer {
     /// Returns once every shard has it and a restart would find it. Cost: a compilation, some milliseconds to seconds.
     pub fn deploy(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<FunctionInfo, DeployError> {
         let mut deployments = self.lock();
+        deployments.check_has_store()?;
         let name = &manifest.name;
         let function = self.load(&mut deployments, manifest, wasm, None)?;
         let prepared = deployments.store.prepare(manifest, wasm, function.generation)?;
@@ -145,6 +166,7 @@ impl Deployer {
     /// Takes a function away from every shard and from the disk. Its app's session state stays.
     pub fn undeploy(&self, name: &str) -> Result<UndeployReply, DeployError> {
         let mut deployments = self.lock();
+        deployments.check_has_store()?;
         let function = deployments.running.get(name).map(|running| Arc::clone(&running.function));
         if function.is_none() && !deployments.store.contains(name) {
             return Err(DeployError::Unknown { name: name.to_owned() });
@@ -189,7 +211,7 @@ impl Deployer {
 
     /// Errors: what is missing, in words.
     pub fn ready(&self) -> Result<(), String> {
-        if self.started.load(Ordering::Acquire) { Ok(()) } else { Err("functions are still being loaded".to_owned()) }
+        if self.started.load(Ordering::Acquire) { Ok(()) } else { Err(self.not_ready.to_owned()) }
     }
 
     /// Checks and compiles; nothing outside sees the result yet. `generation`: the stored one, or `None` for a new one.

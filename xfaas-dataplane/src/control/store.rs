@@ -73,7 +73,7 @@ pub(super) type Listed = (String, Result<Stored, String>);
 pub struct Store {
     functions: PathBuf,
     /// Holds the lock until it is dropped.
-    _lock: File,
+    lock: Option<File>,
     generation_last: u64,
 }
 
@@ -84,9 +84,18 @@ impl Store {
         let lock = lock(&state_dir.join("lock"))?;
         let functions = state_dir.join("functions");
         private_directory(&functions)?;
-        let mut store = Store { functions, _lock: lock, generation_last: 0 };
+        let mut store = Store { functions, lock: Some(lock), generation_last: 0 };
         store.sweep()?;
         Ok(store)
+    }
+
+    /// No place at all, for a container: it counts generations and keeps nothing.
+    pub(super) fn nowhere() -> Store {
+        Store { functions: PathBuf::new(), lock: None, generation_last: 0 }
+    }
+
+    pub(super) fn is_nowhere(&self) -> bool {
+        self.lock.is_none()
     }
 
     /// A generation that no deployment of this directory has had.

@@ -9,7 +9,7 @@ use crate::state::{Region, RegionOptions, SessionKey, ShardState};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tempfile::TempDir;
 use xfaas_common::ids::SessionId;
@@ -172,6 +172,7 @@ impl Machine {
             hash_tag: 0,
             shards,
             place: &place(shards),
+            whole: &BTreeSet::new(),
         };
         let recovered = recover(&options).unwrap();
         (recovered, held(&shm, shards))

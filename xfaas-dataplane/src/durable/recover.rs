@@ -28,6 +28,8 @@ pub struct RecoverOptions<'a> {
     pub hash_tag: u64,
     pub shards: u16,
     pub place: &'a dyn Fn(&SessionId) -> SessionPlace,
+    /// Apps whose regions have just come here from another number of shards with all that the log has: `whole_apps`.
+    pub whole: &'a BTreeSet<String>,
 }
 
 /// What a start found, and what its shards go on with.
@@ -185,7 +187,8 @@ impl Recovery<'_> {
         let options = RegionOptions { app, shard, bytes_max: region_bytes_max, hash_tag };
         let was_there = path.exists();
         match Region::open_or_create(&path, &options) {
-            Ok(region) if was_there && identity == Some(region.identity()) => return Ok(OpenRegion { region, is_believed: true }),
+            Ok(region) if self.options.whole.contains(app) => return Ok(OpenRegion { region, is_believed: true }),
+            Ok(region) if was_there && self.is_of_the_log(&region, identity) => return Ok(OpenRegion { region, is_believed: true }),
             Ok(region) if !was_there => return Ok(OpenRegion { region, is_believed: false }),
             Ok(region) => {
                 drop(region);
@@ -196,6 +199,11 @@ impl Recovery<'_> {
         }
         let region = Region::open_or_create(&path, &options).map_err(failed)?;
         Ok(OpenRegion { region, is_believed: false })
+    }
+
+    /// True when the log was written beside it. A log that knows nothing of an app here had not begun: a deployment was cut short.
+    fn is_of_the_log(&self, region: &Region, identity: Option<u64>) -> bool {
+        self.same_shards && identity.is_none_or(|identity| identity == region.identity())
     }
 
     fn set_aside(&self, path: &Path, why: &str) -> Result<(), RecoverError> {

@@ -23,7 +23,8 @@ const COMMAND_MS_MAX: u64 = 5_000;
 pub(super) struct ShardsDoor {
     doors: Vec<Arc<CommandDoor>>,
     views: Vec<Arc<ShardView>>,
-    facts: NodeFacts,
+    /// What containers are told; none join a container.
+    facts: Option<NodeFacts>,
     names: Mutex<Names>,
 }
 
@@ -35,7 +36,7 @@ struct Names {
 }
 
 impl ShardsDoor {
-    pub(super) fn new(shards: &RunningShards, facts: NodeFacts) -> ShardsDoor {
+    pub(super) fn new(shards: &RunningShards, facts: Option<NodeFacts>) -> ShardsDoor {
         ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, names: Mutex::default() }
     }
 
@@ -99,7 +100,8 @@ impl Shards for ShardsDoor {
     }
 
     fn offer(&self, functions: &[Running]) -> Result<(), ShardsError> {
-        let offer = Arc::new(self.facts.offer(functions));
+        let Some(facts) = &self.facts else { return Ok(()) };
+        let offer = Arc::new(facts.offer(functions));
         self.ask_all(|answer| ShardCommand::Offer(Arc::clone(&offer), answer)).map(drop)
     }
 

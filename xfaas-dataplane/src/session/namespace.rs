@@ -63,6 +63,16 @@ impl NamespaceTable {
         id
     }
 
+    /// True when the session's namespace is active, and so a reference to its state may be held.
+    pub(super) fn contains(&self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        let namespaces = &self.namespaces;
+        let same = |id: &NamespaceId| {
+            let namespace = &namespaces[*id as usize];
+            namespace.app == app && namespace.session == *session
+        };
+        self.by_session.find(spread(table_hash, app), same).is_some()
+    }
+
     pub(super) fn get(&self, id: NamespaceId) -> &Namespace {
         &self.namespaces[id as usize]
     }

@@ -40,9 +40,14 @@ impl LocalPlacement {
 
     /// A number that tells these keys from others, to be written beside what was stored under them.
     pub fn fingerprint(&self) -> u64 {
-        let name = SessionId::new(b"fingerprint").expect("visible ASCII");
-        self.hash(&name).0
+        fingerprint(&self.keys)
     }
+}
+
+/// A number that tells hash keys from others.
+pub(super) fn fingerprint(keys: &HashKeys) -> u64 {
+    let name = SessionId::new(b"fingerprint").expect("visible ASCII");
+    session_hash(keys, name.padded(), name.length()).0
 }
 
 impl Placement for LocalPlacement {

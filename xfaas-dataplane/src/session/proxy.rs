@@ -4,10 +4,14 @@
 mod beside;
 mod cancel;
 mod remote;
+mod secondary;
+
+pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 pub use self::cancel::CallName;
 
 use self::beside::Beside;
+use self::secondary::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
@@ -19,6 +23,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use xfaas_common::limits::FUNCTIONS_MAX;
 
+/// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
+const COMPACT_BYTES_MAX: usize = 64 << 10;
+
 /// Limits of one shard's proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyOptions {
@@ -28,6 +35,8 @@ pub struct ProxyOptions {
     pub keep_warm_ns: u64,
     /// A call waits for a lock at most this long, nanoseconds.
     pub lock_wait_ns: u64,
+    /// The state is with a primary in another process: no region is opened here.
+    pub is_secondary: bool,
     /// Calls that wait for a worker: in one namespace, and on the whole shard.
     pub namespace_queue_calls_max: usize,
     pub queued_calls_max: usize,
@@ -46,6 +55,7 @@ pub struct ProxyStats {
     pub queued: u64,
     pub lock_waits: u64,
     pub slices: u64,
+    pub mapped_reads: u64,
     pub cancelled: u64,
     pub regions_refused: u64,
 }
@@ -62,6 +72,8 @@ enum Phase {
     Parked {
         since_ns: u64,
     },
+    /// Parked until the primary has answered.
+    Remote(RemoteWait),
 }
 
 struct WorkerSlot {
@@ -92,6 +104,7 @@ pub struct Proxy {
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
+    remote: RemoteCalls,
     beside: Beside,
     /// Those of `granted` that are invocations in other processes.
     granted_remote: Vec<CallToken>,
@@ -105,6 +118,7 @@ impl Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
         let run_queue = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
+        let remote = RemoteCalls::new(options.workers_live_max);
         Proxy {
             options,
             functions: Vec::new(),
@@ -114,6 +128,7 @@ impl Proxy {
             run_queue,
             state: Some(state),
             granted,
+            remote,
             beside: Beside::default(),
             granted_remote: Vec::new(),
             parked: 0,
@@ -130,7 +145,9 @@ impl Proxy {
     pub fn install(&mut self, function: Arc<Function>) -> Result<(), RegionError> {
         let index = usize::from(function.index);
         assert!(index < FUNCTIONS_MAX, "the deployer hands out indexes below the limit");
-        self.open_app(function.app, &function.manifest.app)?;
+        if !self.options.is_secondary {
+            self.open_app(function.app, &function.manifest.app)?;
+        }
         if self.functions.len() <= index {
             self.functions.resize(index + 1, None);
         }
@@ -176,14 +193,14 @@ impl Proxy {
 
     /// True while a call runs, is parked or waits.
     pub fn is_busy(&self) -> bool {
-        self.queued > 0 || self.parked > 0 || !self.run_queue.is_empty()
+        self.queued > 0 || self.parked > 0 || self.remote.waiting > 0 || !self.run_queue.is_empty()
     }
 
     pub fn stats(&self) -> ProxyStats {
         ProxyStats {
             workers: self.workers.0.len() as u64,
             workers_idle: self.idle.len() as u64,
-            workers_parked: self.parked as u64,
+            workers_parked: (self.parked + self.remote.waiting) as u64,
             namespaces: self.namespaces.len() as u64,
             queued: self.queued as u64,
             ..self.stats
@@ -298,9 +315,12 @@ impl Proxy {
         let finished = match progress {
             Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),
             Progress::Finished(code) => {
-                let outcome =
-                    Outcome::Failed { code: ErrorCode::GuestError, detail: "handle returned a non-zero code", guest_code: Some(code) };
+                let outcome = failed_with(&call, code);
                 Some(self.end(id, call, outcome, true, now_ns))
+            }
+            Progress::Asking | Progress::Committing => {
+                self.park_for_primary(id, call, progress == Progress::Committing);
+                None
             }
             Progress::Trapped(kind) => {
                 let outcome = Outcome::failed(ErrorCode::GuestTrapped, kind.detail());
@@ -357,6 +377,7 @@ impl Proxy {
     }
 
     fn end(&mut self, id: u32, call: Box<Call>, outcome: Outcome, intact: bool, now_ns: u64) -> Finished {
+        self.note_end(&call);
         self.release(id, &call, intact, now_ns);
         Finished { call, outcome }
     }
@@ -456,6 +477,8 @@ impl Proxy {
             self.drop_idle(id);
             self.namespaces.remove_if_empty(namespace);
         }
+        let (state, namespaces) = (self.state.as_mut().expect("no guest runs now"), &self.namespaces);
+        state.compact_some(COMPACT_BYTES_MAX, &mut |app, session, table_hash| namespaces.contains(app, session, table_hash));
     }
 
     fn sweep_parked(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {

@@ -22,6 +22,7 @@ impl Shard {
                     self.proxy.remove(index);
                     drop(answer.try_send(Ok(())));
                 }
+                ShardCommand::Primary(command) => self.on_primary_command(command),
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);

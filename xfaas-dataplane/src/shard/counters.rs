@@ -3,6 +3,7 @@
 use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
+use crate::state::fragmentation;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::limits::FUNCTIONS_MAX;
@@ -41,8 +42,19 @@ const BOUNDS_NS: [u64; DURATION_BOUNDS_S.len()] = {
 };
 
 /// The `outcome` labels; the position is the index in `FunctionCounters::outcomes`.
-pub const OUTCOMES: [&str; 10] =
-    ["ok", "guest_error", "guest_trapped", "deadline", "lock_wait", "overloaded", "draining", "no_function", "other", "cancelled"];
+pub const OUTCOMES: [&str; 11] = [
+    "ok",
+    "guest_error",
+    "guest_trapped",
+    "deadline",
+    "lock_wait",
+    "no_primary",
+    "overloaded",
+    "draining",
+    "no_function",
+    "other",
+    "cancelled",
+];
 
 /// Counts of one function on one shard.
 #[derive(Default)]
@@ -63,12 +75,13 @@ impl FunctionCounters {
                 ErrorCode::GuestTrapped => 2,
                 ErrorCode::Deadline => 3,
                 ErrorCode::LockWait => 4,
-                ErrorCode::Overloaded => 5,
-                ErrorCode::Draining => 6,
-                ErrorCode::NoFunction => 7,
-                _ => 8,
+                ErrorCode::NoPrimary => 5,
+                ErrorCode::Overloaded => 6,
+                ErrorCode::Draining => 7,
+                ErrorCode::NoFunction => 8,
+                _ => 9,
             },
-            Outcome::Cancelled => 9,
+            Outcome::Cancelled => 10,
         };
         self.outcomes[index].add(1);
         let bucket = BOUNDS_NS.partition_point(|bound| *bound < duration_ns);
@@ -126,6 +139,14 @@ pub struct ShardCounters {
     pub queued: Count,
     pub lock_waits: Count,
     pub slices: Count,
+    /// `xfaas_container_*`: what a container asked its primary. Counts in the same order as in `EXPORTED`.
+    pub primary_links: Count,
+    pub primary_links_made: Count,
+    pub primary_requests: Count,
+    pub primary_answers: Count,
+    pub primary_timeouts: Count,
+    pub primary_reads: Count,
+    pub mapped_reads: Count,
     /// `xfaas_regions_refused_total`: files of session state that could not be trusted at start and were set aside.
     pub regions_refused: Count,
     /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
@@ -134,6 +155,9 @@ pub struct ShardCounters {
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
     pub state_bytes: Count,
+    /// `xfaas_state_used_bytes`: shared memory taken; with what it holds it gives `xfaas_state_fragmentation_ratio`.
+    pub state_pages_bytes: Count,
+    pub state_held_bytes: Count,
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
     /// `xfaas_log_writes_total`, `xfaas_log_bytes_total`: writes of the log, each with its sync.
@@ -204,12 +228,29 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
     counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
     counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
+    gauge("xfaas_container_links", "Connections to the primary's shards, of a container.", |c| c.primary_links.get() as f64),
+    counter("xfaas_container_links_made_total", "Connections made to the primary's shards: more than there are means reconnects.", |c| {
+        c.primary_links_made.get() as f64
+    }),
+    counter("xfaas_container_rpc_requests_total", "Requests that a container sent to its primary.", |c| c.primary_requests.get() as f64),
+    counter("xfaas_container_rpc_answers_total", "Answers of the primary.", |c| c.primary_answers.get() as f64),
+    counter("xfaas_container_rpc_timeouts_total", "Requests to the primary that were given up without an answer.", |c| {
+        c.primary_timeouts.get() as f64
+    }),
+    counter("xfaas_container_rpc_reads_total", "Reads that a container asked of its primary.", |c| c.primary_reads.get() as f64),
+    counter("xfaas_container_mapped_reads_total", "Reads that a container did in its primary's mapped regions.", |c| {
+        c.mapped_reads.get() as f64
+    }),
     counter("xfaas_regions_refused_total", "Files of session state that could not be trusted and were set aside.", |c| {
         c.regions_refused.get() as f64
     }),
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
+    gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
+    gauge("xfaas_state_fragmentation_ratio", "Part of that memory that holds neither values nor records.", |c| {
+        fragmentation(c.state_held_bytes.get(), c.state_pages_bytes.get())
+    }),
     counter("xfaas_log_writes_total", "Writes of the log, each with its sync.", |c| c.log_writes.get() as f64),
     counter("xfaas_log_bytes_total", "Bytes written to the log.", |c| c.log_bytes.get() as f64),
     counter("xfaas_log_failures_total", "Writes and files of the log that failed.", |c| c.log_failures.get() as f64),
@@ -231,6 +272,7 @@ impl ShardCounters {
         self.queued.set(stats.queued);
         self.lock_waits.set(stats.lock_waits);
         self.slices.set(stats.slices);
+        self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
         self.regions_refused.set(stats.regions_refused);
     }

@@ -42,7 +42,7 @@ impl Shard {
         let refusal = if self.draining_since_ns.is_some() {
             Some(ErrorCode::Draining)
         } else if !self.by_hash.contains_key(&head.function.0) {
-            Some(ErrorCode::NoFunction)
+            Some(if self.is_unjoined() { ErrorCode::NoPrimary } else { ErrorCode::NoFunction })
         } else {
             None
         };
@@ -117,7 +117,7 @@ impl Shard {
         }
         let key = ReplayKey { function: call.function, session: call.session, request_id };
         if self.replays.is_running(&key) {
-            let evicted = self.replays.finish(&key, outcome.ran().then_some(&out[..]), self.now_ns);
+            let evicted = self.replays.finish(&key, (outcome.ran() && call.has_begun()).then_some(&out[..]), self.now_ns);
             self.view.counters.replay_evictions.add(evicted.evictions);
             for other in evicted.waiters {
                 let copy = out.clone();

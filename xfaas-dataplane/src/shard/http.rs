@@ -145,7 +145,7 @@ impl Shard {
 
     /// A good head whose body is still to come: the last chance to refuse before the client sends it.
     fn on_head(&mut self, id: u32, call: Box<Call>, expects_continue: bool, has_body: bool) {
-        let known = self.by_name.contains_key(call.request.function_name());
+        let known = self.by_name.contains_key(call.request.function_name()) || self.is_unjoined();
         let connection = &mut self.connections[id as usize];
         if known && self.draining_since_ns.is_none() {
             if expects_continue && has_body {
@@ -172,6 +172,9 @@ impl Shard {
             return self.refuse(id, call, ErrorCode::Draining, "this server is shutting down");
         }
         let Some(index) = self.by_name.get(call.request.function_name()).copied() else {
+            if self.is_unjoined() {
+                return self.refuse(id, call, ErrorCode::NoPrimary, "no primary has been reached yet");
+            }
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
         let (session, hash) = match call.request.session() {

@@ -1,6 +1,7 @@
 //! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
 
 use super::connection::MovedConnection;
+use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
 use crate::session::{CallName, Finished};
 use crate::state::RegionReader;
@@ -110,6 +111,8 @@ pub enum ShardCommand {
     Readers(u16, Arc<[Option<RegionReader>]>, SyncSender<Result<(), String>>),
     /// Take a function out of service.
     Remove(u16, SyncSender<Result<(), String>>),
+    /// To a container's shard: about its primary.
+    Primary(PrimaryCommand),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
     /// What containers are told from now on; answered when those that are connected will hear of it.

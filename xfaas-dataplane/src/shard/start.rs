@@ -2,9 +2,10 @@
 
 use super::counters::ShardView;
 use super::mailbox::{CommandDoor, Mailboxes, Post};
+use super::primary::{Container, OnLost};
 use super::turn::{Shard, ShardParts};
 use crate::durable::Recovered;
-use crate::session::{Placement, Proxy, ProxyOptions};
+use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
@@ -111,6 +112,8 @@ pub struct ShardPlan {
     /// Where containers connect; `None`: nowhere.
     pub rpc: Option<OwnedFd>,
     pub flows: Option<FlowTable>,
+    /// This shard is one of a container: it owns no state and asks a primary, whose lost connections it tells here.
+    pub container: Option<OnLost>,
 }
 
 /// The shards of this process, running.
@@ -132,11 +135,15 @@ pub fn start(plans: Vec<ShardPlan>, options: &ShardOptions, placement: &Arc<dyn 
         let door = Arc::new(CommandDoor::new().map_err(|source| ShardError::Door { shard, source })?);
         let view = Arc::new(ShardView::new());
         let (all_rings, all_rings_here) = channel();
+        let placement: Arc<dyn Placement> = match plan.container {
+            None => Arc::clone(placement),
+            Some(_) => Arc::new(ContainerPlacement::new(None, CoreIndex(shard as u16))),
+        };
         let seed = Seed {
             core: CoreIndex(shard as u16),
             plan,
             options: options.clone(),
-            placement: Arc::clone(placement),
+            placement,
             post: Post::new(Arc::clone(&mailboxes), shard),
             door: Arc::clone(&door),
             view: Arc::clone(&view),
@@ -200,6 +207,7 @@ impl Seed {
         let mut state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
         state.set_hash_tag(self.options.hash_tag);
         let proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
+        let container = self.plan.container.map(Container::new);
         let shard = Shard::new(ShardParts {
             core: self.core,
             options: self.options,
@@ -207,6 +215,7 @@ impl Seed {
             rings,
             proxy,
             placement: self.placement,
+            container,
             post: self.post,
             view: self.view,
             door: self.door,

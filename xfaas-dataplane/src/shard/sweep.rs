@@ -50,11 +50,14 @@ impl Shard {
             self.deliver(call);
         }
         self.finished = finished;
+        self.sweep_primary();
         self.sweep_connections();
         self.sweep_rpc();
         let stats = self.proxy.state().stats();
         self.view.counters.sessions.set(stats.total.sessions);
         self.view.counters.state_bytes.set(stats.total.bytes_live);
+        self.view.counters.state_pages_bytes.set(stats.total.bytes_used);
+        self.view.counters.state_held_bytes.set(stats.total.bytes_held);
     }
 
     fn sweep_connections(&mut self) {

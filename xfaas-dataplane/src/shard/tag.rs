@@ -3,6 +3,13 @@
 use super::connection::Arrival;
 use crate::sys::Tag;
 
+/// What is under way on a container's connection to its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkOperation {
+    Received,
+    Sent,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Accept,
@@ -39,6 +46,12 @@ pub(super) enum Operation {
     Rpc(RpcOperation),
     /// A container's descriptor came from another shard.
     RpcArrived(Arrival),
+    /// Of a container's connection to its primary.
+    Link {
+        link: u32,
+        generation: u16,
+        operation: LinkOperation,
+    },
     /// A write of the log is over.
     Logged,
 }
@@ -74,12 +87,13 @@ impl Operation {
             Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
             Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
+            Operation::Link { link, generation, operation } => pack(15, operation as u8, generation, link),
             Operation::Rpc(RpcOperation::Accept) => pack(13, 0, 0, 0),
             Operation::Rpc(RpcOperation::Receive { connection, generation }) => pack(13, 1, generation, connection),
             Operation::Rpc(RpcOperation::Sent { connection, generation }) => pack(13, 2, generation, connection),
             Operation::Rpc(RpcOperation::Handed { connection, generation }) => pack(13, 3, generation, connection),
             Operation::RpcArrived(arrival) => pack(14, arrival.from, arrival.generation, arrival.connection),
-            Operation::Logged => pack(15, 0, 0, 0),
+            Operation::Logged => pack(16, 0, 0, 0),
         }
     }
 
@@ -99,6 +113,11 @@ impl Operation {
             10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             11 => Operation::Installed { connection, generation },
             12 => Operation::HalfClosed { connection, generation },
+            15 => {
+                let is_sent = (tag.0 >> FROM_SHIFT) as u8 == LinkOperation::Sent as u8;
+                let operation = if is_sent { LinkOperation::Sent } else { LinkOperation::Received };
+                Operation::Link { link: connection, generation, operation }
+            }
             13 => Operation::Rpc(match (tag.0 >> FROM_SHIFT) as u8 {
                 0 => RpcOperation::Accept,
                 1 => RpcOperation::Receive { connection, generation },
@@ -107,7 +126,7 @@ impl Operation {
                 kind => unreachable!("no RPC operation has kind {kind}: tags are made by `Operation::tag` only"),
             }),
             14 => Operation::RpcArrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
-            15 => Operation::Logged,
+            16 => Operation::Logged,
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -127,13 +146,15 @@ mod tests {
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
                 Operation::HalfClosed { connection, generation },
                 Operation::Arrived(Arrival { from, connection, generation }),
+                Operation::Link { link: connection, generation, operation: LinkOperation::Received },
+                Operation::Link { link: connection, generation, operation: LinkOperation::Sent },
                 Operation::RpcArrived(Arrival { from, connection, generation }),
                 Operation::Rpc(RpcOperation::Accept), Operation::Rpc(RpcOperation::Receive { connection, generation }),
                 Operation::Rpc(RpcOperation::Sent { connection, generation }),
                 Operation::Rpc(RpcOperation::Handed { connection, generation }),
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);
-                prop_assert_eq!(operation.tag().0 >> 60, 0);
+                prop_assert_eq!(operation.tag().0 >> 61, 0);
             }
         }
     }

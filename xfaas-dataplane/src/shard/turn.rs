@@ -5,6 +5,7 @@ use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
+use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
 use super::start::ShardOptions;
@@ -45,6 +46,8 @@ pub struct Shard {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    /// In a container: the primary that has the state.
+    pub(super) container: Option<Container>,
     pub(super) connections: Slab<Connection>,
     /// Generation of the next connection: tells a late completion of a closed one apart.
     pub(super) generation: u16,
@@ -92,6 +95,7 @@ pub(super) struct ShardParts {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    pub(super) container: Option<Container>,
     pub(super) post: Post,
     pub(super) view: Arc<ShardView>,
     pub(super) door: Arc<CommandDoor>,
@@ -103,7 +107,7 @@ pub(super) struct ShardParts {
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Shard {
-        let ShardParts { core, options, ring, rings, proxy, placement, post, view, door, tcp, udp, rpc, flows } = parts;
+        let ShardParts { core, options, ring, rings, proxy, placement, container, post, view, door, tcp, udp, rpc, flows } = parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
@@ -118,6 +122,7 @@ impl Shard {
             rings,
             proxy,
             placement,
+            container,
             connections: Slab::with_capacity(1_024),
             generation: 0,
             arrivals: Arrivals::default(),
@@ -185,6 +190,7 @@ impl Shard {
         self.send_to_owners();
         self.answer_granted();
         self.step_log();
+        self.pump_primary();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -223,7 +229,7 @@ impl Shard {
     fn sweep_interval_ns(&self) -> u64 {
         if self.proxy.is_busy() || self.rpc.has_waiting() || self.logging.has_work() || self.draining_since_ns.is_some() {
             SWEEP_PARKED_NS
-        } else if self.connections.is_empty() && !self.rpc.has_connections() {
+        } else if self.connections.is_empty() && !self.rpc.has_connections() && self.container.is_none() {
             SWEEP_REST_NS
         } else {
             SWEEP_OPEN_NS
@@ -256,6 +262,7 @@ impl Shard {
             Operation::Arrived(arrival) => self.on_arrived(arrival, completion.result),
             Operation::HalfClosed { connection, generation } => self.on_half_closed(connection, generation),
             Operation::Installed { connection, generation } => self.on_installed(connection, generation, &completion),
+            Operation::Link { link, generation, operation } => self.on_link(link, generation, operation, completion),
             Operation::Rpc(operation) => self.on_rpc(operation, completion),
             Operation::RpcArrived(arrival) => self.on_rpc_arrived(arrival, completion.result),
             Operation::Logged => self.on_logged(completion),
@@ -293,8 +300,13 @@ impl Shard {
         if let Some(detail) = self.log_refusal(call.app) {
             return Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) });
         }
-        let finished = self.proxy.submit(call, now_ns)?;
-        self.hold(finished)
+        match self.place_remote(&mut call) {
+            Ok(()) => {
+                let finished = self.proxy.submit(call, now_ns)?;
+                self.hold(finished)
+            }
+            Err(outcome) => Some(Finished { call, outcome }),
+        }
     }
 
     fn run_slices(&mut self) {

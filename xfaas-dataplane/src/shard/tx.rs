@@ -56,13 +56,15 @@ impl Shard {
             // The connection is given up: what its output holds is never sent.
             Outcome::Cancelled => {}
             Outcome::Failed { code, detail, guest_code } => {
+                // A container whose primary cannot be reached refuses before anything runs.
+                let ran = outcome.ran() && call.has_begun();
                 let problem = Problem {
                     code: *code,
                     detail,
                     guest_code: *guest_code,
                     session_header: &self.limits.session_header,
-                    session: outcome.ran().then_some(&call.session),
-                    invocation_id: outcome.ran().then_some(call.invocation_id),
+                    session: ran.then_some(&call.session),
+                    invocation_id: ran.then_some(call.invocation_id),
                     date: &self.date,
                     connection: header,
                 };

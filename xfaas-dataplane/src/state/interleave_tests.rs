@@ -6,8 +6,10 @@ use std::rc::Rc;
 
 use xfaas_common::ids::SessionId;
 
+use super::namespace;
 use super::region_tests::{Scratch, open, session};
 use super::test_points;
+use super::words::Offset;
 use super::{NamespaceRef, ReadRefused, Region, RegionReader};
 
 const MAX: usize = 64 << 20;
@@ -38,6 +40,19 @@ fn own(length: usize, filling: u8) -> Vec<u8> {
     let mut value = vec![filling; length];
     value[0] = 0;
     value
+}
+
+/// One of many sessions, without keys.
+fn crowd(region: &mut Region, number: u32) -> NamespaceRef {
+    let id = SessionId::new(format!("c{number:06}").as_bytes()).unwrap();
+    region.find_or_create(&id, number.wrapping_mul(0x9E37_79B9)).unwrap()
+}
+
+/// Where the cell of session 0's key lies.
+fn place_of_key(region: &Region) -> Offset {
+    let ns = region.find(&session(0).0, session(0).1).unwrap();
+    let found = namespace::find_key(region.space.words(), ns.record, region.secret.hash(KEY), KEY);
+    found.unwrap().unwrap()
 }
 
 struct Case {
@@ -140,6 +155,64 @@ const CASES: &[Case] = &[
         key_stays: true,
     },
     Case {
+        name: "cell, value and nodes moved, the places where they were used by another session",
+        prepare: |region| {
+            // Session 3 fills the second half of what session 0 comes to lie in, and goes at once.
+            (0..1_100).for_each(|number| write(region, 2, &other_key(number), if number < 100 { &[8; 300] } else { b"x" }));
+            (0..900).for_each(|number| write(region, 3, &other_key(number), &[8; 300]));
+            start(region, 9, 300);
+            remove(region, 3);
+        },
+        work: |region| {
+            let before = region.stats().bytes_used;
+            while region.compact_some(1 << 20, &mut |_, _| true) {}
+            let after = region.stats().bytes_used;
+            assert!(after + 3 * 65_536 <= before, "a page of each kind became free: {before}, {after}");
+            (0..900).for_each(|number| write(region, 4, &other_key(number), &[9; 300]));
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "cell moved while its page lasts, then overwritten, its old block used by another session",
+        prepare: |region| {
+            (0..6).for_each(|index| _ = make(region, index)); // first, so that no node lies where it must move
+            (0..1_100).for_each(|number| write(region, 2, &other_key(number), b"x"));
+            (0..700).for_each(|number| write(region, 3, &other_key(number), b"x"));
+            start(region, 2, 300);
+            write(region, 5, KEY, b"x"); // in the same page, and the last one of all in the order of the hashes
+            remove(region, 3);
+        },
+        work: |region| {
+            let before = place_of_key(region);
+            while place_of_key(region) == before {
+                assert!(region.compact_some(1, &mut |_, _| true), "compaction ended without moving it");
+            }
+            write(region, 0, KEY, &own(200, 2));
+            // No more, or the steps that go with them would come to the last session.
+            (0..3).for_each(|number| write(region, 4, &other_key(number), &[9; 300]));
+        },
+        key_stays: true,
+    },
+    Case {
+        name: "record moved, the place where it was used by another session",
+        prepare: |region| {
+            (0..700).for_each(|number| _ = crowd(region, number));
+            start(region, 2, 30);
+            (0..300).for_each(|number| {
+                let ns = crowd(region, number);
+                region.remove(ns);
+            });
+        },
+        work: |region| {
+            let before = region.find(&session(0).0, session(0).1);
+            while region.compact_some(1 << 20, &mut |_, _| false) {}
+            assert_ne!(region.find(&session(0).0, session(0).1), before);
+            (1_000..1_800).for_each(|number| _ = crowd(region, number));
+            write(region, 0, KEY, &own(31, 2));
+        },
+        key_stays: true,
+    },
+    Case {
         name: "pages of cells become pages of values that look like cells",
         prepare: |region| {
             // The last key's cell lies in a page of its own, the page before it has room, and lists of pieces have their page.
@@ -232,6 +305,49 @@ fn a_lookup_of_a_session_interrupted_at_any_load_finds_it_if_it_was_there_all_th
         if test_points::no_more_work() {
             assert!(loads > 8);
             return;
+        }
+    }
+}
+
+#[test]
+fn a_lookup_interrupted_while_its_session_moves_or_goes_never_gives_another_one() {
+    let move_it: fn(&mut Region) = |region| while region.compact_some(1 << 20, &mut |_, _| false) {};
+    let remove_it: fn(&mut Region) = |region| remove(region, 0);
+    for work in [move_it, remove_it] {
+        for loads in 0.. {
+            let scratch = Scratch::new();
+            let mut region = open(&scratch, 4).unwrap();
+            (0..700).for_each(|number| _ = crowd(&mut region, number));
+            start(&mut region, 2, 30);
+            (0..300).for_each(|number| {
+                let ns = crowd(&mut region, number);
+                region.remove(ns);
+            });
+            let (reader, (id, hash)) = (region.reader(), session(0));
+            let region = Rc::new(RefCell::new(region));
+            let owner = Rc::clone(&region);
+            let interrupt = move || work(&mut owner.borrow_mut());
+            test_points::work_at_load(loads, Box::new(interrupt));
+            let found = reader.find(&id, hash).unwrap();
+            if test_points::no_more_work() {
+                assert!(loads > 5);
+                break;
+            }
+            let mut region = region.borrow_mut();
+            let now = region.find(&id, hash);
+            // Whatever comes to lie there, a reference found meanwhile leads to this session or nowhere.
+            (1_000..1_800).for_each(|number| {
+                let ns = crowd(&mut region, number);
+                region.write(ns, KEY, &[9; 30], MAX).unwrap();
+            });
+            let mut buf = [0; 40];
+            match found.map(|ns| reader.read(ns, KEY, &mut buf)) {
+                None => assert_eq!(now, None, "at load {loads}"),
+                Some(Ok(length)) => {
+                    assert!(found == now && length == Some(30) && buf[..30] == own(30, 1), "at load {loads}: {:?}", &buf[..30])
+                }
+                Some(Err(refused)) => assert!(refused == ReadRefused::Gone && found != now, "at load {loads}: {refused}"),
+            }
         }
     }
 }

@@ -8,11 +8,12 @@
 //!    |  cell        one key and its value, swapped by one store         |
 //!    |  value       where a value's bytes are                           |
 //!    |  transaction several writes made visible by one store            |  snapshot   several keys of one moment
-//!    |  alloc       blocks of size classes, in pages                    |   open, scan   creating, checking, re-mapping
+//!    |  alloc       blocks of size classes, in pages                    |   open, scan, ahead   creating, checking, re-mapping
+//!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
 //! journal  the writes that the shard's log is to get
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
-//!                                                                    shard_state   a region an app, and the locks
+//! reshard  moves sessions when the number of shards has changed        shard_state   a region an app, and the locks
 //! ```
 //!
 //! What holds after a kill at any store: the stores of the owner reach the file in program order (they are not buffered anywhere but in
@@ -20,11 +21,13 @@
 //! to, and memory is reused only after the store that unlinked it. So a re-mapped region holds every finished write, an unfinished one
 //! whole or not at all, and at most some leaked blocks, which the scan at open makes free again. The same holds for a transaction.
 
+mod ahead;
 mod alloc;
 #[cfg(debug_assertions)]
 mod broken_lock;
 mod cell;
 mod class;
+mod compact;
 mod error;
 mod hash;
 mod journal;
@@ -36,16 +39,22 @@ mod open;
 mod reader;
 mod readers;
 mod region;
+mod reshard;
+mod reshard_files;
 mod scan;
 mod section;
 mod shard_state;
 mod snapshot;
 mod space;
+mod sparse;
 mod table;
 mod transaction;
 mod value;
+mod walk;
 mod words;
 
+#[cfg(test)]
+mod compact_tests;
 #[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
@@ -57,6 +66,8 @@ mod race_tests;
 #[cfg(test)]
 mod region_tests;
 #[cfg(test)]
+mod reshard_tests;
+#[cfg(test)]
 mod test_points;
 #[cfg(test)]
 mod transaction_tests;
@@ -65,12 +76,13 @@ mod transaction_tests;
 pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::journal::{BATCH_HEAD_BYTES, BadRecord, Journal, Record, record_session};
-pub use self::layout::RegionOptions;
+pub use self::layout::{REGION_BYTES_MIN, RegionOptions};
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
-pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey};
+pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey, fragmentation};
+pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
 pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};

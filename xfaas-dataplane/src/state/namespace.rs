@@ -19,7 +19,7 @@ use super::cell;
 use super::hash::Secret;
 use super::space::Space;
 use super::table::{Leaves, Link, NoRoom, Table, new_node};
-use super::words::{Offset, OutOfRange, WORD_BYTES, Words, acquire_fence, release_fence};
+use super::words::{Offset, OutOfRange, WORD_BYTES, Words, acquire_fence};
 
 const WORD_INCARNATION: usize = 0;
 const WORD_SEQUENCE: usize = 1;
@@ -32,7 +32,8 @@ const WORD_LINKS: usize = 7;
 const LINKS: usize = 4;
 const ID_AT_BYTES: u64 = ((WORD_LINKS + LINKS) * WORD_BYTES) as u64;
 
-/// A namespace in a region, as `find` gives it. It stays right until the namespace is removed; after that every use of it is refused.
+/// A namespace in a region, as `find` gives it. It stays right until the namespace is removed, or moved by `Region::compact_some`; after that
+/// every use of it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceRef {
     pub(super) record: Offset,
@@ -57,6 +58,18 @@ pub(super) fn create(words: Words<'_>, record: Offset, session: &SessionId, tabl
     }
     words.copy_in(record.plus(ID_AT_BYTES), session.as_bytes());
     words.publish(record, WORD_INCARNATION, incarnation);
+}
+
+/// Bytes of the record at `record`. For the owner.
+pub(super) fn bytes_of(words: Words<'_>, record: Offset) -> usize {
+    record_bytes(words.load(record, WORD_ID) as u32 as usize)
+}
+
+/// Fills a fresh record that nothing leads to yet with what another one holds.
+pub(super) fn copy(words: Words<'_>, record: Offset, to: Offset) {
+    let rest = (WORD_SEQUENCE * WORD_BYTES) as u64;
+    words.copy_between(record.plus(rest), to.plus(rest), bytes_of(words, record) - rest as usize);
+    words.publish(to, WORD_INCARNATION, words.load(record, WORD_INCARNATION));
 }
 
 /// Marks a record as free, before its block is.
@@ -102,13 +115,12 @@ pub(super) fn set_size(words: Words<'_>, record: Offset, bytes: u64, keys: u64) 
     words.store(record, WORD_KEYS, keys);
 }
 
-/// Makes a change of what the session holds; `publish` is the one store that does it. Whoever sees the change also sees that the sequence
-/// rose, and whoever sees the sequence even again also sees the change.
+/// Makes a change of what the session holds; `publish` is the one store that does it, a release store. Whoever sees the change also sees
+/// that the sequence rose, and whoever sees the sequence even again also sees the change.
 #[inline(always)]
 pub(super) fn change(words: Words<'_>, record: Offset, publish: impl FnOnce()) {
     let before = words.load(record, WORD_SEQUENCE);
     words.store(record, WORD_SEQUENCE, before.wrapping_add(1));
-    release_fence();
     publish();
     words.publish(record, WORD_SEQUENCE, before.wrapping_add(2));
 }
@@ -151,7 +163,12 @@ pub(super) fn table(words: Words<'_>, record: Offset) -> Result<Option<Table>, O
     Ok((root != 0).then_some(Table::of_node(Offset(root))))
 }
 
-/// The place of the record's own links, for the scan at open.
+/// The place of the link to the root node of the key table.
+pub(super) const fn table_word(record: Offset) -> Offset {
+    record.plus((WORD_TABLE * WORD_BYTES) as u64)
+}
+
+/// The place of the record's own links, for the scan at open and for compaction.
 pub(super) fn own_links(record: Offset) -> impl Iterator<Item = Offset> {
     (0..LINKS).map(move |slot| record.plus(((WORD_LINKS + slot) * WORD_BYTES) as u64))
 }

@@ -112,6 +112,13 @@ pub(super) fn map_file_read_only(file: &File, path: &Path) -> Result<(SharedMemo
     read_only(memory)
 }
 
+/// The same of a descriptor that must be that of one region and no other.
+pub(super) fn map_given(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<(SharedMemory, Header), RegionError> {
+    let (memory, header) = map_file_read_only(file, Path::new(app))?;
+    check_owner(&header, &RegionOptions { app, shard, bytes_max: 0, hash_tag })?;
+    Ok((memory, header))
+}
+
 fn read_only(memory: SharedMemory) -> Result<(SharedMemory, Header), RegionError> {
     let words = memory.words();
     let header = layout::read_header(Words::new(words), (words.len() * 8) as u64)?;

@@ -110,6 +110,12 @@ impl RegionReader {
         Ok(RegionReader::new(Arc::new(memory), header.secret))
     }
 
+    /// The same, of one region and no other. Errors: as `open`, and `Foreign` or `OtherHashKeys` when it is another region.
+    pub fn of_file(file: &File, app: &str, shard: u16, hash_tag: u64) -> Result<RegionReader, RegionError> {
+        let (memory, header) = open::map_given(file, app, shard, hash_tag)?;
+        Ok(RegionReader::new(Arc::new(memory), header.secret))
+    }
+
     #[inline(always)]
     fn words(&self) -> Words<'_> {
         Words::new(self.memory.words())
@@ -182,7 +188,9 @@ impl RegionReader {
 }
 
 fn reference(words: Words<'_>, record: Offset) -> Result<NamespaceRef, OutOfRange> {
-    Ok(NamespaceRef { record, incarnation: namespace::incarnation(words, record)? })
+    let incarnation = namespace::incarnation(words, record)?;
+    // One that is being removed or moved: a reference without an incarnation would fit every free record.
+    if incarnation == 0 { Err(OutOfRange) } else { Ok(NamespaceRef { record, incarnation }) }
 }
 
 /// True when `at` lies in a page of namespace records, so that its first word is an incarnation and not a guest's bytes.

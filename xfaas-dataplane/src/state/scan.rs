@@ -4,6 +4,7 @@
 
 use xfaas_common::limits::{SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
 
+use super::ahead::Ahead;
 use super::alloc::Allocator;
 use super::error::RegionError;
 use super::hash::Secret;
@@ -44,17 +45,18 @@ pub(super) fn scan(words: Words<'_>, alloc: &mut Allocator, fresh: u32, secret: 
     }
     let (mut totals, mut absent) = (Totals::default(), Vec::new());
     let mut visit = |alloc: &mut Allocator, found: Found| scan_namespace(words, alloc, secret, found, &mut totals, &mut absent);
-    scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, Prefix { bits: 0, value: 0 }, SESSIONS.root_bits, &mut visit)
-        .map_err(corrupt)?;
+    let top = Prefix { bits: 0, value: 0, ahead: Ahead::Sessions };
+    scan_links(words, alloc, SESSIONS.root, 1 << SESSIONS.root_bits, top, SESSIONS.root_bits, &mut visit).map_err(corrupt)?;
     alloc.finish_claims(words);
     Ok((totals, absent))
 }
 
-/// The hash bits that lead to a node.
+/// The hash bits that lead to a node, and whether what it leads to is in the cache by now.
 #[derive(Clone, Copy)]
 struct Prefix {
     bits: u32,
     value: u64,
+    ahead: Ahead,
 }
 
 impl Prefix {
@@ -96,7 +98,8 @@ fn scan_links(
         if link.is_empty() {
             continue;
         }
-        let below = Prefix { bits: prefix.bits + bits, value: prefix.value | (slot as u64) << prefix.bits };
+        let ahead = prefix.ahead.look(words, alloc, std::iter::once(link));
+        let below = Prefix { bits: prefix.bits + bits, value: prefix.value | (slot as u64) << prefix.bits, ahead };
         if !link.is_well_formed() {
             return Err((place, "the link has bits that no link has"));
         }
@@ -155,7 +158,7 @@ fn scan_namespace(
     };
     match namespace::table(words, record).map_err(|_| (record, "the record lies outside the file"))? {
         None => {
-            let root = Prefix { bits: 0, value: 0 };
+            let root = Prefix { bits: 0, value: 0, ahead: Ahead::Done };
             for place in namespace::own_links(record) {
                 let link = Link(words.get(place, 0).map_err(|_| (place, "the record lies outside the file"))?);
                 match link.is_leaf() {
@@ -167,7 +170,7 @@ fn scan_namespace(
         }
         Some(table) => {
             alloc.claim(table.root, Kind::Node, NODE_BYTES).map_err(|what| (record, what))?;
-            let top = Prefix { bits: 0, value: 0 };
+            let top = Prefix { bits: 0, value: 0, ahead: Ahead::Keys.look_at_node(words, alloc, table.root) };
             scan_links(words, alloc, table.root, 1 << table.root_bits, top, table.root_bits, &mut visit)?;
         }
     }

@@ -5,12 +5,17 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use xfaas_common::ids::SessionId;
+
 use super::error::RegionError;
 use super::journal::Journal;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
 use super::readers::Readers;
 use super::region::{Region, RegionStats};
+
+/// Regions asked at once whether they need compaction.
+const COMPACT_REGIONS_MAX: usize = 16;
 
 /// Regions and locks of one shard.
 pub struct ShardState {
@@ -25,6 +30,8 @@ pub struct ShardState {
     hash_tag: u64,
     /// By the app's index.
     regions: Vec<Option<OpenApp>>,
+    /// Index of the region that compaction looks at next.
+    compact_next: usize,
 }
 
 struct OpenApp {
@@ -45,7 +52,17 @@ impl ShardState {
     /// No region is open yet. `directory` is made at the first `open_app`; `region_bytes_max` is each region's, 1 MiB..=64 GiB.
     pub fn new(directory: PathBuf, shard: u16, region_bytes_max: u64) -> ShardState {
         let (locks, readers) = (LockTable::new(), Readers::default());
-        ShardState { locks, readers, journal: Journal::default(), directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new() }
+        ShardState {
+            locks,
+            readers,
+            journal: Journal::default(),
+            directory,
+            shard,
+            region_bytes_max,
+            hash_tag: 0,
+            regions: Vec::new(),
+            compact_next: 0,
+        }
     }
 
     /// Ties regions to the node's hash keys (`RegionOptions::hash_tag`): one made under other keys is refused at opening.
@@ -99,6 +116,19 @@ impl ShardState {
         self.regions.iter().enumerate().filter_map(|(app, open)| open.as_ref().map(|open| (app as u16, &open.region)))
     }
 
+    /// Some compaction, of one region that needs it; another one's turn is the next time. `is_held` (app, session, table hash) tells which
+    /// references are kept, see `Region::compact_some`. To be called some ten times a second.
+    pub fn compact_some(&mut self, bytes_max: usize, is_held: &mut dyn FnMut(u16, &SessionId, u32) -> bool) {
+        for _ in 0..self.regions.len().min(COMPACT_REGIONS_MAX) {
+            self.compact_next = (self.compact_next + 1) % self.regions.len();
+            let app = self.compact_next as u16;
+            let Some(open) = &mut self.regions[self.compact_next] else { continue };
+            if open.region.compact_some(bytes_max, &mut |session, table_hash| is_held(app, session, table_hash)) {
+                return;
+            }
+        }
+    }
+
     pub fn stats(&self) -> ShardStateStats {
         let mut sums = ShardStateStats { locks: self.locks.locks_held(), ..ShardStateStats::default() };
         for open in self.regions.iter().flatten() {
@@ -108,6 +138,7 @@ impl ShardState {
             total.bytes_max += stats.bytes_max;
             total.bytes_used += stats.bytes_used;
             total.bytes_blocks += stats.bytes_blocks;
+            total.bytes_held += stats.bytes_held;
             total.bytes_live += stats.bytes_live;
             total.sessions += stats.sessions;
             total.keys += stats.keys;
@@ -136,7 +167,6 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::super::region_tests::Scratch;
     use super::*;
-    use xfaas_common::ids::SessionId;
 
     #[test]
     fn apps_have_regions_of_their_own_that_outlive_the_state() {

@@ -18,7 +18,7 @@ pub(super) const NODE_LINKS: usize = 1 << NODE_BITS;
 pub(super) const NODE_BYTES: usize = NODE_LINKS * WORD_BYTES;
 const HASH_BITS: u32 = 64;
 /// Root, and a level for each further 4 bits.
-const LEVELS_MAX: usize = (HASH_BITS / NODE_BITS) as usize;
+pub(super) const LEVELS_MAX: usize = (HASH_BITS / NODE_BITS) as usize;
 
 /// One word of a table: 0 = empty; else bit 0 = leaf, bits 4..48 = offset, and in a leaf bits 48..64 = the upper bits of its hash, so that
 /// most strangers are told apart without being read.
@@ -38,6 +38,11 @@ impl Link {
 
     pub const fn node(at: Offset) -> Link {
         Link(at.0)
+    }
+
+    /// The same link to what was moved to `at`.
+    pub const fn moved(self, at: Offset) -> Link {
+        Link(at.0 | self.0 & !LINK_OFFSET)
     }
 
     pub const fn is_empty(self) -> bool {

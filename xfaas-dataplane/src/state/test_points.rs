@@ -2,11 +2,13 @@
 //! By thread, so that tests do not disturb each other.
 
 use std::cell::{Cell, RefCell};
+use std::thread::LocalKey;
 
 type Work = Box<dyn FnOnce()>;
 
 thread_local! {
     static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    static FILE_OPERATIONS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     static LOADS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     static WORK: RefCell<Option<Work>> = const { RefCell::new(None) };
 }
@@ -17,6 +19,11 @@ pub(super) struct Killed;
 /// This thread is stopped before its store number `stores` from now; `None` takes that back. Output: how many were left until then.
 pub(super) fn kill_at_store(stores: Option<u64>) -> Option<u64> {
     STORES_LEFT.replace(stores)
+}
+
+/// What is left of `kill_at_store`.
+pub(super) fn stores_left() -> Option<u64> {
+    STORES_LEFT.get()
 }
 
 /// `work` runs once on this thread, before its load number `loads` from now.
@@ -31,14 +38,27 @@ pub(super) fn no_more_work() -> bool {
     WORK.take().is_some()
 }
 
+/// This thread is stopped before its change of files number `operations` from now; `None` takes that back.
+pub(super) fn kill_at_file_operation(operations: Option<u64>) {
+    FILE_OPERATIONS_LEFT.set(operations);
+}
+
 pub(super) fn pass_store() {
-    match STORES_LEFT.get() {
+    count_down(&STORES_LEFT);
+}
+
+pub(super) fn pass_file_operation() {
+    count_down(&FILE_OPERATIONS_LEFT);
+}
+
+fn count_down(left: &'static LocalKey<Cell<Option<u64>>>) {
+    match left.get() {
         None => {}
         Some(0) => {
-            STORES_LEFT.set(None);
+            left.set(None);
             std::panic::resume_unwind(Box::new(Killed));
         }
-        Some(left) => STORES_LEFT.set(Some(left - 1)),
+        Some(more) => left.set(Some(more - 1)),
     }
 }
 

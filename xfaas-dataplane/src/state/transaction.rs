@@ -72,6 +72,7 @@ impl Region {
         }
         self.touched.clear();
         self.touched.shrink_to(TOUCHED_KEPT_MAX);
+        self.compact_after_change();
         result
     }
 

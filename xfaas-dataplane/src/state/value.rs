@@ -7,6 +7,7 @@ use super::alloc::{Allocator, Purpose};
 use super::class::BLOCK_BYTES_MAX;
 use super::layout::Kind;
 use super::space::Space;
+use super::table::NoRoom;
 use super::words::{Offset, OutOfRange, WORD_BYTES, Words};
 
 pub(super) const INLINE_BYTES_MAX: usize = 16;
@@ -58,7 +59,8 @@ impl ValueHead {
         Offset(self.payload[0])
     }
 
-    const fn pieces(self) -> usize {
+    /// Pieces of 8 KiB it is cut into, 0 for one that is not.
+    pub const fn pieces(self) -> usize {
         if self.bytes > PIECE_BYTES { self.bytes.div_ceil(PIECE_BYTES) } else { 0 }
     }
 
@@ -77,6 +79,7 @@ impl ValueHead {
         head.payload[0] = block.0;
         if head.pieces() == 0 {
             words.copy_in(block, value);
+            alloc.count_value(head.bytes);
             return Some(head);
         }
         for (index, piece) in value.chunks(PIECE_BYTES).enumerate() {
@@ -88,7 +91,52 @@ impl ValueHead {
             words.store(block, index, at.0);
             words.copy_in(at, piece);
         }
+        alloc.count_value(head.bytes);
         Some(head)
+    }
+
+    /// Copies what lies on evacuated pages elsewhere: one piece at least, and more while `bytes_left`, from which the copied bytes are
+    /// taken, lasts. The caller has passed a release fence since the last free.
+    /// Output: the same value, to be swapped in; the caller then calls `free_replaced` of the old one. `Ok(None)`: nothing of it lies there.
+    /// Errors: `NoRoom`, nothing kept.
+    pub fn relocate(self, space: &Space, alloc: &mut Allocator, bytes_left: &mut usize) -> Result<Option<ValueHead>, NoRoom> {
+        let words = space.words();
+        let is_due = |alloc: &Allocator, index| alloc.is_evacuated(Offset(words.load(self.block(), index)));
+        if self.block_bytes() == 0 {
+            return Ok(None);
+        }
+        let pieces_due = (0..self.pieces()).any(|index| is_due(alloc, index));
+        if !pieces_due && !alloc.is_evacuated(self.block()) {
+            return Ok(None);
+        }
+        let block = alloc.allocate(space, Kind::Value, self.block_bytes(), Purpose::Growth).ok_or(NoRoom)?;
+        words.copy_between(self.block(), block, self.block_bytes());
+        *bytes_left = bytes_left.saturating_sub(self.block_bytes());
+        let mut is_first = true;
+        for index in 0..self.pieces() {
+            let bytes = piece_bytes(self.bytes, index);
+            if !is_due(alloc, index) || !is_first && bytes > *bytes_left {
+                continue;
+            }
+            // What was copied is complete at any time, so without room for a piece the rest may as well be used.
+            let Some(piece) = alloc.allocate(space, Kind::Value, bytes, Purpose::Growth) else { break };
+            words.copy_between(Offset(words.load(block, index)), piece, bytes);
+            words.store(block, index, piece.0);
+            *bytes_left = bytes_left.saturating_sub(bytes);
+            is_first = false;
+        }
+        Ok(Some(ValueHead { bytes: self.bytes, payload: [block.0, self.payload[1]] }))
+    }
+
+    /// Gives back the blocks of a value that its copy does not share; the cell has been swapped to the copy before.
+    pub fn free_replaced(self, copy: ValueHead, words: Words<'_>, alloc: &mut Allocator) {
+        for index in 0..self.pieces() {
+            let piece = words.load(self.block(), index);
+            if piece != words.load(copy.block(), index) {
+                alloc.free(words, Offset(piece));
+            }
+        }
+        alloc.free(words, self.block());
     }
 
     /// Gives the blocks back; the cell has been swapped or retired before.
@@ -96,6 +144,7 @@ impl ValueHead {
         if self.block_bytes() == 0 {
             return;
         }
+        alloc.discount_value(self.bytes);
         for index in 0..self.pieces() {
             alloc.free(words, Offset(words.load(self.block(), index)));
         }
@@ -134,6 +183,7 @@ impl ValueHead {
             return Ok(());
         }
         alloc.claim(self.block(), Kind::Value, self.block_bytes()).map_err(|what| (cell, what))?;
+        alloc.count_value(self.bytes);
         for index in 0..self.pieces() {
             let place = self.block().plus((index * WORD_BYTES) as u64);
             let piece = words.get(self.block(), index).map_err(|_| (place, "the list of pieces lies outside the file"))?;

@@ -112,11 +112,21 @@ impl<'a> Words<'a> {
         }
     }
 
+    /// Stores at `to` what the owner's `bytes` at `from` hold, rounded up to whole words.
+    pub fn copy_between(self, from: Offset, to: Offset, bytes: usize) {
+        let source = self.span(from, bytes).expect("a block lies inside the region");
+        let span = self.span(to, bytes).expect("a block lies inside the region");
+        for (word, source) in span.iter().zip(source) {
+            before_store();
+            word.store(source.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Fills `out` from `at` on. What is copied while the owner reuses the block is a mixture: the caller checks the version afterwards.
     pub fn copy_out(self, at: Offset, out: &mut [u8]) -> Result<(), OutOfRange> {
         let span = self.span(at, out.len()).ok_or(OutOfRange)?;
         let mut chunks = out.chunks_exact_mut(WORD_BYTES);
-        for (chunk, word) in chunks.by_ref().zip(span) {
+        for (chunk, word) in chunks.by_ref().zip(span.iter()) {
             before_load();
             chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }

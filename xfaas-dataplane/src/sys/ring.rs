@@ -193,6 +193,11 @@ impl Ring {
         self.push(opcode::RecvMulti::new(Fixed(file.0), group).build().user_data(receive_user_data(tag, group)));
     }
 
+    /// As `recv_multi`, of a socket that was made elsewhere. It must stay open until the last completion.
+    pub fn recv_multi_socket(&mut self, tag: Tag, socket: BorrowedFd<'_>, group: u16) {
+        self.push(opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group).build().user_data(receive_user_data(tag, group)));
+    }
+
     /// Receives datagrams with their source address into buffers of `group`; read them with `datagram`.
     pub fn recvmsg_multi(&mut self, tag: Tag, socket: BorrowedFd<'_>, group: u16) {
         let message: *const libc::msghdr = &*self.message;
@@ -208,6 +213,16 @@ impl Ring {
         let sending = entry.insert(InFlight { tag, buffer, peer: None });
         let (address, bytes) = (sending.buffer.as_ptr(), sending.buffer.len() as u32);
         let send = opcode::Send::new(Fixed(file.0), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+        self.push(send.user_data(RING_OWNED | id));
+    }
+
+    /// As `send`, on a socket that was made elsewhere. It must stay open until the completion.
+    pub fn send_socket(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>) {
+        let entry = self.in_flight.vacant_entry();
+        let id = entry.key() as u64;
+        let sending = entry.insert(InFlight { tag, buffer, peer: None });
+        let (address, bytes) = (sending.buffer.as_ptr(), sending.buffer.len() as u32);
+        let send = opcode::Send::new(Fd(socket.as_raw_fd()), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
         self.push(send.user_data(RING_OWNED | id));
     }
 

@@ -27,7 +27,7 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 5] = [
     HostFunction { name: SET_OUTPUT, parameters: 2, may_park: false },
     HostFunction { name: READ_STATE, parameters: 4, may_park: true },
     HostFunction { name: WRITE_STATE, parameters: 4, may_park: true },
-    HostFunction { name: SNAPSHOT_READ, parameters: 4, may_park: false },
+    HostFunction { name: SNAPSHOT_READ, parameters: 4, may_park: true },
 ];
 
 /// The ticks a guest may run before its slice is over.
@@ -80,7 +80,7 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
             if result == NEEDS_OWNER {
                 return Err(NeedsOwner { for_lock: false }.into());
             }
-            Ok(result)
+            park_if_told(&mut caller, result)
         },
     )?;
     linker
@@ -95,7 +95,8 @@ fn memory<'a>(caller: &'a mut Caller<'_, WorkerData>) -> Result<&'a mut [u8], No
 
 fn park_if_told(caller: &mut Caller<'_, WorkerData>, result: i32) -> wasmtime::Result<i32> {
     if result == PARK {
-        pause(caller, Progress::Waiting)?;
+        let asked = lend::borrow(|lent, _| lent.call.remote.is_asked())?;
+        pause(caller, if asked { Progress::Asking } else { Progress::Waiting })?;
     }
     Ok(result)
 }

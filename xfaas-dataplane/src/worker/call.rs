@@ -2,6 +2,7 @@
 
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
+use super::remote::RemoteAccess;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
@@ -82,6 +83,8 @@ pub struct Call {
     /// A strong write went to wait for its lock and has not been repeated yet: the lock is its own and goes back after it.
     pub(super) parked_in_write: bool,
     pub(super) overlay: Overlay,
+    /// What is asked of the primary, where `state_at` says `Primary`.
+    pub remote: RemoteAccess,
 }
 
 impl Default for Call {
@@ -111,6 +114,7 @@ impl Default for Call {
             granted: Vec::new(),
             parked_in_write: false,
             overlay: Overlay::default(),
+            remote: RemoteAccess::default(),
         }
     }
 }
@@ -139,6 +143,7 @@ impl Call {
         self.granted.clear();
         self.parked_in_write = false;
         self.overlay.clear();
+        self.remote.reset();
     }
 
     /// Takes over the limits of the function that is to run.
@@ -149,12 +154,18 @@ impl Call {
         self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
     }
 
+    /// True when an invocation of it has begun, whatever became of it.
+    pub fn has_begun(&self) -> bool {
+        self.started_ns != 0
+    }
+
     /// True when the invocation has run longer than it may.
     pub fn is_over_deadline(&self, now_ns: u64) -> bool {
         self.taken_ns(now_ns) > self.deadline_ns
     }
 
-    fn taken_ns(&self, now_ns: u64) -> u64 {
+    /// Time the invocation has taken, without its waiting for locks.
+    pub fn taken_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.started_ns).saturating_sub(self.waited_ns).saturating_add(self.spent_ns)
     }
 
@@ -174,7 +185,8 @@ impl Call {
             return Ok(());
         }
         let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
-        let committed = state.store_many(&session, &mut self.namespace, self.overlay.writes(), self.session_bytes_max);
+        let writes = self.overlay.writes().map(|(key, value)| (key, Some(value)));
+        let committed = state.store_many(&session, &mut self.namespace, writes, self.session_bytes_max);
         self.overlay.clear();
         committed
     }

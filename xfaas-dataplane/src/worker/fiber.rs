@@ -2,6 +2,7 @@
 //! Run by the session proxy, on one thread at a time.
 
 use super::abi::{self, DeadlinePassed, NeedsOwner};
+use super::call::StateAt;
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
 use super::program::Program;
@@ -21,6 +22,10 @@ pub enum Progress {
     Finished(i32),
     /// Parked for a lock; poll again once it was granted.
     Waiting,
+    /// Parked for an answer of the primary: `call.remote` says what is asked. Poll again once it is answered.
+    Asking,
+    /// `handle` returned 0, and the primary is to be asked for the commit that `call.remote` holds. Not polled again: its answer ends the invocation.
+    Committing,
     /// The guest has used up its slice; poll again when others have had theirs.
     SliceOver,
     /// The invocation is over and the worker must be dropped.
@@ -118,11 +123,12 @@ impl Worker {
             },
         };
         let progress = match progress {
-            Progress::Waiting | Progress::SliceOver => progress,
+            Progress::Waiting | Progress::Asking | Progress::SliceOver => progress,
             Progress::Finished(code) => {
                 self.phase = Phase::Idle;
-                Progress::Finished(finish(&mut lent, code))
+                finish(&mut lent, code)
             }
+            Progress::Committing => unreachable!("only `finish` says so"),
             Progress::Trapped(_) | Progress::DeadlinePassed | Progress::NeedsOwner { .. } => {
                 self.phase = Phase::Dead;
                 lent.end_invocation();
@@ -133,11 +139,17 @@ impl Worker {
     }
 }
 
-/// Commits an atomic function's writes, then ends the invocation. Output: the code; -3 where a write turned out to be over a limit.
-fn finish(lent: &mut Lent, code: i32) -> i32 {
+/// Commits an atomic function's writes, or asks the primary to, then ends the invocation. Output: its code; -3 where a write turned out to
+/// be over a limit.
+fn finish(lent: &mut Lent, code: i32) -> Progress {
+    if lent.call.state_at == StateAt::Primary {
+        let asked = code == 0 && lent.ask_commit();
+        lent.end_invocation();
+        return if asked { Progress::Committing } else { Progress::Finished(code) };
+    }
     let committed = if code == 0 { lent.call.commit(&mut lent.state) } else { Ok(()) };
     lent.end_invocation();
-    if committed.is_ok() { code } else { OVER_LIMIT }
+    Progress::Finished(if committed.is_ok() { code } else { OVER_LIMIT })
 }
 
 /// Limits of a store that holds one instance.

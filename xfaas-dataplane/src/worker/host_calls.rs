@@ -4,15 +4,15 @@
 use super::call::StateAt;
 use super::lend::Lent;
 use super::overlay::SessionSize;
+use super::remote;
 use crate::state::{Acquire, LockKey, NamespaceRef, SessionKey, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
     ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
-    UNREACHABLE,
 };
 use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Tells the guest's shim to pause and call again: the lock is held by someone else. No result of the contract has this value.
+/// Tells the guest's shim to pause and call again: the lock is held by someone else, or the primary is asked. No result of the contract has this value.
 pub(super) const PARK: i32 = i32::MIN;
 /// Ends the invocation: only the owner's shard can answer. No result of the contract has this value.
 pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
@@ -99,7 +99,7 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
         StateAt::Here => {}
         StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
         StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
-        StateAt::Primary => return UNREACHABLE,
+        StateAt::Primary => return remote::read(lent, key.as_bytes(), &mut memory[span], mode),
     }
     if mode == MODE_STRONG {
         match acquire(lent, &key) {
@@ -145,6 +145,9 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
         return OVER_LIMIT;
     }
     let value = &memory[span];
+    if lent.call.state_at == StateAt::Primary {
+        return remote::write(lent, key.as_bytes(), value, mode);
+    }
     if mode == MODE_WEAK {
         return store(lent, &key, value);
     }
@@ -205,7 +208,7 @@ fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateErr
 }
 
 /// Copies what fits. Output: the value's full length.
-fn copy(value: &[u8], buffer: &mut [u8]) -> i32 {
+pub(super) fn copy(value: &[u8], buffer: &mut [u8]) -> i32 {
     let length = value.len().min(buffer.len());
     buffer[..length].copy_from_slice(&value[..length]);
     value.len() as i32

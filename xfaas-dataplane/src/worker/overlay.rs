@@ -107,9 +107,13 @@ impl Overlay {
         self.live == 0
     }
 
-    /// The writes, one a key, in the form of `ShardState::store_many`.
-    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {
-        self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), Some(entry.value.as_slice())))
+    pub(super) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Keys and values, in the order of each key's first write.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+        self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
     }
 
     pub(super) fn clear(&mut self) {

@@ -5,9 +5,10 @@ use super::call::StateAt;
 use super::host_calls::{NEEDS_OWNER, find_namespace, span};
 use super::lend::Lent;
 use super::overlay::Overlay;
+use super::remote;
 use crate::state::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
 use std::ops::Range;
-use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT, UNREACHABLE};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT};
 
 /// `snapshot_read(keys, keys_len, buf, buf_len)`: the answer's full length, of which at most `buf_len` bytes are copied. Takes no lock and
 /// waits for none.
@@ -17,7 +18,7 @@ pub(super) fn snapshot_read(lent: &mut Lent, memory: &mut [u8], keys: i32, keys_
         return OVER_LIMIT;
     }
     match memory.get_disjoint_mut([keys.clone(), buf.clone()]) {
-        Ok([keys, buf]) => answer(lent, keys, buf),
+        Ok([keys, buf]) => answer(lent, keys, buf, false),
         Err(_) => answer_over_keys(lent, memory, keys, buf),
     }
 }
@@ -29,16 +30,20 @@ fn answer_over_keys(lent: &mut Lent, memory: &mut [u8], keys: Range<usize>, buf:
     let mut copy = [0; KEY_LIST_BYTES_MAX];
     let copy = &mut copy[..keys.len()];
     copy.copy_from_slice(&memory[keys]);
-    answer(lent, copy, &mut memory[buf])
+    answer(lent, copy, &mut memory[buf], true)
 }
 
-fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8]) -> i32 {
+/// `is_over_keys`: the guest's own list must stay as it is while the primary is asked, since its call is repeated.
+fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8], is_over_keys: bool) -> i32 {
     let keys = match KeyList::new(keys) {
         Ok(keys) => keys,
         Err(BadKeyList::Malformed) => return BAD_ARGUMENT,
         Err(BadKeyList::OverLimit) => return OVER_LIMIT,
     };
     let state_at = lent.call.state_at;
+    if state_at == StateAt::Primary && (is_over_keys || !remote::has_reader(lent)) {
+        return remote::snapshot(lent, keys, buf);
+    }
     let namespace = if state_at == StateAt::Here { find_namespace(lent) } else { None };
     let Lent { call, state } = lent;
     let mut sink = OwnWritesFirst { overlay: &call.overlay, writer: SnapshotWriter::new(buf) };
@@ -52,7 +57,13 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8]) -> i32 {
                 return NEEDS_OWNER;
             }
         }
-        StateAt::Primary => return UNREACHABLE,
+        StateAt::Primary => {
+            let shard = call.remote.shard;
+            if state.readers.snapshot(call.app, shard, &call.session, call.table_hash, keys, &mut sink).is_err() {
+                return remote::snapshot(lent, keys, buf);
+            }
+            call.remote.mapped_reads += 1;
+        }
     }
     sink.writer.full_bytes() as i32 // `limits` makes sure that it fits
 }

@@ -15,7 +15,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_xfaas");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_xfaas");
 
 /// The path of a compiled sample or hostile guest.
 pub fn guest(name: &str) -> PathBuf {
@@ -154,7 +154,7 @@ impl NodeBuilder {
 }
 
 /// The first CPUs that this process may use.
-fn cpus(count: usize) -> Vec<u16> {
+pub(super) fn cpus(count: usize) -> Vec<u16> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("see proc_pid_status(5)");
     let range = |part: &str| {

@@ -16,6 +16,7 @@ const TEXT: &str = r#"(module
   (import "xfaas" "set_output" (func $set_output (param i32 i32) (result i32)))
   (import "xfaas" "read_state" (func $read_state (param i32 i32 i32 i32) (result i32)))
   (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "snapshot_read" (func $snapshot_read (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 20)
   (func (export "handle") (result i32)
     (local $at i32) (local $out i32) (local $result i32) (local $op i32) (local $a i32) (local $b i32) (local $c i32) (local $d i32)
@@ -29,8 +30,11 @@ const TEXT: &str = r#"(module
       (local.set $c (i32.load offset=12 (local.get $at)))
       (local.set $d (i32.load offset=16 (local.get $at)))
       (local.set $at (i32.add (local.get $at) (i32.const 20)))
-      block $done block $end block $results block $trap block $spin block $forever block $input block $output block $read block $write
-        (br_table $end $results $trap $spin $forever $input $output $read $write (local.get $op))
+      block $done block $end block $results block $trap block $spin block $forever block $input block $output block $read block $write block $snapshot
+        (br_table $end $results $trap $spin $forever $input $output $read $write $snapshot (local.get $op))
+      end
+        (local.set $result (call $snapshot_read (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
+        br $done
       end
         (local.set $result (call $write_state (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
         br $done
@@ -108,6 +112,13 @@ impl Script {
     pub fn read_to(mut self, address: i32, bytes_max: usize, key: &str, mode: i32) -> Script {
         let key = self.key(key);
         self.step([7, key, address, bytes_max as i32, mode])
+    }
+
+    /// Reads several keys of one moment into the buffer.
+    pub fn snapshot(mut self, keys: &[&str]) -> Script {
+        let list: Vec<u8> = keys.iter().flat_map(|key| [key.as_bytes(), b"\0"].concat()).collect();
+        let at = self.data(&list);
+        self.step([9, at, list.len() as i32, BUFFER, 65_536])
     }
 
     pub fn write(mut self, key: &str, value: &[u8], mode: i32) -> Script {

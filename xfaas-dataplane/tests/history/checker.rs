@@ -3,7 +3,8 @@
 //!
 //! The search is Wing and Gong's (JPDC 1993) with Lowe's memory of the states already seen ("Testing for linearizability", 2017), on a
 //! list of calls and answers ordered by time. A `Swap` is two steps, a read that opens its section and a write that closes it, because
-//! CONTRACT section 3 lets weak writes fall in between; no other strong step may.
+//! CONTRACT section 3 lets weak writes fall in between; no other strong step may. Written out here because testers at hand (stateright's)
+//! know only operations of one moment, and search without memory, which hundreds of operations do not allow.
 //!
 //! Three things make histories with lost answers cheap, each compared with the plain definition in `checker_tests`:
 //! - a read without an answer tells nothing, and a write without one whose value nobody saw might as well not have happened: left out;

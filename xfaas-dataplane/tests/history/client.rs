@@ -1,11 +1,14 @@
 //! Clients that go on when the node dies: one asks over HTTP, one by datagrams, and both tell whether a request may have run.
 
-use crate::harness::{Client, UdpClient, eventually, request_datagram};
+use crate::harness::{Client, UdpClient, request_datagram};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// An answer that takes longer is taken for lost. A late one is known by its request ID and dropped.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Between two requests to a container without a primary, so that not all of a client's requests end so.
+const NO_PRIMARY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where requests go.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +17,23 @@ pub enum Endpoint {
     Datagram(SocketAddr),
 }
 
+impl Endpoint {
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Endpoint::Http(address) | Endpoint::Datagram(address) => address,
+        }
+    }
+
+    pub fn listens(self) -> bool {
+        Client::try_connect(self.address()).is_ok()
+    }
+}
+
 /// How a request ended.
 #[derive(Debug)]
 pub enum Answer {
     Output(Vec<u8>),
-    /// Refused before it ran.
+    /// Refused before it ran, or nobody there to take it.
     NotRun,
     Trapped,
     /// The node died, or answered that something went wrong on the way: all or part of it may have happened, or will yet.
@@ -27,14 +42,14 @@ pub enum Answer {
 
 pub enum Caller {
     Http { address: SocketAddr, connection: Option<Client> },
-    Datagram { address: SocketAddr, socket: UdpClient, request_id: u64 },
+    Datagram { socket: UdpClient, request_id: u64 },
 }
 
 impl Caller {
     pub fn new(endpoint: Endpoint) -> Caller {
         match endpoint {
             Endpoint::Http(address) => Caller::Http { address, connection: None },
-            Endpoint::Datagram(address) => Caller::Datagram { address, socket: UdpClient::connect(address), request_id: 0 },
+            Endpoint::Datagram(address) => Caller::Datagram { socket: UdpClient::connect(address), request_id: 0 },
         }
     }
 
@@ -45,11 +60,14 @@ impl Caller {
         }
     }
 
-    /// Asks a node that listens or will again soon.
+    /// Asks a node that may be gone.
     pub fn call(&mut self, function: &str, session: &str, body: &[u8]) -> Answer {
         match self {
             Caller::Http { address, connection } => {
-                let client = connection.get_or_insert_with(|| connect(*address));
+                if connection.is_none() {
+                    *connection = Client::try_connect(*address).ok();
+                }
+                let Some(client) = connection else { return Answer::NotRun };
                 let target = format!("/f/{function}");
                 let Ok(reply) = client.try_call("POST", &target, &[("x-session-id", session)], body) else {
                     *connection = None;
@@ -57,38 +75,30 @@ impl Caller {
                 };
                 if reply.status == 200 { Answer::Output(reply.body) } else { failure(&reply.code()) }
             }
-            Caller::Datagram { address, socket, request_id } => {
+            Caller::Datagram { socket, request_id } => {
                 *request_id += 1;
                 let sent = socket.try_send(&request_datagram(function, session, *request_id, body));
                 let mut answers = std::iter::repeat_with(|| socket.try_answer(ANSWER_WAIT)).take_while(Option::is_some).flatten();
                 match answers.find(|answer| answer.request_id == *request_id).filter(|_| sent) {
                     Some(answer) if answer.status == 0 => Answer::Output(answer.payload),
                     Some(answer) => failure(answer.text()),
-                    None => {
-                        drop(connect(*address));
-                        Answer::Unknown
-                    }
+                    None => Answer::Unknown,
                 }
             }
         }
     }
 }
 
-/// A connection to a node that may be starting.
-fn connect(address: SocketAddr) -> Client {
-    let mut client = None;
-    eventually("the node listens again", || {
-        client = Client::try_connect(address).ok();
-        client.is_some()
-    });
-    client.unwrap()
-}
-
 fn failure(code: &str) -> Answer {
     match code {
         "overloaded" | "draining" => Answer::NotRun,
         "guest_trapped" => Answer::Trapped,
-        "deadline" | "lock_wait" | "no_primary" => Answer::Unknown,
+        "deadline" | "lock_wait" => Answer::Unknown,
+        // A container whose primary was killed: it is joined again soon, and until then says so at once, again and again.
+        "no_primary" => {
+            std::thread::sleep(NO_PRIMARY_PAUSE);
+            Answer::Unknown
+        }
         other => panic!("an answer that none of these requests may get: {other}"),
     }
 }

@@ -46,6 +46,13 @@ pub struct Examined {
     pub longest: usize,
 }
 
+impl Examined {
+    /// A machine that is busy with other things may be late with one answer.
+    pub fn nearly_all_were_answered(&self) -> bool {
+        self.unknown * 100 <= self.operations
+    }
+}
+
 impl Histories {
     pub fn note(&mut self, key: Key, operation: Operation) {
         self.of_keys.entry(key).or_default().push(operation);

@@ -5,9 +5,10 @@ use super::client::{Answer, Caller, Endpoint};
 use super::examine::{Histories, Key};
 use super::operation::{Action, Operation, Outcome};
 use super::value::{bytes_of, value_of};
-use crate::harness::{Function, NodeBuilder, RESULTS, Script};
+use crate::harness::{Function, NodeBuilder, RESULTS, Script, eventually};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -48,6 +49,8 @@ pub struct Plan {
     pub held_one_in: u32,
     /// Other seeds, other choices.
     pub seed: u64,
+    /// An endpoint that is killed and does not come back: its clients end with it.
+    pub killed: Option<SocketAddr>,
 }
 
 impl Plan {
@@ -71,15 +74,23 @@ impl Plan {
     }
 
     fn client(&self, number: usize, started: Instant, done: &AtomicUsize) -> Histories {
+        let endpoint = self.endpoints[number % self.endpoints.len()];
         let mut client = RequestMaker {
             plan: self,
-            caller: Caller::new(self.endpoints[number % self.endpoints.len()]),
+            caller: Caller::new(endpoint),
+            may_be_lost: false,
             random: StdRng::seed_from_u64(self.seed << 8 | number as u64),
             started,
             last_value: (number as u64 + 1) << 32,
             histories: Histories::default(),
         };
         for _ in 0..self.requests_a_client {
+            if client.may_be_lost && self.killed == Some(endpoint.address()) && !endpoint.listens() {
+                break;
+            }
+            if client.may_be_lost {
+                eventually("the node listens again", || endpoint.listens());
+            }
             client.ask();
             done.fetch_add(1, Ordering::Relaxed);
         }
@@ -90,6 +101,8 @@ impl Plan {
 struct RequestMaker<'a> {
     plan: &'a Plan,
     caller: Caller,
+    /// The last request was not answered.
+    may_be_lost: bool,
     random: StdRng,
     started: Instant,
     /// Every value is written once.
@@ -129,6 +142,7 @@ impl RequestMaker<'_> {
     fn call(&mut self, session: usize, function: &str, body: &[u8]) -> (u64, u64, Answer) {
         let called_ns = self.started.elapsed().as_nanos() as u64;
         let answer = self.caller.call(function, &format!("session-{session}"), body);
+        self.may_be_lost = matches!(answer, Answer::Unknown | Answer::NotRun);
         (called_ns, self.started.elapsed().as_nanos() as u64, answer)
     }
 

@@ -1,18 +1,22 @@
 //! What the whole-path tests run in: two network namespaces with a veth pair, and the `xfaas` binary in one of them. Everything has the name of this process and is removed when the lab is dropped, also when a test fails; what a
 //! killed test left behind is removed by the next.
 
+mod container;
 mod datagrams;
 mod http;
 mod metrics;
 mod node;
+mod relay;
 mod wire;
 
+pub use self::container::Container;
 pub use self::datagrams::{Client, Datagram, random_sessions};
 pub use self::http::{Http, raw_exchange};
 pub use self::metrics::Metrics;
 pub use self::node::{Node, UNPRIVILEGED};
 pub use self::wire::{Frame, Wire};
 
+use self::relay::Relay;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +32,8 @@ use xfaas_dataplane::sys::affinity::allowed_cpus;
 
 /// UDP and TCP alike.
 pub const PORT: u16 = 8_080;
+/// Where a node listens for containers.
+pub const RPC_PORT: u16 = 8_082;
 /// How long a test waits for what must happen before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The server's device, and the client's.
@@ -98,11 +104,31 @@ pub struct Lab {
     /// CPU numbers of the two shards.
     pub cpus: [u16; 2],
     starts: AtomicU32,
+    /// The wire, if it can be made bad.
+    relay: Option<Relay>,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     pub fn new() -> Lab {
+        let lab = Lab::empty();
+        lab.make_namespaces();
+        lab.make_wire();
+        lab.make_addresses();
+        lab
+    }
+
+    /// A lab whose wire can be made bad with `disturb`.
+    pub fn with_bad_wire() -> Lab {
+        let mut lab = Lab::empty();
+        lab.make_namespaces();
+        let ends = lab.make_relay_ends();
+        lab.make_addresses();
+        lab.relay = Some(Relay::start(&lab, [&ends[0], &ends[1]]));
+        lab
+    }
+
+    fn empty() -> Lab {
         static TURN: Mutex<()> = Mutex::new(());
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,27 +136,47 @@ impl Lab {
         let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = Path::new(FOLDERS).join(&name);
         let server = format!("{name}s");
-        let lab = Lab { server, client: format!("{name}c"), folder, cpus: two_cpus(), starts: AtomicU32::new(0), _turn: turn };
+        let lab = Lab { server, client: format!("{name}c"), folder, cpus: two_cpus(), starts: AtomicU32::new(0), relay: None, _turn: turn };
         // From here on `Drop` removes what is there.
         fs::create_dir(&lab.folder).unwrap();
-        lab.make_namespaces();
         lab
     }
 
     fn make_namespaces(&self) {
+        ip(&[], &[format!("netns add {}", self.server), format!("netns add {}", self.client)]);
+    }
+
+    fn make_wire(&self) {
         let (server, client) = (&self.server, &self.client);
-        ip(
-            &[],
-            &[
-                format!("netns add {server}"),
-                format!("netns add {client}"),
-                format!(
-                    "link add {SERVER_DEVICE} address 02:00:00:00:00:01 netns {server} type veth \
-                 peer name {CLIENT_DEVICE} address 02:00:00:00:00:02 netns {client}"
-                ),
-            ],
+        let link = format!(
+            "link add {SERVER_DEVICE} address 02:00:00:00:00:01 netns {server} type veth \
+             peer name {CLIENT_DEVICE} address 02:00:00:00:00:02 netns {client}"
         );
-        for (namespace, device, end) in [(server, SERVER_DEVICE, 1), (client, CLIENT_DEVICE, 2)] {
+        ip(&[], &[link]);
+    }
+
+    /// Namespaces into which the wire leads that can be made bad; there is none otherwise.
+    fn relay_ends(&self) -> [String; 2] {
+        [format!("{}w", self.server), format!("{}w", self.client)]
+    }
+
+    fn make_relay_ends(&self) -> [String; 2] {
+        let ends = self.relay_ends();
+        let devices = [(&self.server, SERVER_DEVICE, 1), (&self.client, CLIENT_DEVICE, 2)];
+        for (end, (namespace, device, number)) in ends.iter().zip(devices) {
+            let link = format!(
+                "link add {device} address 02:00:00:00:00:0{number} netns {namespace} type veth peer name wire address 02:00:00:00:00:1{number} netns {end}"
+            );
+            ip(&[], &[format!("netns add {end}"), link]);
+            // Frames are sent on as they came, whoever they are for, and nothing of this namespace's own.
+            run(Command::new("ip").args(["netns", "exec", end, "sysctl", "-q", "net.ipv6.conf.all.disable_ipv6=1"]));
+            ip(&["-n", end], &["link set wire promisc on up".to_owned()]);
+        }
+        ends
+    }
+
+    fn make_addresses(&self) {
+        for (namespace, device, end) in [(&self.server, SERVER_DEVICE, 1), (&self.client, CLIENT_DEVICE, 2)] {
             // A packet that is redirected to another CPU does not keep a checksum that was left to the device.
             run(Command::new("ip").args(["netns", "exec", namespace, "ethtool", "-K", device, "tx", "off"]));
             ip(
@@ -161,6 +207,23 @@ impl Lab {
         command
     }
 
+    /// A command in the client's namespace.
+    pub fn client_command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client, program]);
+        command
+    }
+
+    /// Makes frames of both directions come so much later, and so many of a thousand never.
+    pub fn disturb(&self, delay: Duration, loss_per_mille: u64) {
+        self.relay.as_ref().expect("a lab with a bad wire").disturb(delay, loss_per_mille);
+    }
+
+    /// Cuts the wire, or mends it.
+    pub fn set_wire(&self, state: &str) {
+        ip(&["-n", &self.client], &[format!("link set {CLIENT_DEVICE} {state}")]);
+    }
+
     /// What `ip` says of the server's device.
     pub fn server_device(&self) -> String {
         run(Command::new("ip").args(["-n", &self.server, "-d", "link", "show", "dev", SERVER_DEVICE]))
@@ -169,8 +232,9 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for namespace in [&self.server, &self.client] {
-            remove_namespace(namespace);
+        drop(self.relay.take());
+        for namespace in [self.server.clone(), self.client.clone()].into_iter().chain(self.relay_ends()) {
+            remove_namespace(&namespace);
         }
         drop(fs::remove_dir_all(&self.folder)); // a folder that was never made is none to remove
     }

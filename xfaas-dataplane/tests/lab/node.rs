@@ -16,16 +16,17 @@ use xfaas_common::map_layout::{FlowKey, MAP_FLOWS};
 use xfaas_dataplane::session::{LocalPlacement, Placement};
 
 use super::http::get;
-use super::{Lab, Metrics, PORT, SERVER_DEVICE, until};
+use super::{Lab, Metrics, PORT, RPC_PORT, SERVER_DEVICE, until};
 
 /// Where the admin API listens when nothing else is said; each end's namespace has its own.
 const ADMIN: &str = "127.0.0.1:9070";
 /// Functions of every node, their modules, and lines for their manifests.
-const FUNCTIONS: [(&str, &str); 9] = [
+const FUNCTIONS: [(&str, &str); 10] = [
     ("echo", ""),
     ("counter-read", "app = \"counter\"\n"),
     ("counter-rmw", "app = \"counter\"\n"),
     ("counter-rmw-linear", ""),
+    ("lock-forever", "app = \"counter-rmw-linear\"\ndeadline_ms = 20000\n"),
     ("cart", ""),
     ("trap", ""),
     ("garbage-return", ""),
@@ -99,10 +100,10 @@ impl Lab {
         let folder = folder.display();
         let mut text = format!(
             "state_dir = \"{folder}/state\"\nshared_memory_dir = \"{folder}/memory\"\n\
-             [listen]\nhttp = \"[::]:{port}\"\nadmin = \"{admin}\"\nrpc = \"127.0.0.1:{}\"\n\
+             [listen]\nhttp = \"[::]:{port}\"\nadmin = \"{admin}\"\nrpc = \"[::]:{}\"\n\
              [shards]\ncpus = [{first}, {second}]\n[steering]\nmode = \"{mode}\"\niface = \"{SERVER_DEVICE}\"\n\
              [limits]\nbody_bytes_max = 65536\nhead_timeout_ms = 1000\nregion_mib = 256\n",
-            port + 2,
+            port + RPC_PORT - PORT,
         );
         for (name, manifest) in FUNCTIONS {
             let wasm = guests().join(format!("{name}.wasm"));

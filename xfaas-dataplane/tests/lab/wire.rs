@@ -192,7 +192,7 @@ impl Wire {
 }
 
 /// Sees every frame of every device of this namespace.
-fn listen() -> Socket {
+pub(super) fn listen() -> Socket {
     let protocol = Protocol::from(i32::from(ALL_PROTOCOLS.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();

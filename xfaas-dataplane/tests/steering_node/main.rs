@@ -6,6 +6,7 @@
 mod lab;
 
 mod connections;
+mod containers;
 mod datagrams;
 mod foreign;
 mod hostile;

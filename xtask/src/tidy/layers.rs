@@ -5,11 +5,13 @@ use super::manifests::Manifest;
 use super::source::Source;
 
 /// A crate, and those of ours that it may depend on. A crate that is not listed may use any (fuzz targets).
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("xfaas-common", &[]),
     ("xfaas-ebpf", &["xfaas-common"]),
     // Of xfaas-ebpf only the frames that its tests try the programs on, as a dev-dependency.
     ("xfaas-dataplane", &["xfaas-common", "xfaas-ebpf"]),
+    // It includes files of xfaas-dataplane, and is built with other atomics than those.
+    ("xfaas-state-models", &["xfaas-common"]),
     ("xfaas-guest", &["xfaas-common"]),
     // Of xfaas-ebpf only the frames that its programs are tried on.
     ("xfaas-bench", &["xfaas-common", "xfaas-dataplane", "xfaas-ebpf"]),

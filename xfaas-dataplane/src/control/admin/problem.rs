@@ -51,6 +51,7 @@ impl From<DeployError> for ApiError {
             DeployError::Catalog(CatalogError::TooManyFunctions) => (StatusCode::CONFLICT, "too_many_functions"),
             DeployError::Catalog(CatalogError::TooManyApps) => (StatusCode::CONFLICT, "too_many_apps"),
             DeployError::Module { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "bad_module"),
+            DeployError::IsContainer => (StatusCode::CONFLICT, "container"),
             DeployError::Unknown { .. } => (StatusCode::NOT_FOUND, "no_function"),
             DeployError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             DeployError::Read { .. } | DeployError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),

@@ -49,6 +49,7 @@ impl Proxy {
         let call = slot.call.take().expect("a worker that is parked or runnable has a call");
         match slot.phase {
             Phase::Parked { .. } => self.parked -= 1,
+            Phase::Remote(_) => self.remote.waiting -= 1,
             Phase::Runnable => self.run_queue.retain(|worker| *worker != id),
             Phase::Idle { .. } => unreachable!("an idle worker has no call"),
         }
