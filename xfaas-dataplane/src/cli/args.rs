@@ -3,6 +3,7 @@
 use crate::config::{self, Overrides};
 use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX};
 use crate::steering::SteeringMode;
+use crate::worker::Hint;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -134,6 +135,9 @@ pub(super) struct DeployArguments {
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
+    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N or query:NAME [default: the session header]
+    #[arg(long, value_name = "HINT")]
+    hint: Option<Hint>,
 }
 
 impl DeployArguments {
@@ -148,6 +152,7 @@ impl DeployArguments {
             memory_mib: self.memory_mib,
             workers_max: self.workers_max,
             state_mib: self.state_mib,
+            hint: self.hint,
         }
     }
 }
@@ -252,7 +257,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -264,6 +269,7 @@ mod tests {
             memory_mib: Some(2),
             workers_max: Some(3),
             state_mib: Some(4),
+            hint: Some(Hint::Path(0)),
         };
         assert_eq!(deploy.into_flags(), expected);
     }

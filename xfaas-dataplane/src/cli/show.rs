@@ -42,7 +42,8 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
             ("idempotent", manifest.idempotent),
             ("fresh", manifest.fresh),
         ];
-        let switches: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        let mut switches: Vec<String> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect();
+        switches.extend((!manifest.rules.hint.is_default()).then(|| manifest.rules.hint.to_string()));
         let source = match info.source {
             FunctionSource::Configuration => "configuration",
             FunctionSource::Deployment => "deployment",

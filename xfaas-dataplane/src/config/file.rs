@@ -1,7 +1,7 @@
 //! The shape of `xfaas.toml`, as written. Unknown keys are refused with their line and column.
 
 use super::limits::Limits;
-use crate::worker::FunctionManifest;
+use crate::worker::{AppRules, FunctionManifest, Hint};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,6 +68,8 @@ pub(super) struct FunctionEntry {
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
     state_mib: Option<u32>,
+    #[serde(default)]
+    hint: Hint,
 }
 
 impl FunctionEntry {
@@ -85,6 +87,7 @@ impl FunctionEntry {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
+            rules: AppRules { hint: self.hint },
         };
         (manifest, self.wasm)
     }

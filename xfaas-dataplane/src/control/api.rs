@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::FunctionManifest;
+use crate::worker::{AppRules, FunctionManifest, Hint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub struct DeployFlags {
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
     pub state_mib: Option<u32>,
+    pub hint: Option<Hint>,
 }
 
 impl DeployFlags {
@@ -33,6 +34,7 @@ impl DeployFlags {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
+            rules: AppRules { hint: self.hint.unwrap_or_default() },
         }
     }
 
@@ -46,6 +48,7 @@ impl DeployFlags {
             ("state_mib", self.state_mib),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
+        query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
         query.extend(numbers.iter().filter_map(|(key, value)| value.map(|value| (*key, value.to_string()))));
         query

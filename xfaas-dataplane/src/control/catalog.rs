@@ -52,6 +52,10 @@ pub enum CatalogError {
     WrongApp { name: String, current: String, wanted: String },
     #[error("the name {name:?} has the same datagram hash {hash:08x} as function {other:?}: choose another name")]
     HashClash { name: String, other: String, hash: u32 },
+    #[error(
+        "function {name:?} and function {other:?} of app {app:?} differ in `{key}`: functions of one app say the same, so give both the same value, or undeploy the other one first"
+    )]
+    RulesDiffer { name: String, other: String, app: String, key: &'static str },
     #[error("this node has {FUNCTIONS_MAX} functions, the most it takes: undeploy one first")]
     TooManyFunctions,
     #[error("this process has opened {APPS_MAX} apps, the most it takes: restart it, or use an app it already has")]
@@ -106,6 +110,20 @@ impl Catalog {
         }
         if self.apps.len() >= APPS_MAX && !self.apps.iter().any(|known| known == app) {
             return Err(CatalogError::TooManyApps);
+        }
+        Ok(())
+    }
+
+    /// Errors: a function of the same app that runs says something else about the app. Changes nothing.
+    pub fn agree(&self, manifest: &FunctionManifest) -> Result<(), CatalogError> {
+        let FunctionManifest { name, app, rules, .. } = manifest;
+        let others =
+            self.entries.values().filter(|entry| entry.fault.is_none() && entry.manifest.app == *app && entry.manifest.name != *name);
+        for other in others {
+            if let Some(key) = rules.difference(&other.manifest.rules) {
+                let other = other.manifest.name.clone();
+                return Err(CatalogError::RulesDiffer { name: name.clone(), other, app: app.clone(), key });
+            }
         }
         Ok(())
     }

@@ -197,7 +197,10 @@ impl Deployer {
     ) -> Result<Arc<Function>, DeployError> {
         let name = &manifest.name;
         check_manifest(manifest, self.memory_mib_max)?;
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).admit(name, &manifest.app)?;
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        catalog.admit(name, &manifest.app)?;
+        catalog.agree(manifest)?;
+        drop(catalog);
         let program = self.engine.load(manifest, wasm).map_err(|source| DeployError::Module { name: name.clone(), source })?;
         let generation = generation.unwrap_or_else(|| deployments.store.next_generation());
         let place = self.catalog_mut(|catalog| catalog.place(name, &manifest.app));

@@ -99,8 +99,13 @@ impl Request {
     /// The value of the first header of that name, without the white space around it. Cost: one pass over the head; nothing is indexed
     /// in advance, as most requests are never asked.
     pub fn header(&self, lower_case_name: &[u8]) -> Option<&[u8]> {
+        self.headers(lower_case_name).next()
+    }
+
+    /// The values of all headers of that name, in their order.
+    pub fn headers(&self, lower_case_name: &[u8]) -> impl Iterator<Item = &[u8]> {
         let fields = self.parts.fields.of(&self.head);
-        fields.split(|byte| *byte == b'\n').find_map(|line| {
+        fields.split(|byte| *byte == b'\n').filter_map(move |line| {
             let (name, value) = line.split_at_checked(lower_case_name.len())?;
             let value = value.strip_prefix(b":")?;
             name.eq_ignore_ascii_case(lower_case_name).then(|| value.trim_ascii())

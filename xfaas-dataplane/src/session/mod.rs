@@ -1,5 +1,6 @@
 //! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
 
+mod fresh;
 mod hint;
 mod idle;
 mod namespace;
@@ -7,7 +8,8 @@ mod outcome;
 mod placement;
 mod proxy;
 
-pub use self::hint::FreshIds;
+pub use self::fresh::FreshIds;
+pub use self::hint::named_session;
 pub use self::outcome::{Finished, Outcome};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::proxy::{CallName, Proxy, ProxyOptions, ProxyStats};

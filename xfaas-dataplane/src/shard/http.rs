@@ -5,7 +5,7 @@ use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
-use crate::session::Outcome;
+use crate::session::{Outcome, named_session};
 use crate::sys::{Completion, FixedFile, clock};
 use crate::worker::{Call, Origin, StateAt};
 
@@ -145,7 +145,15 @@ impl Shard {
 
     /// A good head whose body is still to come: the last chance to refuse before the client sends it.
     fn on_head(&mut self, id: u32, call: Box<Call>, expects_continue: bool, has_body: bool) {
-        let known = self.by_name.contains_key(call.request.function_name());
+        let index = self.by_name.get(call.request.function_name()).copied();
+        if let Some(function) = index.and_then(|index| self.proxy.function(index))
+            && has_body
+            && let Err(detail) = named_session(&call.request, &function.manifest.rules.hint)
+        {
+            self.view.counters.http_requests.add(1);
+            return self.refuse_and_close(id, call, ErrorCode::BadSession, detail);
+        }
+        let known = index.is_some();
         let connection = &mut self.connections[id as usize];
         if known && self.draining_since_ns.is_none() {
             if expects_continue && has_body {
@@ -174,12 +182,16 @@ impl Shard {
         let Some(index) = self.by_name.get(call.request.function_name()).copied() else {
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
-        let (session, hash) = match call.request.session() {
-            Some(session) => (*session, self.placement.hash(session)),
+        let function = self.proxy.function(index).expect("by_name holds functions in service only");
+        let named = match named_session(&call.request, &function.manifest.rules.hint) {
+            Ok(named) => named,
+            Err(detail) => return self.refuse(id, call, ErrorCode::BadSession, detail),
+        };
+        let (session, hash) = match named {
+            Some(session) => (session, self.placement.hash(&session)),
             None => self.fresh.session(&*self.placement, self.core),
         };
         let owner = self.placement.owner(hash.slot());
-        let function = self.proxy.function(index).expect("by_name holds functions in service only");
         call.function = index;
         call.app = function.app;
         call.session = session;

@@ -1,5 +1,6 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
+use super::app_rules::{AppRules, Hint};
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
@@ -27,6 +28,9 @@ pub struct FunctionManifest {
     pub workers_max: u16,
     /// Keys and values of one session.
     pub state_mib: u32,
+    /// What all functions of the app agree on. Its keys are written beside the others.
+    #[serde(flatten)]
+    pub rules: AppRules,
 }
 
 /// The manifest as it is written down.
@@ -47,6 +51,8 @@ struct ManifestText {
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
     state_mib: Option<u32>,
+    #[serde(default)]
+    hint: Hint,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -62,6 +68,7 @@ impl From<ManifestText> for FunctionManifest {
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
+            rules: AppRules { hint: text.hint },
         }
     }
 }
@@ -80,6 +87,7 @@ impl FunctionManifest {
             memory_mib: MEMORY_MIB_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,
             state_mib: STATE_MIB_DEFAULT,
+            rules: AppRules::default(),
         }
     }
 }

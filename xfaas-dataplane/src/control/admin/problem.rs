@@ -45,6 +45,7 @@ impl From<DeployError> for ApiError {
         let (status, code) = match &error {
             DeployError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
             DeployError::Catalog(CatalogError::WrongApp { .. }) => (StatusCode::CONFLICT, "wrong_app"),
+            DeployError::Catalog(CatalogError::RulesDiffer { .. }) => (StatusCode::CONFLICT, "rules_differ"),
             DeployError::Catalog(CatalogError::HashClash { .. }) => (StatusCode::CONFLICT, "name_clash"),
             DeployError::Catalog(CatalogError::TooManyFunctions) => (StatusCode::CONFLICT, "too_many_functions"),
             DeployError::Catalog(CatalogError::TooManyApps) => (StatusCode::CONFLICT, "too_many_apps"),

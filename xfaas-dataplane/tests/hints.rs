@@ -1,0 +1,163 @@
+//! How requests name their session, CONTRACT.md section 1, "Hints": header, cookie, path and query, with their refusals.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+#[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
+mod harness;
+
+use harness::{Function, Node, Reply, UdpClient, guest, request, xfaas};
+
+fn hinted(name: &str, hint: &str) -> Function {
+    Function::guest("counter-rmw").named(name).with(&format!("hint = \"{hint}\""))
+}
+
+fn node() -> Node {
+    Node::builder()
+        .function(Function::guest("counter-rmw"))
+        .function(hinted("by-header", "header:X-Cart"))
+        .function(hinted("by-cookie", "cookie:sid"))
+        .function(hinted("by-path", "path:0"))
+        .function(hinted("by-query", "query:sid"))
+        .start()
+}
+
+#[track_caller]
+fn assert_ran(reply: &Reply, session: &str, count: &str) {
+    reply.assert_ok(count.as_bytes());
+    assert_eq!(reply.session(), session);
+}
+
+/// Refused with 400 and closed, for a reason that holds `word`.
+#[track_caller]
+fn assert_bad(node: &Node, target: &str, headers: &[(&str, &str)], word: &str) {
+    let mut client = node.connect();
+    let reply = client.call("POST", target, headers, b"");
+    reply.assert_error(400, "bad_session");
+    let problem = reply.problem();
+    assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+    client.assert_closed();
+}
+
+#[test]
+fn each_hint_names_its_session_over_every_connection() {
+    let node = node();
+    // A connection each: about half of them land on the other shard.
+    for i in 1..=6 {
+        let count = i.to_string();
+        assert_ran(&node.call("POST", "/f/by-header", &[("x-CART", "abc")], b""), "abc", &count);
+        assert_ran(&node.call("POST", "/f/by-cookie", &[("cookie", "a=1; sid=abc; b=2")], b""), "abc", &count);
+        assert_ran(&node.call("POST", "/f/by-path/abc/items?x=1", &[], b""), "abc", &count);
+        assert_ran(&node.call("POST", "/f/by-query?a=b&sid=a%62c", &[], b""), "abc", &count);
+    }
+    let listed = node.cli_json(&["sessions"]);
+    assert_eq!(listed["sessions"].as_array().unwrap().len(), 4, "{listed}");
+}
+
+#[test]
+fn a_connection_of_a_hinted_session_moves_to_its_shard() {
+    let node = node();
+    let mut clients: Vec<_> = (0..16).map(|_| node.connect()).collect();
+    for round in 0..5 {
+        for (i, client) in clients.iter_mut().enumerate() {
+            let count = (round * 16 + i + 1).to_string();
+            assert_ran(&client.call("POST", "/f/by-path/abc", &[], b""), "abc", &count);
+        }
+    }
+    let metrics = node.metrics();
+    let (moved, forwarded) = (metrics.sum("xfaas_moved_total", &[]), metrics.sum("xfaas_forwarded_total", &[]));
+    assert!(moved >= 1.0 && forwarded == moved, "{moved} moved, {forwarded} forwarded");
+}
+
+#[test]
+fn a_request_without_its_hint_gets_a_fresh_session() {
+    let node = node();
+    for target in ["/f/by-header", "/f/by-cookie", "/f/by-path", "/f/by-query"] {
+        // The node's header is not this app's hint.
+        let headers = [("x-session-id", "ignored"), ("cookie", "other=1")];
+        let sessions: Vec<String> = (0..2)
+            .map(|_| {
+                let reply = node.call("POST", target, &headers, b"");
+                reply.assert_ok(b"1");
+                reply.session().to_owned()
+            })
+            .collect();
+        assert!(sessions[0] != sessions[1] && sessions.iter().all(|session| session.len() >= 16), "{target}: {sessions:?}");
+    }
+}
+
+#[test]
+fn bad_hints_are_refused_with_the_reason() {
+    let node = node();
+    let long = "x".repeat(65);
+    assert_bad(&node, "/f/by-header", &[("x-cart", "a"), ("x-cart", "a")], "twice");
+    assert_bad(&node, "/f/by-header", &[("x-cart", "")], "header");
+    assert_bad(&node, "/f/by-header", &[("x-cart", &long)], "64");
+    assert_bad(&node, "/f/by-cookie", &[("cookie", "sid=a; sid=b")], "twice");
+    assert_bad(&node, "/f/by-cookie", &[("cookie", "sid=a b")], "cookie");
+    assert_bad(&node, "/f/by-path//x", &[], "segment");
+    assert_bad(&node, "/f/by-path/a%4", &[], "escape");
+    assert_bad(&node, "/f/by-query?sid=%20", &[], "parameter");
+    assert_bad(&node, "/f/by-query?sid=a&sid=a", &[], "twice");
+    // The session header is read in every request.
+    assert_bad(&node, "/f/by-path/abc", &[("x-session-id", "a b")], "0x21-0x7E");
+    assert_eq!(node.metrics().runs("by-path"), 0.0);
+    node.call("POST", "/f/counter-rmw/%zz?sid=%", &[("cookie", "sid=a b")], b"").assert_ok(b"1");
+}
+
+#[test]
+fn a_bad_hint_is_refused_before_the_body_is_sent() {
+    let node = node();
+    let headers = [("expect", "100-continue"), ("content-length", "5")];
+    let mut client = node.connect();
+    client.send(&request("POST", "/f/by-path/%", &headers, b""));
+    client.reply().assert_error(400, "bad_session");
+    client.assert_closed();
+}
+
+#[test]
+fn datagrams_carry_their_session_themselves() {
+    let node = node();
+    UdpClient::connect(node.http).call("by-path", "abc", 1, b"").assert_reply(b"1");
+    assert_ran(&node.call("POST", "/f/by-path/abc", &[], b""), "abc", "2");
+}
+
+#[test]
+fn functions_of_one_app_have_one_hint() {
+    let mut node = Node::builder().start();
+    let echo = guest("echo").to_str().unwrap().to_owned();
+    let deploy = |name: &str, hint: &[&str]| node.cli(&[&["deploy", name, &echo, "--app", "shop"], hint].concat());
+    assert!(deploy("one", &["--hint", "query:sid"]).status.success());
+    for hint in [&[][..], &["--hint", "query:id"]] {
+        let refused = deploy("two", hint);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains("hint") && text.contains("one") && text.contains("shop"), "{text}");
+    }
+    assert!(deploy("two", &["--hint", "query:sid"]).status.success());
+    let wrong = deploy("three", &["--hint", "body:x"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("cookie:NAME"), "{wrong:?}");
+    let listed = node.cli_json(&["functions"]);
+    let hints: Vec<_> = listed["functions"].as_array().unwrap().iter().map(|function| function["manifest"]["hint"].clone()).collect();
+    assert_eq!(hints, ["query:sid", "query:sid"]);
+    node.stop();
+    node.start();
+    assert_eq!(node.call("POST", "/f/two?sid=kept", &[], b"x").session(), "kept");
+}
+
+#[test]
+fn a_bad_hint_in_the_configuration_is_refused_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("xfaas.toml");
+    let check = |line: &str| {
+        let text = format!("state_dir = \"s\"\n[[function]]\nname = \"f\"\nwasm = \"{}\"\n{line}\n", guest("echo").display());
+        std::fs::write(&config, text).unwrap();
+        xfaas(&["run", "--check", "--config", config.to_str().unwrap()])
+    };
+    assert!(check("hint = \"cookie:sid\"").status.success());
+    for line in ["hint = \"path:x\"", "hints = \"path:0\""] {
+        let refused = check(line);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains("line 5"), "{text}");
+    }
+}
