@@ -41,6 +41,8 @@ pub const STEER_HEAD_SCAN_BYTES: usize = 512;
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// Calls that wait for a worker in one namespace before a new one is refused with 503.
 pub const NAMESPACE_QUEUE_CALLS_MAX: usize = 256;
+/// Namespaces of one shard that are kept for what they used of their limits only; beyond it a namespace's limits begin anew.
+pub const COOLING_NAMESPACES_MAX: usize = 65_536;
 /// Calls one shard holds at once: running, parked and waiting.
 pub const SHARD_CALLS_MAX: usize = 65_536;
 /// Keys locked at once on one shard, by all its strong sections.

@@ -1,4 +1,4 @@
-//! The command line: `xfaas run|deploy|undeploy|functions|sessions|invoke|stats|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|deploy|undeploy|functions|sessions|token|invoke|stats|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
@@ -6,9 +6,9 @@ mod datagram;
 mod invoke;
 mod show;
 
-use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments};
+use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, Environment};
-use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery};
+use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery, TokenRequest};
 use crate::ebpf_object::ebpf_object;
 use clap::Parser;
 use serde::Serialize;
@@ -184,6 +184,12 @@ where
         Command::Stats => {
             let reply = client().stats()?;
             terminal.show(&reply, || show::stats(&reply))?;
+            Ok(EXIT_DONE)
+        }
+        Command::Token(arguments) => {
+            let TokenArguments { app, session, ttl_s } = arguments;
+            let reply = client().token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
+            terminal.show(&reply, || format!("{}\n", reply.token))?;
             Ok(EXIT_DONE)
         }
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),

@@ -9,7 +9,7 @@ use self::door::ShardsDoor;
 use self::offer::NodeFacts;
 use crate::config::Config;
 use crate::control::{
-    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+    Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
@@ -115,7 +115,9 @@ impl Node {
         let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table() };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
-        let options = shard_options(config, region_directory, placement.fingerprint());
+        let token_key = keys::load_or_create_token_key(&config.state_dir)?;
+        let mut options = shard_options(config, region_directory, placement.fingerprint());
+        options.token_key = Some(token_key.clone());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = NodeFacts {
             shards: config.cpus.len(),
@@ -131,6 +133,7 @@ impl Node {
             deployer: Arc::clone(&deployer),
             shards: door,
             steering: steering_stats(&steering),
+            addresses: Arc::new(Addresses::new(token_key)),
             regions,
         })?;
         let report = deployer.start(&config.functions)?;
@@ -209,6 +212,7 @@ fn shard_options(config: &Config, region_directory: std::path::PathBuf, hash_tag
             idle_ns: ms_ns(limits.idle_timeout_ms),
         },
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
+        token_key: None,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
     }
 }

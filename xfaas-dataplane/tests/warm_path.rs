@@ -218,6 +218,7 @@ fn options(folder: &Path) -> ShardOptions {
         region_bytes_max: 64 << 20,
         hash_tag: 1,
         replay_bytes_max: 1 << 20,
+        token_key: None,
         timeouts: Timeouts { head_ns: SECOND_NS, body_stall_ns: SECOND_NS, body_ns: SECOND_NS, idle_ns: 60 * SECOND_NS },
         drain_ns_min: 0,
         drain_ns_max: SECOND_NS,

@@ -1,7 +1,7 @@
 //! The flags, as clap reads them.
 
 use crate::config::{self, Overrides};
-use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX};
+use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
 use crate::steering::SteeringMode;
 use crate::worker::Hint;
 use clap::{Args, Parser, Subcommand};
@@ -49,6 +49,8 @@ pub(super) enum Command {
     Functions,
     /// List sessions with state
     Sessions(SessionsArguments),
+    /// Make a token that lets its bearer speak for a session of an app that wants tokens
+    Token(TokenArguments),
     /// Call a function, over HTTP or with a datagram
     Invoke(InvokeArguments),
     /// Show counters and latencies
@@ -138,6 +140,12 @@ pub(super) struct DeployArguments {
     /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N or query:NAME [default: the session header]
     #[arg(long, value_name = "HINT")]
     hint: Option<Hint>,
+    /// Requests of the app must carry a token for their session: see `xfaas token`
+    #[arg(long)]
+    tokens: bool,
+    /// Requests of one session in a second, more are answered 429 [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_s: Option<u32>,
 }
 
 impl DeployArguments {
@@ -153,6 +161,8 @@ impl DeployArguments {
             workers_max: self.workers_max,
             state_mib: self.state_mib,
             hint: self.hint,
+            tokens: self.tokens,
+            requests_per_s: self.requests_per_s,
         }
     }
 }
@@ -168,6 +178,19 @@ pub(super) struct SessionsArguments {
     /// At most so many, 1 to 10000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=SESSIONS_LIMIT_MAX as i64))]
     pub limit: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenArguments {
+    /// The app
+    #[arg(long, value_parser = name)]
+    pub app: String,
+    /// The session's ID
+    #[arg(long, value_name = "ID", value_parser = session)]
+    pub session: SessionId,
+    /// Seconds for which it is good
+    #[arg(long, value_name = "N", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=TOKEN_TTL_S_MAX))]
+    pub ttl_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -257,7 +280,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --tokens --requests-per-s 5";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -270,6 +293,8 @@ mod tests {
             workers_max: Some(3),
             state_mib: Some(4),
             hint: Some(Hint::Path(0)),
+            tokens: true,
+            requests_per_s: Some(5),
         };
         assert_eq!(deploy.into_flags(), expected);
     }

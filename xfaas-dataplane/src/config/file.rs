@@ -70,6 +70,9 @@ pub(super) struct FunctionEntry {
     state_mib: Option<u32>,
     #[serde(default)]
     hint: Hint,
+    #[serde(default)]
+    tokens: bool,
+    requests_per_s: Option<u32>,
 }
 
 impl FunctionEntry {
@@ -87,7 +90,7 @@ impl FunctionEntry {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
-            rules: AppRules { hint: self.hint },
+            rules: AppRules { hint: self.hint, tokens: self.tokens, requests_per_s: self.requests_per_s },
         };
         (manifest, self.wasm)
     }

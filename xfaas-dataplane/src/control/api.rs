@@ -18,6 +18,8 @@ pub struct DeployFlags {
     pub workers_max: Option<u16>,
     pub state_mib: Option<u32>,
     pub hint: Option<Hint>,
+    pub tokens: bool,
+    pub requests_per_s: Option<u32>,
 }
 
 impl DeployFlags {
@@ -34,18 +36,25 @@ impl DeployFlags {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
-            rules: AppRules { hint: self.hint.unwrap_or_default() },
+            rules: AppRules { hint: self.hint.unwrap_or_default(), tokens: self.tokens, requests_per_s: self.requests_per_s },
         }
     }
 
     /// The parameters that differ from their defaults.
     pub(super) fn to_query(&self) -> Vec<(&'static str, String)> {
-        let switches = [("read_only", self.read_only), ("atomic", self.atomic), ("idempotent", self.idempotent), ("fresh", self.fresh)];
+        let switches = [
+            ("read_only", self.read_only),
+            ("atomic", self.atomic),
+            ("idempotent", self.idempotent),
+            ("fresh", self.fresh),
+            ("tokens", self.tokens),
+        ];
         let numbers = [
             ("deadline_ms", self.deadline_ms),
             ("memory_mib", self.memory_mib),
             ("workers_max", self.workers_max.map(u32::from)),
             ("state_mib", self.state_mib),
+            ("requests_per_s", self.requests_per_s),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
         query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
@@ -94,6 +103,25 @@ pub struct UndeployReply {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// What `POST /v1/tokens` is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    pub app: String,
+    pub session: String,
+    /// Seconds for which the token is good, 1..=TOKEN_TTL_S_MAX.
+    pub ttl_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReply {
+    pub app: String,
+    pub session: String,
+    pub token: String,
+    /// The first second in which it is good no more.
+    pub expires_unix_s: u64,
 }
 
 /// One session with state.

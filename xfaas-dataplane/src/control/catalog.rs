@@ -11,6 +11,7 @@ pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
 
 const DEADLINE_MS_MAX: u32 = 600_000;
 const WORKERS_MAX: u16 = 1_024;
+const REQUESTS_PER_S_MAX: u32 = 1_000_000;
 
 pub(super) const CONFIGURATION_WINS: &str = "xfaas.toml has a [[function]] of this name too, which wins at the next start: change it there";
 
@@ -24,7 +25,7 @@ pub enum ManifestError {
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
-/// `state_mib` 1..=64.
+/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000.
 pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Result<(), ManifestError> {
     for (what, name) in [("function", &manifest.name), ("app", &manifest.app)] {
         if !is_name(name.as_bytes()) {
@@ -37,7 +38,9 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         ("workers_max", manifest.workers_max.into(), WORKERS_MAX.into()),
         ("state_mib", manifest.state_mib, STATE_MIB_DEFAULT),
     ];
-    for (key, value, high) in ranges {
+    let optional = [("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX)];
+    let optional = optional.into_iter().filter_map(|(key, value, high)| Some((key, value?, high)));
+    for (key, value, high) in ranges.into_iter().chain(optional) {
         if !(1..=high).contains(&value) {
             return Err(ManifestError::OutOfRange { key, value, low: 1, high });
         }

@@ -1,6 +1,7 @@
 //! The control thread: deployments, the admin API, metrics, and the doctor. DESIGN.md section 12.
 //! Touches shards at one door only, the trait `Shards`; never on a request's path. Called by `main.rs` and `cli`.
 
+mod addresses;
 mod admin;
 mod api;
 mod catalog;
@@ -14,10 +15,11 @@ mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use self::addresses::{Addresses, TOKEN_TTL_S_MAX};
 pub use self::admin::{Control, ControlError, ControlOptions, spawn};
 pub use self::api::{
     DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem, SessionInfo, SessionsReply, StatsReply,
-    UndeployReply,
+    TokenReply, TokenRequest, UndeployReply,
 };
 pub use self::catalog::{ManifestError, check_manifest};
 pub use self::client::{AdminClient, ClientError};

@@ -1,8 +1,10 @@
 //! What the tests of this folder and of `cli` share: small modules, an engine, and shards that only remember.
 
+use super::addresses::Addresses;
 use super::api::{FunctionSource, SessionInfo};
 use super::catalog::Entry;
 use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
+use crate::session::{TOKEN_SECRET_BYTES, TokenKey};
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +41,10 @@ pub(crate) fn clashing_names() -> (String, String) {
         }
     }
     unreachable!("two of a million names share a 32-bit hash")
+}
+
+pub(crate) fn addresses() -> Arc<Addresses> {
+    Arc::new(Addresses::new(TokenKey::new(&[1; TOKEN_SECRET_BYTES])))
 }
 
 /// Shards without shards.

@@ -134,6 +134,11 @@ impl Request {
         self.body.extend_from_slice(payload);
     }
 
+    /// Takes that many bytes off the body's front: a datagram's token, which the guest does not see. At most as many as there are.
+    pub fn drop_body_front(&mut self, bytes: usize) {
+        self.body.drain(..bytes);
+    }
+
     /// Names the session where the client did not: the fresh one of this request.
     pub fn set_session(&mut self, session: SessionId) {
         self.session = Some(session);

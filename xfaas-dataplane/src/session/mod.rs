@@ -1,5 +1,6 @@
 //! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
 
+mod budget;
 mod fresh;
 mod hint;
 mod idle;
@@ -7,9 +8,11 @@ mod namespace;
 mod outcome;
 mod placement;
 mod proxy;
+mod token;
 
 pub use self::fresh::FreshIds;
 pub use self::hint::named_session;
 pub use self::outcome::{Finished, Outcome};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::proxy::{CallName, Proxy, ProxyOptions, ProxyStats};
+pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

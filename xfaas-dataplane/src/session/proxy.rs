@@ -3,6 +3,7 @@
 
 mod beside;
 mod cancel;
+mod limits;
 mod remote;
 
 pub use self::cancel::CallName;
@@ -48,6 +49,7 @@ pub struct ProxyStats {
     pub slices: u64,
     pub cancelled: u64,
     pub regions_refused: u64,
+    pub rate_limited: u64,
 }
 
 /// What a worker is doing.
@@ -204,6 +206,11 @@ impl Proxy {
         };
         call.set_function(&function.manifest);
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
+        if let Some(requests_per_s) = function.manifest.rules.requests_per_s
+            && !self.take_request(id, requests_per_s, now_ns)
+        {
+            return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
+        }
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
@@ -445,6 +452,9 @@ impl Proxy {
         }
         if self.beside.has_stale_readers {
             self.drop_stale_readers();
+        }
+        if self.namespaces.is_cooling() {
+            self.namespaces.cool_down(now_ns);
         }
         while let Some(id) = self.idle.oldest() {
             let slot = &self.workers.0[id as usize];

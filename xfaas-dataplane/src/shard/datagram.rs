@@ -54,6 +54,11 @@ impl Shard {
         let hash = self.placement.hash(&head.session);
         let owner = self.placement.owner(hash.slot());
         let function = self.proxy.function(index).expect("by_hash holds functions in service only");
+        if !self.admit_datagram(function, &head.session, &mut call.request) {
+            self.view.counters.tokens_refused.add(1);
+            self.keep_call(call);
+            return self.send_datagram(peer, |out| encode_datagram_error(out, &head, ErrorCode::BadToken, None));
+        }
         call.function = index;
         call.app = function.app;
         call.session = head.session;

@@ -5,7 +5,7 @@ use super::start::GROUP_STREAMS;
 use super::tag::Operation;
 use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
-use crate::session::{Outcome, named_session};
+use crate::session::Outcome;
 use crate::sys::{Completion, FixedFile, clock};
 use crate::worker::{Call, Origin, StateAt};
 
@@ -148,10 +148,15 @@ impl Shard {
         let index = self.by_name.get(call.request.function_name()).copied();
         if let Some(function) = index.and_then(|index| self.proxy.function(index))
             && has_body
-            && let Err(detail) = named_session(&call.request, &function.manifest.rules.hint)
+            && let Err((code, detail)) = self.admit_http(function, &call.request)
         {
-            self.view.counters.http_requests.add(1);
-            return self.refuse_and_close(id, call, ErrorCode::BadSession, detail);
+            if code.closes() || expects_continue {
+                self.view.counters.http_requests.add(1);
+                self.view.counters.tokens_refused.add(u64::from(code == ErrorCode::BadToken));
+                return self.refuse_and_close(id, call, code, detail);
+            }
+            // Refused once its body is read and dropped, so that the connection can stay.
+            self.connections[id as usize].decoder.discard_body();
         }
         let known = index.is_some();
         let connection = &mut self.connections[id as usize];
@@ -183,9 +188,12 @@ impl Shard {
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
         let function = self.proxy.function(index).expect("by_name holds functions in service only");
-        let named = match named_session(&call.request, &function.manifest.rules.hint) {
+        let named = match self.admit_http(function, &call.request) {
             Ok(named) => named,
-            Err(detail) => return self.refuse(id, call, ErrorCode::BadSession, detail),
+            Err((code, detail)) => {
+                self.view.counters.tokens_refused.add(u64::from(code == ErrorCode::BadToken));
+                return self.refuse(id, call, code, detail);
+            }
         };
         let (session, hash) = match named {
             Some(session) => (session, self.placement.hash(&session)),

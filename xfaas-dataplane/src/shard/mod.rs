@@ -1,5 +1,6 @@
 //! A shard: one pinned thread, one io_uring, the slots it owns. `turn.rs` drives; every other file is a stage it calls.
 
+mod admission;
 mod cancel;
 mod commands;
 mod connection;

@@ -16,13 +16,23 @@ pub struct AppRules {
     /// How a request names its session.
     #[serde(skip_serializing_if = "Hint::is_default")]
     pub hint: Hint,
+    /// Requests must carry a token for their session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tokens: bool,
+    /// Requests of one namespace in a second, 1..=1_000_000; `None`: as many as come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_s: Option<u32>,
 }
 
 impl AppRules {
     /// The first key in which two functions of one app differ.
     pub fn difference(&self, other: &AppRules) -> Option<&'static str> {
-        let AppRules { hint } = self;
-        let differs = [("hint", *hint != other.hint)];
+        let AppRules { hint, tokens, requests_per_s } = self;
+        let differs = [
+            ("hint", *hint != other.hint),
+            ("tokens", *tokens != other.tokens),
+            ("requests_per_s", *requests_per_s != other.requests_per_s),
+        ];
         differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }
 }
@@ -122,8 +132,9 @@ mod tests {
 
     #[test]
     fn the_first_key_that_differs_is_named() {
-        let rules = AppRules { hint: Hint::Path(0) };
+        let rules = AppRules { hint: Hint::Path(0), tokens: true, ..AppRules::default() };
         assert_eq!(rules.difference(&rules.clone()), None);
         assert_eq!(rules.difference(&AppRules::default()), Some("hint"));
+        assert_eq!(rules.difference(&AppRules { tokens: false, ..rules.clone() }), Some("tokens"));
     }
 }

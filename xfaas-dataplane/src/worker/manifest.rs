@@ -53,6 +53,9 @@ struct ManifestText {
     state_mib: Option<u32>,
     #[serde(default)]
     hint: Hint,
+    #[serde(default)]
+    tokens: bool,
+    requests_per_s: Option<u32>,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -68,7 +71,7 @@ impl From<ManifestText> for FunctionManifest {
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
-            rules: AppRules { hint: text.hint },
+            rules: AppRules { hint: text.hint, tokens: text.tokens, requests_per_s: text.requests_per_s },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Errors of the admin API as `application/problem+json`, RFC 9457.
 
+use crate::control::addresses::AddressError;
 use crate::control::api::Problem;
 use crate::control::catalog::CatalogError;
 use crate::control::deploy::DeployError;
@@ -53,6 +54,17 @@ impl From<DeployError> for ApiError {
             DeployError::Unknown { .. } => (StatusCode::NOT_FOUND, "no_function"),
             DeployError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             DeployError::Read { .. } | DeployError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+        };
+        ApiError::new(status, code, describe(&error))
+    }
+}
+
+impl From<AddressError> for ApiError {
+    fn from(error: AddressError) -> ApiError {
+        let (status, code) = match &error {
+            AddressError::BadSession { .. } | AddressError::BadTtl { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            AddressError::UnknownApp { .. } => (StatusCode::NOT_FOUND, "no_app"),
+            AddressError::NoTokens { .. } => (StatusCode::CONFLICT, "no_tokens"),
         };
         ApiError::new(status, code, describe(&error))
     }
