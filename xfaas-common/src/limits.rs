@@ -51,6 +51,8 @@ pub const LOCKS_MAX: usize = 65_536;
 pub const CALL_LOCKS_MAX: usize = 1_024;
 /// Messages under way from one shard to another.
 pub const MAILBOX_MESSAGES_MAX: usize = 4_096;
+/// Aliases of sessions of one node.
+pub const ALIASES_MAX: usize = 65_536;
 /// Functions of one node.
 pub const FUNCTIONS_MAX: usize = 1_024;
 

@@ -6,9 +6,9 @@ mod datagram;
 mod invoke;
 mod show;
 
-use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments, TokenArguments};
+use self::args::{AliasCommand, Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, Environment};
-use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery, TokenRequest};
+use crate::control::{self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, SessionsQuery, TokenRequest};
 use crate::ebpf_object::ebpf_object;
 use clap::Parser;
 use serde::Serialize;
@@ -176,7 +176,8 @@ where
             terminal.show(&reply, || show::functions(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Sessions(SessionsArguments { app, prefix, limit }) => {
+        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_alias(&client(), command, terminal),
+        Command::Sessions(SessionsArguments { app, prefix, limit, command: None }) => {
             let reply = client().sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
             terminal.show(&reply, || show::sessions(&reply))?;
             Ok(EXIT_DONE)
@@ -209,6 +210,24 @@ fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Term
     let info = client.deploy(&name, &deploy.into_flags(), &wasm)?;
     terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
     info.note.iter().for_each(|note| terminal.complain(note));
+    Ok(EXIT_DONE)
+}
+
+fn run_alias(client: &AdminClient, command: AliasCommand, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    match command {
+        AliasCommand::Map { key, session, app } => {
+            let alias = client.map(&AliasInfo { app, key: key.to_string(), session: session.to_string() })?;
+            terminal.show(&alias, || format!("{} means {}\n", alias.key, alias.session))?;
+        }
+        AliasCommand::Unmap { key, app } => {
+            let alias = client.unmap(&AliasName { app, key: key.to_string() })?;
+            terminal.show(&alias, || format!("{} means itself\n", alias.key))?;
+        }
+        AliasCommand::Aliases => {
+            let reply = client.aliases()?;
+            terminal.show(&reply, || show::aliases(&reply))?;
+        }
+    }
     Ok(EXIT_DONE)
 }
 

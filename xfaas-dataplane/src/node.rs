@@ -4,9 +4,11 @@
 mod door;
 mod keys;
 mod offer;
+mod pins;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
+use self::pins::KernelPins;
 use crate::config::Config;
 use crate::control::{
     Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
@@ -55,6 +57,8 @@ pub enum NodeError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Deploy(#[from] DeployError),
+    #[error("the shards did not take the aliases")]
+    Aliases(#[from] crate::control::ShardsError),
     #[error("shard {shard} failed")]
     Ring {
         shard: usize,
@@ -126,17 +130,20 @@ impl Node {
             lock_wait_ms: config.limits.lock_wait_ms,
             region_socket: regions.is_some().then(|| config.region_socket()),
         };
-        let door = Arc::new(ShardsDoor::new(&shards, facts));
+        let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
+        let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
+        let door = Arc::new(ShardsDoor::new(&shards, facts, pins));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
-            shards: door,
+            shards: Arc::clone(&door) as _,
             steering: steering_stats(&steering),
-            addresses: Arc::new(Addresses::new(token_key)),
+            addresses: Arc::clone(&addresses),
             regions,
         })?;
         let report = deployer.start(&config.functions)?;
+        addresses.start(&*door)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;

@@ -161,3 +161,75 @@ fn a_bad_hint_in_the_configuration_is_refused_with_its_place() {
         assert!(text.contains("line 5"), "{text}");
     }
 }
+
+#[test]
+fn an_alias_holds_from_the_next_request_on_for_every_shard_and_protocol() {
+    let node = node();
+    let map = |arguments: &[&str]| {
+        let output = node.cli(&[&["sessions"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    let udp = UdpClient::connect(node.http);
+    // Pairs of keys and sessions, so that keys and what they mean lie on either shard.
+    for i in 0..6 {
+        let (key, one, two) = (format!("key-{i}"), format!("one-{i}"), format!("two-{i}"));
+        let target = format!("/f/by-path/{key}");
+        assert_ran(&node.call("POST", &target, &[], b""), &key, "1");
+        map(&["map", &key, &one]);
+        for count in 1..=4 {
+            assert_ran(&node.call("POST", &target, &[], b""), &one, &count.to_string());
+        }
+        assert_ran(&node.post("counter-rmw", &key, b""), &one, "1");
+        udp.call("by-path", &key, i, b"").assert_reply(b"5");
+        map(&["map", &key, &two]);
+        assert_ran(&node.call("POST", &target, &[], b""), &two, "1");
+        map(&["map", &key, &one, "--app", "by-path"]);
+        assert_ran(&node.call("POST", &target, &[], b""), &one, "6");
+        assert_ran(&node.post("counter-rmw", &key, b""), &two, "1");
+        map(&["unmap", &key, "--app", "by-path"]);
+        assert_ran(&node.call("POST", &target, &[], b""), &two, "2");
+        map(&["unmap", &key]);
+        assert_ran(&node.call("POST", &target, &[], b""), &key, "2");
+        udp.call("by-path", &key, i, b"").assert_reply(b"3");
+    }
+    assert_eq!(node.cli_json(&["sessions", "aliases"]), serde_json::json!({ "aliases": [] }));
+}
+
+#[test]
+fn aliases_survive_a_restart_and_a_crash() {
+    let mut node = node();
+    for (key, session) in [("k", "s"), ("gone", "t")] {
+        node.cli_json(&["sessions", "map", key, session]);
+    }
+    node.cli_json(&["sessions", "unmap", "gone"]);
+    node.kill();
+    node.start();
+    let listed = node.cli_json(&["sessions", "aliases"]);
+    assert_eq!(listed, serde_json::json!({ "aliases": [{ "key": "k", "session": "s" }] }));
+    for count in 1..=4 {
+        assert_ran(&node.post("counter-rmw", "k", b""), "s", &count.to_string());
+    }
+    node.stop();
+    std::fs::write(node.directory.path().join("state/aliases"), "nonsense\n").unwrap();
+    node.spawn();
+    assert!(!node.wait().success());
+    assert!(node.log().contains("nonsense"), "{}", node.log());
+}
+
+#[test]
+fn aliases_that_cannot_be_are_refused() {
+    let node = node();
+    for (arguments, code, word) in [
+        (&["sessions", "map", "a", "a"][..], 1, "itself"),
+        (&["sessions", "unmap", "a"], 1, "aliases"),
+        (&["sessions", "map", "a b", "c"], 2, "visible ASCII"),
+        (&["sessions", "map", "a"], 2, "SESSION"),
+        (&["sessions", "map", "a", "b", "--app", "x/y"], 2, "name"),
+        (&["sessions", "--limit", "5", "aliases"], 2, "aliases"),
+    ] {
+        let output = node.cli(arguments);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(word) && output.stdout.is_empty(), "{text}");
+    }
+}

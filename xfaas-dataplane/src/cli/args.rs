@@ -47,7 +47,7 @@ pub(super) enum Command {
     },
     /// List functions
     Functions,
-    /// List sessions with state
+    /// List sessions with state, or change what names of sessions mean
     Sessions(SessionsArguments),
     /// Make a token that lets its bearer speak for a session of an app that wants tokens
     Token(TokenArguments),
@@ -168,7 +168,10 @@ impl DeployArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct SessionsArguments {
+    #[command(subcommand)]
+    pub command: Option<AliasCommand>,
     /// Only of this app
     #[arg(long)]
     pub app: Option<String>,
@@ -178,6 +181,30 @@ pub(super) struct SessionsArguments {
     /// At most so many, 1 to 10000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=SESSIONS_LIMIT_MAX as i64))]
     pub limit: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AliasCommand {
+    /// Let KEY mean SESSION from the next request on, on every shard
+    Map {
+        #[arg(value_parser = session)]
+        key: SessionId,
+        #[arg(value_parser = session)]
+        session: SessionId,
+        /// Only in this app
+        #[arg(long, value_parser = name)]
+        app: Option<String>,
+    },
+    /// Let KEY mean itself again
+    Unmap {
+        #[arg(value_parser = session)]
+        key: SessionId,
+        /// The alias of this app
+        #[arg(long, value_parser = name)]
+        app: Option<String>,
+    },
+    /// List aliases
+    Aliases,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! Replies of the admin API as text for people.
 
 use crate::control::{
-    Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionsReply,
-    StatsReply, Verdict,
+    AliasInfo, AliasesReply, Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS,
+    REQUESTS_TOTAL, SessionsReply, StatsReply, Verdict,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -28,6 +28,14 @@ fn table(names: &[&str], rows: &[Vec<String>]) -> String {
         push(&mut row.iter().map(String::as_str));
     }
     text
+}
+
+pub(super) fn aliases(reply: &AliasesReply) -> String {
+    if reply.aliases.is_empty() {
+        return "no aliases: add one with `xfaas sessions map KEY SESSION`\n".to_owned();
+    }
+    let row = |alias: &AliasInfo| vec![alias.app.clone().unwrap_or_else(|| "(every)".to_owned()), alias.key.clone(), alias.session.clone()];
+    table(&["APP", "KEY", "SESSION"], &reply.aliases.iter().map(row).collect::<Vec<_>>())
 }
 
 pub(super) fn functions(reply: &FunctionsReply) -> String {

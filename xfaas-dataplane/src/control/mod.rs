@@ -3,6 +3,7 @@
 
 mod addresses;
 mod admin;
+mod aliases;
 mod api;
 mod catalog;
 mod client;
@@ -18,8 +19,8 @@ pub(crate) mod testing;
 pub use self::addresses::{Addresses, TOKEN_TTL_S_MAX};
 pub use self::admin::{Control, ControlError, ControlOptions, spawn};
 pub use self::api::{
-    DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem, SessionInfo, SessionsReply, StatsReply,
-    TokenReply, TokenRequest, UndeployReply,
+    AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem,
+    SessionInfo, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply,
 };
 pub use self::catalog::{ManifestError, check_manifest};
 pub use self::client::{AdminClient, ClientError};

@@ -1,5 +1,6 @@
 //! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
 
+mod alias;
 mod budget;
 mod fresh;
 mod hint;
@@ -10,6 +11,7 @@ mod placement;
 mod proxy;
 mod token;
 
+pub use self::alias::{AliasChange, AliasTable};
 pub use self::fresh::FreshIds;
 pub use self::hint::named_session;
 pub use self::outcome::{Finished, Outcome};

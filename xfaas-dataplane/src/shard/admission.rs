@@ -19,6 +19,7 @@ impl Shard {
     pub(super) fn admit_http(&self, function: &Function, request: &Request) -> Result<Option<SessionId>, Refusal> {
         let rules = &function.manifest.rules;
         let named = named_session(request, &rules.hint).map_err(|detail| (ErrorCode::BadSession, detail))?;
+        let named = named.map(|named| self.aliases.resolve(&function.manifest.app, named));
         if rules.tokens {
             self.check_http_token(function, request, named.as_ref()).map_err(|detail| (ErrorCode::BadToken, detail))?;
         }

@@ -23,6 +23,10 @@ impl Shard {
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Alias(changes, answer) => {
+                    changes.iter().for_each(|change| self.aliases.apply(change));
+                    answer.try_send(()).ok();
+                }
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();

@@ -9,7 +9,7 @@ use super::rpc::Rpc;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{HttpLimits, http_date};
-use crate::session::{Finished, FreshIds, Placement, Proxy};
+use crate::session::{AliasTable, Finished, FreshIds, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
@@ -53,6 +53,7 @@ pub struct Shard {
     pub(super) by_hash: HashMap<u32, u16>,
     pub(super) post: Post,
     pub(super) fresh: FreshIds,
+    pub(super) aliases: AliasTable,
     pub(super) replays: Replays,
     pub(super) view: Arc<ShardView>,
     pub(super) door: Arc<CommandDoor>,
@@ -123,6 +124,7 @@ impl Shard {
             by_hash: HashMap::new(),
             post,
             fresh: FreshIds::default(),
+            aliases: AliasTable::default(),
             replays,
             view,
             door,

@@ -62,8 +62,14 @@ impl From<DeployError> for ApiError {
 impl From<AddressError> for ApiError {
     fn from(error: AddressError) -> ApiError {
         let (status, code) = match &error {
-            AddressError::BadSession { .. } | AddressError::BadTtl { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            AddressError::BadSession { .. } | AddressError::BadTtl { .. } | AddressError::BadApp { .. } | AddressError::Itself { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
             AddressError::UnknownApp { .. } => (StatusCode::NOT_FOUND, "no_app"),
+            AddressError::UnknownAlias { .. } => (StatusCode::NOT_FOUND, "no_alias"),
+            AddressError::TooManyAliases => (StatusCode::CONFLICT, "too_many_aliases"),
+            AddressError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+            AddressError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             AddressError::NoTokens { .. } => (StatusCode::CONFLICT, "no_tokens"),
         };
         ApiError::new(status, code, describe(&error))

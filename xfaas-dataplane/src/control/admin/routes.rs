@@ -2,7 +2,10 @@
 
 use super::Shared;
 use super::problem::ApiError;
-use crate::control::api::{DeployFlags, FunctionInfo, FunctionsReply, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply};
+use crate::control::api::{
+    AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionsReply, SessionsReply, StatsReply, TokenReply, TokenRequest,
+    UndeployReply,
+};
 use crate::control::metrics::{CONTENT_TYPE, Samples};
 use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
 use axum::body::Bytes;
@@ -31,6 +34,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/functions", get(functions))
         .route("/v1/functions/{name}", function)
         .route("/v1/sessions", get(sessions))
+        .route("/v1/aliases", get(aliases).put(map).delete(unmap))
         .route("/v1/tokens", post(token))
         .route("/v1/stats", get(stats))
         .route("/v1/steering", get(steering))
@@ -164,6 +168,41 @@ async fn sessions(
     sessions.sort_by(|a, b| (&a.app, &a.session).cmp(&(&b.app, &b.session)));
     sessions.truncate(limit);
     Ok(Json(SessionsReply { truncated: sessions.len() == limit, sessions }))
+}
+
+async fn aliases(State(shared): State<Shared>) -> Result<Json<AliasesReply>, ApiError> {
+    let permit = shared.helper()?;
+    Ok(Json(AliasesReply { aliases: blocking(permit, move || shared.addresses.aliases()).await? }))
+}
+
+async fn map(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    alias: Result<Json<AliasInfo>, JsonRejection>,
+) -> Result<Json<AliasInfo>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Json(alias) = alias.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    let work = move || {
+        shared.addresses.alias(&*shared.shards, alias.app.as_deref(), &alias.key, Some(&alias.session))?;
+        Ok::<_, ApiError>(Json(alias))
+    };
+    blocking(permit, work).await?
+}
+
+async fn unmap(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    name: Result<Query<AliasName>, QueryRejection>,
+) -> Result<Json<AliasName>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Query(name) = name.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    let work = move || {
+        shared.addresses.alias(&*shared.shards, name.app.as_deref(), &name.key, None)?;
+        Ok::<_, ApiError>(Json(name))
+    };
+    blocking(permit, work).await?
 }
 
 /// Quick enough for this thread: it reads no file and asks no shard.
