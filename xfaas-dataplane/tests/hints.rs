@@ -233,3 +233,78 @@ fn aliases_that_cannot_be_are_refused() {
         assert!(text.contains(word) && output.stdout.is_empty(), "{text}");
     }
 }
+
+/// `hook`: the query is the session, but for some that make it misbehave. `handle`: the session's ID is the reply.
+const HOOK: &str = r#"(module
+  (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
+  (import "xfaas" "set_output" (func $set_output (param i32 i32) (result i32)))
+  (import "xfaas" "read_state" (func $read_state (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "n\00")
+  (func (export "hook") (result i32)
+    (local $length i32) (local $first i32)
+    (local.set $length (call $read_input (i32.const 4) (i32.const 1024) (i32.const 1024)))
+    (if (i32.eqz (local.get $length)) (then (return (i32.const 0))))
+    (local.set $first (i32.load8_u (i32.const 1024)))
+    (if (i32.eq (local.get $first) (i32.const 33)) (then unreachable))
+    (if (i32.eq (local.get $first) (i32.const 126)) (then (loop $forever (br $forever))))
+    (if (i32.eq (local.get $first) (i32.const 45)) (then (return (i32.const 7))))
+    (if (i32.eq (local.get $first) (i32.const 36)) (then
+      (if (i32.ne (call $read_state (i32.const 0) (i32.const 2048) (i32.const 9) (i32.const 0)) (i32.const -2)) (then (return (i32.const 1))))
+      (if (i32.ne (call $read_state (i32.const 0) (i32.const 2048) (i32.const 9) (i32.const 1)) (i32.const -2)) (then (return (i32.const 2))))
+      (if (i32.ne (call $write_state (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0)) (i32.const -2)) (then (return (i32.const 3))))
+      (if (i32.ne (call $read_input (i32.const 1) (i32.const 2048) (i32.const 9)) (i32.const -1)) (then (return (i32.const 4))))))
+    (if (i32.eq (local.get $first) (i32.const 64)) (then
+      (drop (call $read_input (i32.const 5) (i32.const 1024) (i32.const 1024)))
+      (local.set $length (i32.const 5))))
+    (call $set_output (i32.const 1024) (local.get $length)))
+  (func (export "handle") (result i32)
+    (if (i32.ne (call $read_input (i32.const 5) (i32.const 0) (i32.const 0)) (i32.const -2)) (then (return (i32.const 9))))
+    (call $set_output (i32.const 1024) (call $read_input (i32.const 1) (i32.const 1024) (i32.const 64)))))"#;
+
+#[test]
+fn a_hook_says_which_session_a_request_is_of() {
+    let node = Node::builder()
+        .function(Function::text("hooked", HOOK).with("hint = \"hook\"\nhook_deadline_ms = 20"))
+        .function(Function::text("guarded", HOOK).with("hint = \"hook\"\ntokens = true"))
+        .guests(&["counter-rmw"])
+        .start();
+    for i in 0..6 {
+        // Over a connection each, and pipelined on one: sessions of both shards.
+        let session = format!("s{i}");
+        assert_ran(&node.call("POST", &format!("/f/hooked?{session}"), &[], b"x"), &session, &session);
+    }
+    let mut client = node.connect();
+    let piped: Vec<u8> = (0..6).flat_map(|i| request("POST", &format!("/f/hooked?s{i}"), &[], b"x")).collect();
+    client.send(&piped);
+    for i in 0..6 {
+        assert_ran(&client.reply(), &format!("s{i}"), &format!("s{i}"));
+    }
+    assert_ran(&client.call("POST", "/f/hooked?$state", &[], b""), "$state", "$state");
+    assert_ran(&client.call("POST", "/f/hooked?@headers", &[], b""), "host:", "host:");
+    for (query, status, code) in [("!", 500, "guest_trapped"), ("~", 504, "deadline")] {
+        let reply = client.call("POST", &format!("/f/hooked?{query}"), &[], b"");
+        reply.assert_error(status, code);
+        assert_eq!(reply.header("x-session-id"), None);
+    }
+    client.call("POST", "/f/hooked?after", &[], b"").assert_ok(b"after");
+    assert_bad(&node, "/f/hooked?-", &[], "non-zero");
+    assert_bad(&node, "/f/hooked", &[], "output");
+    assert_bad(&node, &format!("/f/hooked?{}", "x".repeat(65)), &[], "output");
+    node.call("POST", "/f/guarded?s", &[], b"").assert_error(401, "bad_token");
+    let token = node.cli_json(&["token", "--app", "guarded", "--session", "s"]);
+    node.call("POST", "/f/guarded?s", &[("x-session-token", token["token"].as_str().unwrap())], b"").assert_ok(b"s");
+    node.cli_json(&["sessions", "map", "s", "t", "--app", "hooked"]);
+    assert_ran(&node.call("POST", "/f/hooked?s", &[], b""), "t", "t");
+    UdpClient::connect(node.http).call("hooked", "direct", 1, b"").assert_reply(b"direct");
+}
+
+#[test]
+fn a_module_without_a_hook_cannot_have_one_as_its_hint() {
+    let node = node();
+    let echo = guest("echo").to_str().unwrap().to_owned();
+    let refused = node.cli(&["deploy", "x", &echo, "--hint", "hook"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("`hook`"), "{refused:?}");
+}

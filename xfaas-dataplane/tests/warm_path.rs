@@ -144,7 +144,7 @@ impl Node {
             let manifest: FunctionManifest = serde_json::from_str(manifest).unwrap();
             let program = engine.load(&manifest, &wat::parse_str(wat).unwrap()).unwrap();
             let hash = FunctionHash::of(manifest.name.as_bytes());
-            let function = Arc::new(Function { manifest, program, index, app: 0, hash, generation: 1 });
+            let function = Arc::new(Function { manifest, program, hook: None, index, app: 0, hash, generation: 1 });
             let readers = self.ask_all(|answer| ShardCommand::Install(Arc::clone(&function), answer));
             let readers: Arc<[_]> = readers.into();
             self.ask_all(|answer| ShardCommand::Readers(0, Arc::clone(&readers), answer));

@@ -137,9 +137,12 @@ pub(super) struct DeployArguments {
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
-    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N or query:NAME [default: the session header]
+    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it) [default: the session header]
     #[arg(long, value_name = "HINT")]
     hint: Option<Hint>,
+    /// A longer run of the app's hook is stopped [default: 10]
+    #[arg(long, value_name = "N")]
+    hook_deadline_ms: Option<u32>,
     /// Requests of the app must carry a token for their session: see `xfaas token`
     #[arg(long)]
     tokens: bool,
@@ -161,6 +164,7 @@ impl DeployArguments {
             workers_max: self.workers_max,
             state_mib: self.state_mib,
             hint: self.hint,
+            hook_deadline_ms: self.hook_deadline_ms,
             tokens: self.tokens,
             requests_per_s: self.requests_per_s,
         }
@@ -307,7 +311,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --tokens --requests-per-s 5";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -320,6 +324,7 @@ mod tests {
             workers_max: Some(3),
             state_mib: Some(4),
             hint: Some(Hint::Path(0)),
+            hook_deadline_ms: Some(6),
             tokens: true,
             requests_per_s: Some(5),
         };

@@ -72,6 +72,7 @@ pub(super) struct FunctionEntry {
     hint: Hint,
     #[serde(default)]
     tokens: bool,
+    hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
 }
 
@@ -90,7 +91,12 @@ impl FunctionEntry {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
-            rules: AppRules { hint: self.hint, tokens: self.tokens, requests_per_s: self.requests_per_s },
+            rules: AppRules {
+                hint: self.hint,
+                hook_deadline_ms: self.hook_deadline_ms,
+                tokens: self.tokens,
+                requests_per_s: self.requests_per_s,
+            },
         };
         (manifest, self.wasm)
     }

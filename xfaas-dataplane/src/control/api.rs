@@ -18,6 +18,7 @@ pub struct DeployFlags {
     pub workers_max: Option<u16>,
     pub state_mib: Option<u32>,
     pub hint: Option<Hint>,
+    pub hook_deadline_ms: Option<u32>,
     pub tokens: bool,
     pub requests_per_s: Option<u32>,
 }
@@ -36,7 +37,12 @@ impl DeployFlags {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
-            rules: AppRules { hint: self.hint.unwrap_or_default(), tokens: self.tokens, requests_per_s: self.requests_per_s },
+            rules: AppRules {
+                hint: self.hint.unwrap_or_default(),
+                hook_deadline_ms: self.hook_deadline_ms,
+                tokens: self.tokens,
+                requests_per_s: self.requests_per_s,
+            },
         }
     }
 
@@ -54,6 +60,7 @@ impl DeployFlags {
             ("memory_mib", self.memory_mib),
             ("workers_max", self.workers_max.map(u32::from)),
             ("state_mib", self.state_mib),
+            ("hook_deadline_ms", self.hook_deadline_ms),
             ("requests_per_s", self.requests_per_s),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();

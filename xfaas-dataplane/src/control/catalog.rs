@@ -11,6 +11,7 @@ pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
 
 const DEADLINE_MS_MAX: u32 = 600_000;
 const WORKERS_MAX: u16 = 1_024;
+const HOOK_DEADLINE_MS_MAX: u32 = 1_000;
 const REQUESTS_PER_S_MAX: u32 = 1_000_000;
 
 pub(super) const CONFIGURATION_WINS: &str = "xfaas.toml has a [[function]] of this name too, which wins at the next start: change it there";
@@ -38,7 +39,10 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         ("workers_max", manifest.workers_max.into(), WORKERS_MAX.into()),
         ("state_mib", manifest.state_mib, STATE_MIB_DEFAULT),
     ];
-    let optional = [("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX)];
+    let optional = [
+        ("hook_deadline_ms", manifest.rules.hook_deadline_ms, HOOK_DEADLINE_MS_MAX),
+        ("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX),
+    ];
     let optional = optional.into_iter().filter_map(|(key, value, high)| Some((key, value?, high)));
     for (key, value, high) in ranges.into_iter().chain(optional) {
         if !(1..=high).contains(&value) {

@@ -86,6 +86,11 @@ impl Request {
         self.parts.query.of(&self.head)
     }
 
+    /// The header lines as they came, each with its line end.
+    pub fn fields(&self) -> &[u8] {
+        self.parts.fields.of(&self.head)
+    }
+
     /// The body, transfer coding and trailers removed, or a datagram's payload.
     pub fn body(&self) -> &[u8] {
         &self.body

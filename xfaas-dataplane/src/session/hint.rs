@@ -17,6 +17,8 @@ pub fn named_session(request: &Request, hint: &Hint) -> Result<Option<SessionId>
         Hint::Header(name) => by_header(request, name.as_bytes()),
         Hint::Cookie(name) => by_cookie(request, name.as_bytes()),
         Hint::Path(index) => by_path(request.path_rest(), usize::from(*index)),
+        // What the hook said comes another way.
+        Hint::Hook => Ok(None),
         Hint::Query(name) => by_query(request.query(), name.as_bytes()),
     }
 }

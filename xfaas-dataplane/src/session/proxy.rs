@@ -18,7 +18,7 @@ use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use xfaas_common::limits::FUNCTIONS_MAX;
+use xfaas_common::limits::{FUNCTIONS_MAX, HOOK_APP};
 
 /// Limits of one shard's proxy.
 #[derive(Clone, Debug)]
@@ -204,9 +204,14 @@ impl Proxy {
         let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {
             return refused(call, ErrorCode::NoFunction, "the function was removed");
         };
-        call.set_function(&function.manifest);
+        match (call.is_hook(), &function.hook) {
+            (false, _) => call.set_function(&function.manifest),
+            (true, Some(_)) => call.set_hook(&function.manifest),
+            (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
+        }
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
         if let Some(requests_per_s) = function.manifest.rules.requests_per_s
+            && !call.is_hook()
             && !self.take_request(id, requests_per_s, now_ns)
         {
             return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
@@ -265,8 +270,11 @@ impl Proxy {
         if self.workers.0.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
             return Err(ForkError::PoolFull);
         }
-        let worker = match Worker::fork(&function.program) {
-            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(&function.program)?,
+        let is_hook = self.namespaces.get(id).app & HOOK_APP != 0;
+        // Replaced while the call waited: `sweep` answers it.
+        let program = if is_hook { function.hook.as_ref().ok_or(ForkError::PoolFull)? } else { &function.program };
+        let worker = match Worker::fork(program) {
+            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(program)?,
             forked => forked?,
         };
         self.stats.forks += 1;
@@ -490,7 +498,10 @@ impl Proxy {
     fn sweep_waiting(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         for id in self.namespaces.waiting_ids() {
             let functions = &self.functions;
-            let gone = |call: &Call| functions.get(usize::from(call.function)).and_then(Option::as_ref).is_none();
+            let gone = |call: &Call| {
+                let function = functions.get(usize::from(call.function)).and_then(Option::as_ref);
+                function.is_none_or(|function| call.is_hook() && function.hook.is_none())
+            };
             let namespace = self.namespaces.get_mut(id);
             while let Some(at) = namespace.waiting.iter().position(|call| gone(call)) {
                 let call = namespace.waiting.remove(at).expect("found just above");

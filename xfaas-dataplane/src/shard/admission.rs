@@ -17,10 +17,19 @@ pub(super) type Refusal = (ErrorCode, &'static str);
 impl Shard {
     /// Output: the session that an HTTP request names, if it names one and may.
     pub(super) fn admit_http(&self, function: &Function, request: &Request) -> Result<Option<SessionId>, Refusal> {
-        let rules = &function.manifest.rules;
-        let named = named_session(request, &rules.hint).map_err(|detail| (ErrorCode::BadSession, detail))?;
+        let named = named_session(request, &function.manifest.rules.hint).map_err(|detail| (ErrorCode::BadSession, detail))?;
+        self.admit_named(function, request, named)
+    }
+
+    /// The same once it is known which session is named.
+    pub(super) fn admit_named(
+        &self,
+        function: &Function,
+        request: &Request,
+        named: Option<SessionId>,
+    ) -> Result<Option<SessionId>, Refusal> {
         let named = named.map(|named| self.aliases.resolve(&function.manifest.app, named));
-        if rules.tokens {
+        if function.manifest.rules.tokens {
             self.check_http_token(function, request, named.as_ref()).map_err(|detail| (ErrorCode::BadToken, detail))?;
         }
         Ok(named)

@@ -6,6 +6,7 @@ mod commands;
 mod connection;
 mod counters;
 mod datagram;
+mod hook;
 mod http;
 mod mailbox;
 mod moving;

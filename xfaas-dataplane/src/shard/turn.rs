@@ -309,7 +309,10 @@ impl Shard {
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {
-                self.reply_http(connection, generation, finished);
+                match finished.call.is_hook() {
+                    true => self.on_hook_end(connection, generation, finished),
+                    false => self.reply_http(connection, generation, finished),
+                }
                 self.resume(connection, generation);
             }
             Origin::Datagram { .. } => self.reply_datagram(finished),

@@ -16,6 +16,9 @@ pub struct AppRules {
     /// How a request names its session.
     #[serde(skip_serializing_if = "Hint::is_default")]
     pub hint: Hint,
+    /// A hook that runs longer is stopped; `None`: the default. Milliseconds, 1..=1_000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook_deadline_ms: Option<u32>,
     /// Requests must carry a token for their session.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub tokens: bool,
@@ -27,9 +30,10 @@ pub struct AppRules {
 impl AppRules {
     /// The first key in which two functions of one app differ.
     pub fn difference(&self, other: &AppRules) -> Option<&'static str> {
-        let AppRules { hint, tokens, requests_per_s } = self;
+        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s } = self;
         let differs = [
             ("hint", *hint != other.hint),
+            ("hook_deadline_ms", *hook_deadline_ms != other.hook_deadline_ms),
             ("tokens", *tokens != other.tokens),
             ("requests_per_s", *requests_per_s != other.requests_per_s),
         ];
@@ -50,6 +54,8 @@ pub enum Hint {
     /// A segment of the path after the function's name, counted from 0.
     Path(u8),
     Query(String),
+    /// What the module's `hook` says.
+    Hook,
 }
 
 impl Hint {
@@ -59,7 +65,7 @@ impl Hint {
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the hint is {text:?}: give header:NAME, cookie:NAME, query:NAME or path:N with N in 0..={}; a name has 1 to 64 of A-Z a-z 0-9 and -._~", PATH_SEGMENTS_MAX - 1)]
+#[error("the hint is {text:?}: give header:NAME, cookie:NAME, query:NAME, hook or path:N with N in 0..={}; a name has 1 to 64 of A-Z a-z 0-9 and -._~", PATH_SEGMENTS_MAX - 1)]
 pub struct BadHint {
     text: String,
 }
@@ -69,6 +75,9 @@ impl FromStr for Hint {
 
     fn from_str(text: &str) -> Result<Hint, BadHint> {
         let bad = || BadHint { text: text.to_owned() };
+        if text == "hook" {
+            return Ok(Hint::Hook);
+        }
         let (kind, value) = text.split_once(':').ok_or_else(bad)?;
         let is_name = (1..=HINT_NAME_BYTES_MAX).contains(&value.len())
             && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~'));
@@ -101,6 +110,7 @@ impl fmt::Display for Hint {
             Hint::Header(name) => write!(f, "header:{name}"),
             Hint::Cookie(name) => write!(f, "cookie:{name}"),
             Hint::Path(index) => write!(f, "path:{index}"),
+            Hint::Hook => f.write_str("hook"),
             Hint::Query(name) => write!(f, "query:{name}"),
         }
     }
@@ -118,7 +128,7 @@ mod tests {
 
     #[test]
     fn hints_come_back_as_they_were_written() {
-        for text in ["header:x-cart", "cookie:sid", "path:0", "path:31", "query:sid"] {
+        for text in ["header:x-cart", "cookie:sid", "path:0", "path:31", "query:sid", "hook"] {
             assert_eq!(text.parse::<Hint>().unwrap().to_string(), text);
         }
         assert_eq!("header:X-Cart".parse::<Hint>(), Ok(Hint::Header("x-cart".to_owned())));

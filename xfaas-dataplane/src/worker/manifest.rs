@@ -55,6 +55,7 @@ struct ManifestText {
     hint: Hint,
     #[serde(default)]
     tokens: bool,
+    hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
 }
 
@@ -71,7 +72,12 @@ impl From<ManifestText> for FunctionManifest {
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
-            rules: AppRules { hint: text.hint, tokens: text.tokens, requests_per_s: text.requests_per_s },
+            rules: AppRules {
+                hint: text.hint,
+                hook_deadline_ms: text.hook_deadline_ms,
+                tokens: text.tokens,
+                requests_per_s: text.requests_per_s,
+            },
         }
     }
 }
