@@ -5,8 +5,11 @@
 mod harness;
 
 use harness::{Function, Node, UdpClient, guest, request};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 const HEADER: &str = "x-session-token";
 
@@ -170,4 +173,68 @@ fn requests_over_the_rate_of_their_session_are_refused_and_others_are_not() {
     let refused = node.cli(&["deploy", "x", guest("echo").to_str().unwrap(), "--requests-per-s", "0"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(errors(&refused).contains("requests_per_s"), "{refused:?}");
+}
+
+/// Keeps its core busy for a million rounds.
+const BURN: &str = r#"(module (memory (export "memory") 1) (func (export "handle") (result i32) (local $i i32)
+  (local.set $i (i32.const 1000000))
+  (loop $again (local.set $i (i32.sub (local.get $i) (i32.const 1))) (br_if $again (local.get $i)))
+  (i32.const 0)))"#;
+
+/// Latencies of a neighbour's requests, ascending, while four connections keep asking for one session's core time.
+fn neighbour_ms(cpu_share: &str) -> Vec<f64> {
+    let node = Node::builder().function(Function::text("burn", BURN).with(cpu_share)).function(Function::guest("echo")).shards(1).start();
+    let piped = request("POST", "/f/burn", &[("x-session-id", "crowd")], b"").repeat(100);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let client = node.connect();
+            let (mut reader, mut writer) = (client.stream().try_clone().unwrap(), client.stream().try_clone().unwrap());
+            let (stop, piped) = (&stop, &piped);
+            scope.spawn(move || while !stop.load(Ordering::Relaxed) && writer.write_all(piped).is_ok() {});
+            // Ends with the connection, which ends when the neighbour has seen enough.
+            scope.spawn(move || {
+                let mut replies = [0; 4096];
+                while !stop.load(Ordering::Relaxed) && reader.read(&mut replies).is_ok_and(|bytes| bytes > 0) {}
+                reader.shutdown(std::net::Shutdown::Both).ok();
+            });
+        }
+        harness::eventually("the crowd is there", || node.metrics().requests("burn", "ok") > 200.0);
+        let mut neighbour = node.connect();
+        let mut latencies: Vec<f64> = (0..20)
+            .map(|_| {
+                let asked = Instant::now();
+                neighbour.call("POST", "/f/echo", &[("x-session-id", "quiet")], b"x").assert_ok(b"x");
+                asked.elapsed().as_secs_f64() * 1e3
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        latencies.sort_by(f64::total_cmp);
+        latencies
+    })
+}
+
+#[test]
+fn a_namespace_over_its_share_of_the_core_does_not_crowd_its_neighbours() {
+    let (free, held) = (neighbour_ms(""), neighbour_ms("cpu_share = 0.05"));
+    let (p50, p99) = (free.len() / 2, free.len() - 1);
+    println!(
+        "neighbour beside a crowd: p50 {:.1} ms, p99 {:.1} ms; with cpu_share 0.05: p50 {:.1} ms, p99 {:.1} ms",
+        free[p50], free[p99], held[p50], held[p99]
+    );
+    assert!(held[p50] * 2.0 < free[p50], "{held:?} against {free:?}");
+}
+
+#[test]
+fn a_share_that_is_none_is_refused() {
+    let node = Node::builder().start();
+    let echo = guest("echo").to_str().unwrap().to_owned();
+    for share in ["0", "1.5", "NaN", "much"] {
+        let refused = node.cli(&["deploy", "x", &echo, "--cpu-share", share]);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(errors(&refused).contains("0.01..=1.0"), "{refused:?}");
+    }
+    let info = node.cli_json(&["deploy", "x", &echo, "--cpu-share", "0.25"]);
+    assert_eq!(info["manifest"]["cpu_share"], 0.25);
+    node.post("x", "alone", b"hi").assert_ok(b"hi");
 }

@@ -3,7 +3,7 @@
 use crate::config::{self, Overrides};
 use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
 use crate::steering::SteeringMode;
-use crate::worker::Hint;
+use crate::worker::{CpuShare, Hint};
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -149,6 +149,9 @@ pub(super) struct DeployArguments {
     /// Requests of one session in a second, more are answered 429 [default: no limit]
     #[arg(long, value_name = "N")]
     requests_per_s: Option<u32>,
+    /// Part of a core that one session may use while others want it, 0.01 to 1.0 [default: no limit]
+    #[arg(long, value_name = "SHARE")]
+    cpu_share: Option<CpuShare>,
 }
 
 impl DeployArguments {
@@ -167,6 +170,7 @@ impl DeployArguments {
             hook_deadline_ms: self.hook_deadline_ms,
             tokens: self.tokens,
             requests_per_s: self.requests_per_s,
+            cpu_share: self.cpu_share,
         }
     }
 }
@@ -311,7 +315,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -327,6 +331,7 @@ mod tests {
             hook_deadline_ms: Some(6),
             tokens: true,
             requests_per_s: Some(5),
+            cpu_share: Some("0.5".parse().unwrap()),
         };
         assert_eq!(deploy.into_flags(), expected);
     }

@@ -1,7 +1,7 @@
 //! The shape of `xfaas.toml`, as written. Unknown keys are refused with their line and column.
 
 use super::limits::Limits;
-use crate::worker::{AppRules, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, FunctionManifest, Hint};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,6 +74,7 @@ pub(super) struct FunctionEntry {
     tokens: bool,
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl FunctionEntry {
@@ -96,6 +97,7 @@ impl FunctionEntry {
                 hook_deadline_ms: self.hook_deadline_ms,
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
+                cpu_share: self.cpu_share,
             },
         };
         (manifest, self.wasm)

@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::{AppRules, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, FunctionManifest, Hint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -21,6 +21,7 @@ pub struct DeployFlags {
     pub hook_deadline_ms: Option<u32>,
     pub tokens: bool,
     pub requests_per_s: Option<u32>,
+    pub cpu_share: Option<CpuShare>,
 }
 
 impl DeployFlags {
@@ -42,6 +43,7 @@ impl DeployFlags {
                 hook_deadline_ms: self.hook_deadline_ms,
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
+                cpu_share: self.cpu_share,
             },
         }
     }
@@ -65,6 +67,7 @@ impl DeployFlags {
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
         query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
+        query.extend(self.cpu_share.map(|share| ("cpu_share", f64::from(share).to_string())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
         query.extend(numbers.iter().filter_map(|(key, value)| value.map(|value| (*key, value.to_string()))));
         query

@@ -19,6 +19,11 @@ impl Budget {
         fits
     }
 
+    /// Takes `cost_ns` whether it fits or not, but never more than makes the bucket hold `most_ns`.
+    pub(super) fn charge(&mut self, cost_ns: u64, most_ns: u64, now_ns: u64) {
+        self.empty_at_ns = self.empty_at_ns.max(now_ns).saturating_add(cost_ns).min(now_ns + most_ns);
+    }
+
     /// When the bucket is empty again, unless more is taken.
     pub(super) fn empty_at_ns(&self) -> u64 {
         self.empty_at_ns

@@ -27,8 +27,17 @@ pub(super) struct Namespace {
     pub(super) waiting: VecDeque<Box<Call>>,
     /// Requests of late, where the app has `requests_per_s`.
     pub(super) requests: Budget,
+    /// Time of the core of late, where the app has a `cpu_share`.
+    pub(super) core_time: Budget,
     /// It rests in the table until what it used of late is paid off: to be forgotten and made again would be a way around its limits.
     is_cooling: bool,
+}
+
+impl Namespace {
+    /// When nothing of what it used of late counts any more; 0: nothing ever did.
+    fn settled_at_ns(&self) -> u64 {
+        self.requests.empty_at_ns().max(self.core_time.empty_at_ns())
+    }
 }
 
 pub(super) struct NamespaceTable {
@@ -70,6 +79,7 @@ impl NamespaceTable {
             running: 0,
             waiting: VecDeque::new(),
             requests: Budget::default(),
+            core_time: Budget::default(),
             is_cooling: false,
         };
         let id = self.namespaces.insert(fresh) as NamespaceId;
@@ -98,7 +108,7 @@ impl NamespaceTable {
         if namespace.is_cooling {
             return; // `cool_down` looks at it again
         }
-        if namespace.requests.empty_at_ns() != 0 && self.cooling.len() < COOLING_NAMESPACES_MAX {
+        if namespace.settled_at_ns() != 0 && self.cooling.len() < COOLING_NAMESPACES_MAX {
             namespace.is_cooling = true;
             return self.cooling.push_back(id);
         }
@@ -114,12 +124,12 @@ impl NamespaceTable {
         for _ in 0..self.cooling.len() {
             let Some(id) = self.cooling.pop_front() else { return };
             let namespace = &mut self.namespaces[id as usize];
-            if namespace.requests.empty_at_ns() > now_ns {
+            if namespace.settled_at_ns() > now_ns {
                 self.cooling.push_back(id);
                 continue;
             }
             namespace.is_cooling = false;
-            namespace.requests = Budget::default();
+            (namespace.requests, namespace.core_time) = (Budget::default(), Budget::default());
             self.remove_if_empty(id);
         }
     }

@@ -91,6 +91,8 @@ pub struct Proxy {
     idle: IdleList,
     namespaces: NamespaceTable,
     run_queue: VecDeque<u32>,
+    /// Runnable workers of namespaces that are over their share.
+    held: VecDeque<u32>,
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
@@ -106,6 +108,7 @@ impl Proxy {
     pub fn new(options: ProxyOptions, state: Box<ShardState>) -> Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
         let run_queue = VecDeque::with_capacity(options.workers_live_max);
+        let held = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
         Proxy {
             options,
@@ -114,6 +117,7 @@ impl Proxy {
             idle: IdleList::new(),
             namespaces: NamespaceTable::new(),
             run_queue,
+            held,
             state: Some(state),
             granted,
             beside: Beside::default(),
@@ -173,12 +177,17 @@ impl Proxy {
 
     /// True while a worker could run now.
     pub fn has_runnable(&self) -> bool {
-        !self.run_queue.is_empty()
+        !self.run_queue.is_empty() || !self.held.is_empty()
+    }
+
+    /// True while all that could run are namespaces over their share.
+    pub fn has_held_only(&self) -> bool {
+        self.run_queue.is_empty() && !self.held.is_empty()
     }
 
     /// True while a call runs, is parked or waits.
     pub fn is_busy(&self) -> bool {
-        self.queued > 0 || self.parked > 0 || !self.run_queue.is_empty()
+        self.queued > 0 || self.parked > 0 || self.has_runnable()
     }
 
     pub fn stats(&self) -> ProxyStats {
@@ -223,9 +232,9 @@ impl Proxy {
                 Ok(worker) => {
                     let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
-                    if is_busy {
-                        // Another invocation was sliced or parked: its namespace's calls take turns with everybody's.
-                        self.run_queue.push_back(worker);
+                    if is_busy || self.is_over_share(id, now_ns) {
+                        // It is over its share, or another invocation was sliced or parked: its namespace's calls take turns with everybody's.
+                        self.enqueue(worker, now_ns);
                         return None;
                     }
                     return self.run(worker, now_ns);
@@ -253,7 +262,7 @@ impl Proxy {
 
     /// Runs the next runnable worker for one slice. Output: a call that is over.
     pub fn run_next(&mut self, now_ns: u64) -> Option<Finished> {
-        let id = self.run_queue.pop_front()?;
+        let id = self.next_runnable(now_ns)?;
         self.run(id, now_ns)
     }
 
@@ -305,7 +314,13 @@ impl Proxy {
         let slot = &mut self.workers.0[id as usize];
         let call = slot.call.take().expect("a runnable worker has a call");
         let state = self.state.take().expect("one guest runs at a time on a shard");
-        let (lent, progress) = slot.worker.poll(Lent { call, state });
+        let (namespace, function) = (slot.namespace, slot.function);
+        let share = self.share_of(function);
+        let from_ns = share.map_or(0, |_| crate::sys::clock::monotonic_ns());
+        let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
+        if let Some(share) = share {
+            self.charge_core_time(namespace, share, from_ns);
+        }
         let Lent { mut call, state } = lent;
         self.state = Some(state);
         self.stats.slices += 1;
@@ -331,7 +346,7 @@ impl Proxy {
             }
             Progress::SliceOver => {
                 self.workers.0[id as usize].call = Some(call);
-                self.run_queue.push_back(id);
+                self.enqueue(id, now_ns);
                 None
             }
             Progress::Waiting => {
@@ -367,7 +382,7 @@ impl Proxy {
             slot.phase = Phase::Runnable;
             slot.call.as_mut().expect("a parked worker has a call").waited_ns += now_ns.saturating_sub(since_ns);
             self.parked -= 1;
-            self.run_queue.push_back(id);
+            self.enqueue(id, now_ns);
         }
     }
 
@@ -414,7 +429,7 @@ impl Proxy {
             let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
             self.queued -= 1;
             self.assign(worker, call, now_ns);
-            self.run_queue.push_back(worker);
+            self.enqueue(worker, now_ns);
         }
     }
 

@@ -297,8 +297,12 @@ impl Shard {
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
+            let is_idle_time = self.proxy.has_held_only();
             if let Some(finished) = self.proxy.run_next(now_ns) {
                 self.deliver(finished);
+            }
+            if is_idle_time {
+                return; // whoever came meanwhile goes first
             }
             now_ns = clock::monotonic_ns();
         }

@@ -25,19 +25,68 @@ pub struct AppRules {
     /// Requests of one namespace in a second, 1..=1_000_000; `None`: as many as come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_s: Option<u32>,
+    /// Of a core, for one namespace, while others want it; `None`: as much as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_share: Option<CpuShare>,
 }
 
 impl AppRules {
     /// The first key in which two functions of one app differ.
     pub fn difference(&self, other: &AppRules) -> Option<&'static str> {
-        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s } = self;
+        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s, cpu_share } = self;
         let differs = [
             ("hint", *hint != other.hint),
             ("hook_deadline_ms", *hook_deadline_ms != other.hook_deadline_ms),
             ("tokens", *tokens != other.tokens),
             ("requests_per_s", *requests_per_s != other.requests_per_s),
+            ("cpu_share", *cpu_share != other.cpu_share),
         ];
         differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
+    }
+}
+
+/// A part of one core, 0.01..=1.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "f64", try_from = "f64")]
+pub struct CpuShare {
+    thousandths: u16,
+}
+
+impl CpuShare {
+    /// Time of the wall clock in which this share of a core comes to `ran_ns`.
+    pub fn wall_ns(self, ran_ns: u64) -> u64 {
+        ran_ns.saturating_mul(1_000) / u64::from(self.thousandths)
+    }
+}
+
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("`cpu_share` is {text}: give a part of a core in 0.01..=1.0")]
+pub struct BadShare {
+    text: String,
+}
+
+impl TryFrom<f64> for CpuShare {
+    type Error = BadShare;
+
+    fn try_from(share: f64) -> Result<CpuShare, BadShare> {
+        if !(0.01..=1.0).contains(&share) {
+            return Err(BadShare { text: share.to_string() });
+        }
+        Ok(CpuShare { thousandths: (share * 1_000.0).round() as u16 })
+    }
+}
+
+impl From<CpuShare> for f64 {
+    fn from(share: CpuShare) -> f64 {
+        f64::from(share.thousandths) / 1_000.0
+    }
+}
+
+impl FromStr for CpuShare {
+    type Err = BadShare;
+
+    fn from_str(text: &str) -> Result<CpuShare, BadShare> {
+        text.parse::<f64>().map_err(|_| BadShare { text: text.to_owned() })?.try_into()
     }
 }
 
@@ -138,6 +187,17 @@ mod tests {
             let error = bad.parse::<Hint>().unwrap_err();
             assert!(error.to_string().contains("cookie:NAME"), "{error}");
         }
+    }
+
+    #[test]
+    fn shares_are_parts_of_a_core() {
+        for (text, thousandths) in [("0.01", 10), ("0.1", 100), ("1", 1_000), ("1.0", 1_000), ("0.333", 333)] {
+            assert_eq!(text.parse::<CpuShare>(), Ok(CpuShare { thousandths }));
+        }
+        for bad in ["0", "0.009", "1.01", "-1", "NaN", "inf", "x", ""] {
+            assert!(bad.parse::<CpuShare>().is_err(), "{bad}");
+        }
+        assert_eq!("0.1".parse::<CpuShare>().unwrap().wall_ns(5), 50);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
-use super::app_rules::{AppRules, Hint};
+use super::app_rules::{AppRules, CpuShare, Hint};
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
@@ -57,6 +57,7 @@ struct ManifestText {
     tokens: bool,
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -77,6 +78,7 @@ impl From<ManifestText> for FunctionManifest {
                 hook_deadline_ms: text.hook_deadline_ms,
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
+                cpu_share: text.cpu_share,
             },
         }
     }

@@ -27,7 +27,7 @@ mod trap;
 #[cfg(test)]
 mod tests;
 
-pub use self::app_rules::{AppRules, Hint};
+pub use self::app_rules::{AppRules, CpuShare, Hint};
 pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
