@@ -70,7 +70,7 @@ fn parse(token: &[u8]) -> Option<(&[u8], [u8; MAC_BYTES])> {
         return None;
     }
     // The decoder wants room for whole groups.
-    let mut bytes = [0; MAC_CHARACTERS.next_multiple_of(4) / 4 * 3];
+    let mut bytes = [0; MAC_CHARACTERS.div_ceil(4) * 3];
     let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
     Some((expiry, *bytes[..length].first_chunk()?))
 }
