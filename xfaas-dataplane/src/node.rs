@@ -5,13 +5,15 @@ pub mod container;
 mod door;
 mod keys;
 mod offer;
+mod pins;
 mod reshard;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
+use self::pins::KernelPins;
 use crate::config::{Config, Limits};
 use crate::control::{
-    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+    Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
 use crate::durable::{self, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
@@ -63,6 +65,8 @@ pub enum NodeError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Deploy(#[from] DeployError),
+    #[error("the shards did not take the aliases")]
+    Aliases(#[from] crate::control::ShardsError),
     #[error("shard {shard} failed")]
     Ring {
         shard: usize,
@@ -131,10 +135,12 @@ impl Node {
         let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
+        let token_key = keys::load_or_create_token_key(&config.state_dir)?;
         let mut options =
             shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
         options.log_directory = config.log_dir();
         options.recovered = recovered;
+        options.token_key = Some(token_key.clone());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = NodeFacts {
             shards: config.cpus.len(),
@@ -143,16 +149,20 @@ impl Node {
             lock_wait_ms: config.limits.lock_wait_ms,
             region_socket: regions.is_some().then(|| config.region_socket()),
         };
-        let door = Arc::new(ShardsDoor::new(&shards, Some(facts)));
+        let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
+        let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
-            shards: door,
+            shards: Arc::clone(&door) as _,
             steering: steering_stats(&steering),
+            addresses: Some(Arc::clone(&addresses)),
             regions,
         })?;
         let report = deployer.start(&config.functions)?;
+        addresses.start(&*door)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
@@ -243,6 +253,7 @@ fn shard_options(
             idle_ns: ms_ns(limits.idle_timeout_ms),
         },
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
+        token_key: None,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
     }
 }

@@ -150,7 +150,7 @@ impl Node {
             let manifest: FunctionManifest = serde_json::from_str(manifest).unwrap();
             let program = engine.load(&manifest, &wat::parse_str(wat).unwrap()).unwrap();
             let hash = FunctionHash::of(manifest.name.as_bytes());
-            let function = Arc::new(Function { manifest, program, index, app, hash, generation: 1 });
+            let function = Arc::new(Function { manifest, program, hook: None, index, app, hash, generation: 1 });
             let readers = self.ask_all(|answer| ShardCommand::Install(Arc::clone(&function), answer));
             let readers: Arc<[_]> = readers.into();
             self.ask_all(|answer| ShardCommand::Readers(app, Arc::clone(&readers), answer));
@@ -228,6 +228,7 @@ fn options(folder: &Path) -> ShardOptions {
         recovered: Arc::new(Recovered { epoch: 1, next_number: 1, ..Recovered::default() }),
         log_bytes_max: 256 << 20,
         replay_bytes_max: 1 << 20,
+        token_key: None,
         timeouts: Timeouts { head_ns: SECOND_NS, body_stall_ns: SECOND_NS, body_ns: SECOND_NS, idle_ns: 60 * SECOND_NS },
         drain_ns_min: 0,
         drain_ns_max: SECOND_NS,

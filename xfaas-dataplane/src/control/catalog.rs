@@ -11,6 +11,8 @@ pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
 
 const DEADLINE_MS_MAX: u32 = 600_000;
 const WORKERS_MAX: u16 = 1_024;
+const HOOK_DEADLINE_MS_MAX: u32 = 1_000;
+const REQUESTS_PER_S_MAX: u32 = 1_000_000;
 
 pub(super) const CONFIGURATION_WINS: &str = "xfaas.toml has a [[function]] of this name too, which wins at the next start: change it there";
 
@@ -26,7 +28,7 @@ pub enum ManifestError {
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
-/// `state_mib` 1..=64.
+/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000.
 pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Result<(), ManifestError> {
     for (what, name) in [("function", &manifest.name), ("app", &manifest.app)] {
         if !is_name(name.as_bytes()) {
@@ -42,7 +44,12 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         ("workers_max", manifest.workers_max.into(), WORKERS_MAX.into()),
         ("state_mib", manifest.state_mib, STATE_MIB_DEFAULT),
     ];
-    for (key, value, high) in ranges {
+    let optional = [
+        ("hook_deadline_ms", manifest.rules.hook_deadline_ms, HOOK_DEADLINE_MS_MAX),
+        ("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX),
+    ];
+    let optional = optional.into_iter().filter_map(|(key, value, high)| Some((key, value?, high)));
+    for (key, value, high) in ranges.into_iter().chain(optional) {
         if !(1..=high).contains(&value) {
             return Err(ManifestError::OutOfRange { key, value, low: 1, high });
         }
@@ -61,6 +68,10 @@ pub enum CatalogError {
     OtherDurability { name: String, app: String, other: String, current: &'static str, wanted: &'static str },
     #[error("the name {name:?} has the same datagram hash {hash:08x} as function {other:?}: choose another name")]
     HashClash { name: String, other: String, hash: u32 },
+    #[error(
+        "function {name:?} and function {other:?} of app {app:?} differ in `{key}`: functions of one app say the same, so give both the same value, or undeploy the other one first"
+    )]
+    RulesDiffer { name: String, other: String, app: String, key: &'static str },
     #[error("this node has {FUNCTIONS_MAX} functions, the most it takes: undeploy one first")]
     TooManyFunctions,
     #[error("this process has opened {APPS_MAX} apps, the most it takes: restart it, or use an app it already has")]
@@ -124,20 +135,23 @@ impl Catalog {
         self.entries.values().find(|entry| entry.manifest.app == app).map(|entry| entry.manifest.durability)
     }
 
-    /// Errors: another function of the app has another durability.
+    /// Errors: a function of the same app says something else about the app. Of one that does not run only the durability counts: what it
+    /// wrote is there. Changes nothing.
     pub fn agree(&self, manifest: &FunctionManifest) -> Result<(), CatalogError> {
-        let FunctionManifest { name, app, durability, .. } = manifest;
-        let others = self.entries.values().map(|entry| &entry.manifest).filter(|other| other.app == *app && other.name != *name);
-        match others.into_iter().find(|other| other.durability != *durability) {
-            None => Ok(()),
-            Some(other) => Err(CatalogError::OtherDurability {
-                name: name.clone(),
-                app: app.clone(),
-                other: other.name.clone(),
-                current: other.durability.name(),
-                wanted: durability.name(),
-            }),
+        let FunctionManifest { name, app, durability, rules, .. } = manifest;
+        let others = self.entries.values().filter(|entry| entry.manifest.app == *app && entry.manifest.name != *name);
+        for entry in others {
+            let other = entry.manifest.name.clone();
+            if entry.manifest.durability != *durability {
+                let (current, wanted) = (entry.manifest.durability.name(), durability.name());
+                return Err(CatalogError::OtherDurability { name: name.clone(), app: app.clone(), other, current, wanted });
+            }
+            let difference = rules.difference(&entry.manifest.rules).filter(|_| entry.fault.is_none());
+            if let Some(key) = difference {
+                return Err(CatalogError::RulesDiffer { name: name.clone(), other, app: app.clone(), key });
+            }
         }
+        Ok(())
     }
 
     /// The place of an admitted name: its own if it ever had one, else a new one, else one whose function is gone.

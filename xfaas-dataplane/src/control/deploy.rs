@@ -8,7 +8,7 @@ use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestE
 use super::describe;
 use super::shards::{Running, Shards, ShardsError};
 use super::store::{Store, StoreError, Stored};
-use crate::worker::{Durability, Engine, Function, FunctionManifest, LoadError};
+use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -228,10 +228,12 @@ impl Deployer {
         catalog.admit(name, &manifest.app).and_then(|()| catalog.agree(manifest))?;
         drop(catalog);
         let program = self.engine.load(manifest, wasm).map_err(|source| DeployError::Module { name: name.clone(), source })?;
+        let hook = (manifest.rules.hint == Hint::Hook).then(|| self.engine.load_hook(wasm)).transpose();
+        let hook = hook.map_err(|source| DeployError::Module { name: name.clone(), source })?;
         let generation = generation.unwrap_or_else(|| deployments.store.next_generation());
         let place = self.catalog_mut(|catalog| catalog.place(name, &manifest.app));
         let hash = FunctionHash::of(name.as_bytes());
-        Ok(Arc::new(Function { manifest: manifest.clone(), program, index: place.index, app: place.app, hash, generation }))
+        Ok(Arc::new(Function { manifest: manifest.clone(), program, hook, index: place.index, app: place.app, hash, generation }))
     }
 
     /// Loads and installs a function that needs no storing.

@@ -24,6 +24,10 @@ impl Shard {
                 }
                 ShardCommand::Primary(command) => self.on_primary_command(command),
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Alias(changes, answer) => {
+                    changes.iter().for_each(|change| self.aliases.apply(change));
+                    answer.try_send(()).ok();
+                }
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();

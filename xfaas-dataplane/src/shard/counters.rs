@@ -151,6 +151,10 @@ pub struct ShardCounters {
     pub regions_refused: Count,
     /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
     pub cancelled: Count,
+    /// `xfaas_tokens_refused_total`: requests answered `bad_token`.
+    pub tokens_refused: Count,
+    /// `xfaas_rate_limited_total`: requests over their namespace's `requests_per_s`.
+    pub rate_limited: Count,
     /// `xfaas_sessions`, with state in the region.
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
@@ -245,6 +249,8 @@ pub const EXPORTED: &[Exported] = &[
         c.regions_refused.get() as f64
     }),
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
+    counter("xfaas_tokens_refused_total", "Requests without a token that is good for their session.", |c| c.tokens_refused.get() as f64),
+    counter("xfaas_rate_limited_total", "Requests over their namespace's requests_per_s.", |c| c.rate_limited.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
     gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
@@ -274,6 +280,7 @@ impl ShardCounters {
         self.slices.set(stats.slices);
         self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
+        self.rate_limited.set(stats.rate_limited);
         self.regions_refused.set(stats.regions_refused);
     }
 }

@@ -233,7 +233,8 @@ impl Shard {
     /// The durability of an app is as the manifest says from now on. May wait for the disk: a deployment does.
     /// Errors: the log cannot be begun; the app is not logged then.
     pub(super) fn set_durability(&mut self, app: u16, manifest: &FunctionManifest) -> Result<(), LogError> {
-        if manifest.durability != Durability::Sync {
+        // A container's writes are logged by its primary, which answers when they are safe.
+        if manifest.durability != Durability::Sync || self.container.is_some() {
             self.proxy.with_state(|state, _| state.journal.forget_app(app));
             return Ok(());
         }

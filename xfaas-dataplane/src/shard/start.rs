@@ -5,7 +5,7 @@ use super::mailbox::{CommandDoor, Mailboxes, Post};
 use super::primary::{Container, OnLost};
 use super::turn::{Shard, ShardParts};
 use crate::durable::Recovered;
-use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions};
+use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions, TokenKey};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
@@ -86,6 +86,8 @@ pub struct ShardOptions {
     /// Remembered answers of idempotent functions.
     pub replay_bytes_max: usize,
     pub timeouts: Timeouts,
+    /// Tokens are checked with it; `None`: no token is good.
+    pub token_key: Option<TokenKey>,
     /// Draining: how long 503 `draining` is answered at least, and how long running calls may take at most. Nanoseconds.
     pub drain_ns_min: u64,
     pub drain_ns_max: u64,

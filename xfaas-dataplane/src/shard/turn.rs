@@ -11,7 +11,7 @@ use super::rpc::Rpc;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{ErrorCode, HttpLimits, http_date};
-use crate::session::{Finished, FreshIds, Outcome, Placement, Proxy};
+use crate::session::{AliasTable, Finished, FreshIds, Outcome, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
@@ -57,6 +57,7 @@ pub struct Shard {
     pub(super) by_hash: HashMap<u32, u16>,
     pub(super) post: Post,
     pub(super) fresh: FreshIds,
+    pub(super) aliases: AliasTable,
     pub(super) replays: Replays,
     pub(super) view: Arc<ShardView>,
     pub(super) door: Arc<CommandDoor>,
@@ -130,6 +131,7 @@ impl Shard {
             by_hash: HashMap::new(),
             post,
             fresh: FreshIds::default(),
+            aliases: AliasTable::default(),
             replays,
             view,
             door,
@@ -316,8 +318,12 @@ impl Shard {
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
+            let is_idle_time = self.proxy.has_held_only();
             if let Some(finished) = self.proxy.run_next(now_ns) {
                 self.deliver(finished);
+            }
+            if is_idle_time {
+                return; // whoever came meanwhile goes first
             }
             now_ns = clock::monotonic_ns();
         }
@@ -335,7 +341,10 @@ impl Shard {
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {
-                self.reply_http(connection, generation, finished);
+                match finished.call.is_hook() {
+                    true => self.on_hook_end(connection, generation, finished),
+                    false => self.reply_http(connection, generation, finished),
+                }
                 self.resume(connection, generation);
             }
             Origin::Datagram { .. } => self.reply_datagram(finished),

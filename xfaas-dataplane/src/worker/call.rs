@@ -7,7 +7,7 @@ use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
+use xfaas_common::limits::{HOOK_APP, HOOK_DEADLINE_MS_DEFAULT, SESSION_STATE_BYTES_MAX};
 
 /// Bytes of output above which the buffer is given back between invocations.
 const OUTPUT_BYTES_KEPT_MAX: usize = 64 << 10;
@@ -130,6 +130,7 @@ impl Call {
         self.request.clear();
         self.origin = Origin::None;
         self.invocation_id = 0;
+        self.app = 0;
         self.session = no_session();
         self.table_hash = 0;
         self.token = CallToken(0);
@@ -157,6 +158,25 @@ impl Call {
     /// True when an invocation of it has begun, whatever became of it.
     pub fn has_begun(&self) -> bool {
         self.started_ns != 0
+    }
+
+    /// Takes over the limits of a hook: it has no session yet, so it touches no state.
+    pub fn set_hook(&mut self, manifest: &FunctionManifest) {
+        self.read_only = true;
+        self.atomic = false;
+        self.deadline_ns = u64::from(manifest.rules.hook_deadline_ms.unwrap_or(HOOK_DEADLINE_MS_DEFAULT)) * 1_000_000;
+    }
+
+    /// The hook has named the session: what it did is no part of the invocation.
+    pub fn end_hook(&mut self) {
+        self.output.clear();
+        self.namespace = None;
+        (self.started_ns, self.waited_ns, self.spent_ns) = (0, 0, 0);
+    }
+
+    /// True while it is the app's hook that runs, and not the function.
+    pub fn is_hook(&self) -> bool {
+        self.app & HOOK_APP != 0
     }
 
     /// True when the invocation has run longer than it may.

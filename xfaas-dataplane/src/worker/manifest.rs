@@ -1,5 +1,6 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
+use super::app_rules::{AppRules, CpuShare, Hint};
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
@@ -61,6 +62,9 @@ pub struct FunctionManifest {
     /// Keys and values of one session.
     pub state_mib: u32,
     pub durability: Durability,
+    /// What all functions of the app agree on. Its keys are written beside the others.
+    #[serde(flatten)]
+    pub rules: AppRules,
 }
 
 /// The manifest as it is written down.
@@ -83,6 +87,13 @@ struct ManifestText {
     state_mib: Option<u32>,
     #[serde(default)]
     durability: Durability,
+    #[serde(default)]
+    hint: Hint,
+    #[serde(default)]
+    tokens: bool,
+    hook_deadline_ms: Option<u32>,
+    requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -99,6 +110,13 @@ impl From<ManifestText> for FunctionManifest {
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
             durability: text.durability,
+            rules: AppRules {
+                hint: text.hint,
+                hook_deadline_ms: text.hook_deadline_ms,
+                tokens: text.tokens,
+                requests_per_s: text.requests_per_s,
+                cpu_share: text.cpu_share,
+            },
         }
     }
 }
@@ -118,6 +136,7 @@ impl FunctionManifest {
             workers_max: WORKERS_MAX_DEFAULT,
             state_mib: STATE_MIB_DEFAULT,
             durability: Durability::Memory,
+            rules: AppRules::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Used by `session` (runs workers) and `control` (loads programs). Knows nothing of connections, shards or other workers.
 
 mod abi;
+mod app_rules;
 mod call;
 mod engine;
 mod fiber;
@@ -27,6 +28,7 @@ mod trap;
 #[cfg(test)]
 mod tests;
 
+pub use self::app_rules::{AppRules, CpuShare, Hint};
 pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
