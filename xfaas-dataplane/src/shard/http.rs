@@ -6,7 +6,7 @@ use super::tag::Operation;
 use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
 use crate::session::Outcome;
-use crate::sys::{Completion, FixedFile, clock};
+use crate::sys::{Completion, FixedFile};
 use crate::worker::{Call, Origin, StateAt};
 
 impl Shard {
@@ -188,8 +188,7 @@ impl Shard {
         call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
-        let now_ns = clock::monotonic_ns();
-        call.received_ns = now_ns;
+        call.received_ns = self.now_ns;
         let connection = &mut self.connections[id as usize];
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
@@ -202,7 +201,7 @@ impl Shard {
             connection.speaks_for = connection.speaks_for.heard(owner.0);
         }
         if runs_here {
-            if let Some(finished) = self.submit(call, now_ns) {
+            if let Some(finished) = self.submit(call) {
                 let generation = u32::from(self.connections[id as usize].generation);
                 self.reply_http(id, generation, finished);
             }
