@@ -231,16 +231,26 @@ fn push_session(out: &mut Vec<u8>, header: &[u8], session: &SessionId) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn push_invocation_id(out: &mut Vec<u8>, invocation_id: u128) {
+/// The two hex digits of each byte.
+static HEX_PAIRS: [[u8; 2]; 256] = hex_pairs();
+
+const fn hex_pairs() -> [[u8; 2]; 256] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut hex = [0; 32];
-    for (pair, byte) in hex.chunks_exact_mut(2).zip(invocation_id.to_be_bytes()) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
     }
-    out.extend_from_slice(b"x-invocation-id: ");
-    out.extend_from_slice(&hex);
-    out.extend_from_slice(b"\r\n");
+    pairs
+}
+
+fn push_invocation_id(out: &mut Vec<u8>, invocation_id: u128) {
+    let mut line = *b"x-invocation-id: 00000000000000000000000000000000\r\n";
+    for (pair, byte) in line["x-invocation-id: ".len()..].chunks_exact_mut(2).zip(invocation_id.to_be_bytes()) {
+        pair.copy_from_slice(&HEX_PAIRS[usize::from(byte)]);
+    }
+    out.extend_from_slice(&line);
 }
 
 /// True for text that may stand in a header: not empty, no control byte but tab, no white space at its ends.

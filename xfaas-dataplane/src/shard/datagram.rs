@@ -5,7 +5,7 @@ use super::turn::Shard;
 use crate::net::{DatagramHead, ErrorCode, decode_datagram, encode_datagram_error, encode_datagram_reply};
 use crate::session::{Finished, Outcome};
 use crate::shard::tag::Operation;
-use crate::sys::{Completion, Peer, ReceivedBuffer, clock};
+use crate::sys::{Completion, Peer, ReceivedBuffer};
 use crate::worker::{Call, Origin};
 use std::os::fd::AsFd;
 use xfaas_common::drop_reason::DropReason;
@@ -65,12 +65,11 @@ impl Shard {
         call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
-        let now_ns = clock::monotonic_ns();
-        call.received_ns = now_ns;
+        call.received_ns = self.now_ns;
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
         if self.runs_here(&mut call, owner) {
-            return self.run_datagram(call, peer, head.request_id, now_ns);
+            return self.run_datagram(call, peer, head.request_id);
         }
         match self.post.invoke(owner.index(), call) {
             Ok(()) => self.view.counters.forwarded.add(1),
@@ -83,7 +82,7 @@ impl Shard {
     }
 
     /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
-    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: Peer, request_id: u64, now_ns: u64) {
+    pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: Peer, request_id: u64) {
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
             let key = ReplayKey { function: call.function, session: call.session, request_id };
@@ -102,7 +101,7 @@ impl Shard {
                 }
             }
         }
-        if let Some(finished) = self.submit(call, now_ns) {
+        if let Some(finished) = self.submit(call) {
             self.reply_datagram(finished);
         }
     }

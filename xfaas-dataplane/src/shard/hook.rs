@@ -16,7 +16,7 @@ const HOOK_TABLE_HASH: u32 = 0;
 
 impl Shard {
     /// Begins a request with its hook.
-    pub(super) fn run_hook(&mut self, id: u32, mut call: Box<Call>, now_ns: u64) {
+    pub(super) fn run_hook(&mut self, id: u32, mut call: Box<Call>) {
         let app = self.proxy.function(call.function).expect("looked up by the caller").app;
         call.app = app | HOOK_APP;
         call.session = SessionId::new(HOOK_SESSION).expect("visible ASCII");
@@ -27,7 +27,7 @@ impl Shard {
         call.origin = Origin::Http { connection: id, generation, shard: self.core.0 };
         connection.busy = true;
         connection.asked = Some(Asked { shard: self.core.0, app: call.app, table_hash: call.table_hash, session: call.session });
-        if let Some(finished) = self.submit(call, now_ns) {
+        if let Some(finished) = self.submit(call) {
             self.on_hook_end(id, generation, finished);
         }
     }
@@ -54,6 +54,7 @@ impl Shard {
         };
         let admitted = self.admit_named(function, &call.request, Some(named));
         call.end_hook();
-        self.on_admitted(id, call, admitted, clock::monotonic_ns());
+        self.now_ns = clock::monotonic_ns(); // the function's deadline starts now, not with its hook's
+        self.on_admitted(id, call, admitted);
     }
 }

@@ -7,7 +7,7 @@ use super::tag::Operation;
 use super::turn::Shard;
 use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
 use crate::session::Outcome;
-use crate::sys::{Completion, FixedFile, clock};
+use crate::sys::{Completion, FixedFile};
 use crate::worker::{Call, Origin, StateAt};
 use xfaas_common::ids::SessionId;
 
@@ -195,17 +195,16 @@ impl Shard {
         };
         let function = self.proxy.function(index).expect("by_name holds functions in service only");
         call.function = index;
-        let now_ns = clock::monotonic_ns();
-        call.received_ns = now_ns;
+        call.received_ns = self.now_ns;
         if function.hook.is_some() {
-            return self.run_hook(id, call, now_ns);
+            return self.run_hook(id, call);
         }
         let admitted = self.admit_http(function, &call.request);
-        self.on_admitted(id, call, admitted, now_ns);
+        self.on_admitted(id, call, admitted);
     }
 
     /// A request whose session is known, or not to be had: runs it here or sends it to the owner.
-    pub(super) fn on_admitted(&mut self, id: u32, mut call: Box<Call>, admitted: Result<Option<SessionId>, Refusal>, now_ns: u64) {
+    pub(super) fn on_admitted(&mut self, id: u32, mut call: Box<Call>, admitted: Result<Option<SessionId>, Refusal>) {
         let named = match admitted {
             Ok(named) => named,
             Err((code, detail)) => {
@@ -234,7 +233,7 @@ impl Shard {
             connection.speaks_for = connection.speaks_for.heard(owner.0);
         }
         if runs_here {
-            if let Some(finished) = self.submit(call, now_ns) {
+            if let Some(finished) = self.submit(call) {
                 let generation = u32::from(self.connections[id as usize].generation);
                 self.reply_http(id, generation, finished);
             }

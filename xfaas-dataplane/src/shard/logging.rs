@@ -104,6 +104,7 @@ impl Shard {
         match self.proxy.state().journal.position_of(finished.call.app) {
             Some(position) if self.logging.is_behind(position) => {
                 self.logging.held.push_back((position, finished));
+                self.now_ns = clock::monotonic_ns(); // as when its answer is written
                 None
             }
             _ => Some(finished),

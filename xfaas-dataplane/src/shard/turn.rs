@@ -15,9 +15,9 @@ use crate::session::{AliasTable, Finished, FreshIds, Outcome, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::SockRef;
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,9 +52,9 @@ pub struct Shard {
     /// Generation of the next connection: tells a late completion of a closed one apart.
     pub(super) generation: u16,
     pub(super) arrivals: Arrivals<MovedConnection>,
-    /// Function index by name and by wire hash.
-    pub(super) by_name: HashMap<Box<[u8]>, u16>,
-    pub(super) by_hash: HashMap<u32, u16>,
+    /// Function index by name and by wire hash. Only what an operator deployed is ever inserted, so the hash needs no key.
+    pub(super) by_name: FxHashMap<Box<[u8]>, u16>,
+    pub(super) by_hash: FxHashMap<u32, u16>,
     pub(super) post: Post,
     pub(super) fresh: FreshIds,
     pub(super) aliases: AliasTable,
@@ -85,6 +85,7 @@ pub struct Shard {
     pub(super) served_by: Box<[Vec<u8>]>,
     date_s: u64,
     pub(super) date: [u8; 29],
+    /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
 }
 
@@ -127,8 +128,8 @@ impl Shard {
             connections: Slab::with_capacity(1_024),
             generation: 0,
             arrivals: Arrivals::default(),
-            by_name: HashMap::new(),
-            by_hash: HashMap::new(),
+            by_name: FxHashMap::default(),
+            by_hash: FxHashMap::default(),
             post,
             fresh: FreshIds::default(),
             aliases: AliasTable::default(),
@@ -289,26 +290,27 @@ impl Shard {
     /// A neighbour's request for a session of ours.
     fn on_invoke(&mut self, call: Box<Call>) {
         if let Origin::Datagram { peer, request_id, .. } = call.origin {
-            return self.run_datagram(call, peer, request_id, clock::monotonic_ns());
+            return self.run_datagram(call, peer, request_id);
         }
-        if let Some(finished) = self.submit(call, clock::monotonic_ns()) {
+        if let Some(finished) = self.submit(call) {
             self.deliver(finished);
         }
     }
 
     /// Runs a call of a session of ours, or lets it wait its turn.
-    pub(super) fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
+    pub(super) fn submit(&mut self, mut call: Box<Call>) -> Option<Finished> {
         call.served_by = self.core.0;
         if let Some(detail) = self.log_refusal(call.app) {
             return Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) });
         }
-        match self.place_remote(&mut call) {
-            Ok(()) => {
-                let finished = self.proxy.submit(call, now_ns)?;
-                self.hold(finished)
-            }
-            Err(outcome) => Some(Finished { call, outcome }),
+        if let Err(outcome) = self.place_remote(&mut call) {
+            return Some(Finished { call, outcome });
         }
+        let finished = self.proxy.submit(call, self.now_ns);
+        if finished.is_none() {
+            self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+        }
+        self.hold(finished?)
     }
 
     fn run_slices(&mut self) {

@@ -23,8 +23,10 @@ impl Shard {
         self.keep_call(call);
     }
 
-    pub(super) fn record(&self, call: &Call, outcome: &Outcome) {
-        let duration_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
+    /// Counts an ended call. Moves the turn's clock on.
+    pub(super) fn record(&mut self, call: &Call, outcome: &Outcome) {
+        self.now_ns = clock::monotonic_ns();
+        let duration_ns = self.now_ns.saturating_sub(call.received_ns);
         self.view.functions[usize::from(call.function)].record(outcome, duration_ns);
         if matches!(outcome, Outcome::Failed { code, .. } if *code == crate::net::ErrorCode::Overloaded) {
             self.view.counters.shed.add(1);

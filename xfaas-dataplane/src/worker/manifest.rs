@@ -28,6 +28,12 @@ impl Durability {
         }
     }
 
+    /// The default is not written down.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+    fn is_default(&self) -> bool {
+        *self == Durability::Memory
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Durability::Memory => "memory",
@@ -61,6 +67,7 @@ pub struct FunctionManifest {
     pub workers_max: u16,
     /// Keys and values of one session.
     pub state_mib: u32,
+    #[serde(skip_serializing_if = "Durability::is_default")]
     pub durability: Durability,
     /// What all functions of the app agree on. Its keys are written beside the others.
     #[serde(flatten)]

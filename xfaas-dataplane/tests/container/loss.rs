@@ -180,12 +180,15 @@ fn a_primary_that_comes_back_as_another_one_is_joined_anew() {
     // Other hash keys: every session belongs elsewhere, and what was stored cannot be found any more.
     std::fs::remove_file(node.directory.path().join("state/hash-keys")).unwrap();
     node.start();
-    eventually("it is joined", || container.post("counter-read", "fresh", b"").status == 200);
+    // Each of its shards notices the loss when it asks next: all of them have, once these sessions, of both shards, can be read.
+    let sessions: Vec<String> = (1..20).map(|count| format!("s{count}")).collect();
+    for session in &sessions {
+        eventually("it is joined", || container.post("counter-read", session, b"").status == 200);
+    }
     container.wait_until_ready();
-    for count in 1..20 {
-        let session = format!("s{count}");
-        assert_eq!(number(&container.post("counter-rmw-linear", &session, b"")), 1);
-        assert_eq!(number(&node.post("counter-rmw-linear", &session, b"")), 2);
-        assert_eq!(number(&container.post("counter-read", &session, b"")), 2, "the new regions are read");
+    for session in &sessions {
+        assert_eq!(number(&container.post("counter-rmw-linear", session, b"")), 1);
+        assert_eq!(number(&node.post("counter-rmw-linear", session, b"")), 2);
+        assert_eq!(number(&container.post("counter-read", session, b"")), 2, "the new regions are read");
     }
 }

@@ -94,7 +94,7 @@ fn is_registered_name(name: &[u8]) -> bool {
                 [high, low, after @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => after,
                 _ => return false,
             },
-            _ if is_name_byte(byte) => after,
+            _ if NAME_BYTES[usize::from(byte)] => after,
             _ => return false,
         };
     }
@@ -114,8 +114,21 @@ fn is_ip_literal(literal: &[u8]) -> bool {
     std::str::from_utf8(literal).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
 }
 
+/// `is_name_byte` of each byte: a Host is looked through byte by byte with every request.
+static NAME_BYTES: [bool; 256] = name_bytes();
+
+const fn name_bytes() -> [bool; 256] {
+    let mut are_name_bytes = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        are_name_bytes[byte] = is_name_byte(byte as u8);
+        byte += 1;
+    }
+    are_name_bytes
+}
+
 /// RFC 3986: unreserved and sub-delims.
-fn is_name_byte(byte: u8) -> bool {
+const fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
 }
