@@ -178,12 +178,7 @@ where
             doctor(&config, (hooks.probe)(&config), terminal)
         }
         Command::Deploy(deploy) => run_deploy(&client(), deploy, terminal),
-        Command::Undeploy { name } => {
-            let reply = client().undeploy(&name)?;
-            terminal.show(&reply, || format!("undeployed {}\n", reply.name))?;
-            reply.note.iter().for_each(|note| terminal.complain(note));
-            Ok(EXIT_DONE)
-        }
+        Command::Undeploy { name } => run_undeploy(&client(), &name, terminal),
         Command::Functions => {
             let reply = client().functions()?;
             terminal.show(&reply, || show::functions(&reply))?;
@@ -200,14 +195,23 @@ where
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Token(arguments) => {
-            let TokenArguments { app, session, ttl_s } = arguments;
-            let reply = client().token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
-            terminal.show(&reply, || format!("{}\n", reply.token))?;
-            Ok(EXIT_DONE)
-        }
+        Command::Token(arguments) => run_token(&client(), arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),
     }
+}
+
+fn run_token(client: &AdminClient, arguments: TokenArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let TokenArguments { app, session, ttl_s } = arguments;
+    let reply = client.token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
+    terminal.show(&reply, || format!("{}\n", reply.token))?;
+    Ok(EXIT_DONE)
+}
+
+fn run_undeploy(client: &AdminClient, name: &str, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let reply = client.undeploy(name)?;
+    terminal.show(&reply, || format!("undeployed {}\n", reply.name))?;
+    reply.note.iter().for_each(|note| terminal.complain(note));
+    Ok(EXIT_DONE)
 }
 
 /// The configuration with the flags put over it; `--admin` is an address here, not one to connect to.

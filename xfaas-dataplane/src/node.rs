@@ -104,10 +104,7 @@ impl Node {
         crate::control::private_directory(&config.shared_memory_dir)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        let whole = whole_apps(config, &placement)?;
-        reshard::bring_home(config, &placement)?;
-        make_directory(&region_directory)?;
-        let recovered = recover_logs(config, &region_directory, &placement, &whole)?;
+        let recovered = bring_up_regions(config, &region_directory, &placement)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -142,13 +139,7 @@ impl Node {
         options.recovered = recovered;
         options.token_key = Some(token_key.clone());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let facts = NodeFacts {
-            shards: config.cpus.len(),
-            keys: *placement.keys(),
-            session_header: config.session_header.clone(),
-            lock_wait_ms: config.limits.lock_wait_ms,
-            region_socket: regions.is_some().then(|| config.region_socket()),
-        };
+        let facts = facts(config, &placement, regions.is_some());
         let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
         let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
         let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins));
@@ -258,13 +249,31 @@ fn shard_options(
     }
 }
 
+fn facts(config: &Config, placement: &LocalPlacement, gives_regions: bool) -> NodeFacts {
+    NodeFacts {
+        shards: config.cpus.len(),
+        keys: *placement.keys(),
+        session_header: config.session_header.clone(),
+        lock_wait_ms: config.limits.lock_wait_ms,
+        region_socket: gives_regions.then(|| config.region_socket()),
+    }
+}
+
+/// Before any shard runs: all sessions are with the shards that own them now, and what was acknowledged is there.
+fn bring_up_regions(config: &Config, region_directory: &std::path::Path, placement: &LocalPlacement) -> Result<Arc<Recovered>, NodeError> {
+    let whole = whole_apps(config, placement)?;
+    reshard::bring_home(config, placement)?;
+    make_directory(region_directory)?;
+    recover_logs(config, region_directory, placement, &whole)
+}
+
 /// Apps whose regions, of another number of shards, have all that their log has.
 fn whole_apps(config: &Config, placement: &LocalPlacement) -> Result<BTreeSet<String>, NodeError> {
     let folder = |shards: u16| config.shared_memory_dir.join(format!("shards-{shards}"));
     Ok(durable::whole_apps(&config.log_dir(), &folder, config.cpus.len() as u16, placement.fingerprint())?)
 }
 
-/// Before any shard runs: what was acknowledged and is not in the regions goes there.
+/// What was acknowledged and is not in the regions goes there.
 fn recover_logs(
     config: &Config,
     region_directory: &std::path::Path,
