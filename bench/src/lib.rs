@@ -6,6 +6,7 @@ pub mod guest;
 pub mod limit;
 pub mod load;
 pub mod network;
+pub mod policies;
 pub mod read_scaling;
 pub mod report;
 pub mod servers;

@@ -18,4 +18,5 @@ pub use self::http::{HttpLoad, run_http};
 pub use self::interrupt::{Interrupt, InterruptError};
 pub use self::measure::{LoadReport, Summary};
 pub use self::plan::{LoadError, LoadPlan};
+pub(crate) use self::random::Random;
 pub use self::reply::{BadReply, Reply, parse_reply};
