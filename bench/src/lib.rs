@@ -10,6 +10,7 @@ pub mod policies;
 pub mod read_scaling;
 pub mod report;
 pub mod servers;
+pub mod sessions;
 pub mod settings;
 pub mod soak;
 pub mod state;

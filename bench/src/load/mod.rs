@@ -2,6 +2,7 @@
 //! copies a prepared request, reads the clock once a reply and makes one system call for a whole batch of completions.
 
 mod check;
+mod client;
 mod datagram;
 mod fetch;
 mod http;
@@ -12,6 +13,7 @@ mod random;
 mod reply;
 
 pub use self::check::{BodyRule, Expect};
+pub use self::client::Client;
 pub use self::datagram::{DatagramLoad, run_datagrams};
 pub use self::fetch::{FetchError, Fetched, fetch};
 pub use self::http::{HttpLoad, run_http};
