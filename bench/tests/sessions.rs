@@ -6,10 +6,10 @@ use std::process::Command;
 
 fn rows(program: &str, arguments: &[&str]) -> Vec<Value> {
     let guests = std::env::var("XFAAS_GUESTS").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests").to_owned());
-    let output = Command::new(program).args(arguments).env("XFAAS_GUESTS", guests).output().unwrap();
+    let output = Command::new(program).args(arguments).env("XFAAS_GUESTS", guests).output().expect("a built program starts");
     assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let text = String::from_utf8(output.stdout).expect("it prints text");
+    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
 }
 
 #[test]

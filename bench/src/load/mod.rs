@@ -1,6 +1,7 @@
 //! The load generator: closed loop, one thread, one ring, every reply checked. It must out-run the server it measures, so the loop
 //! copies a prepared request, reads the clock once a reply and makes one system call for a whole batch of completions.
 
+mod burst;
 mod check;
 mod client;
 mod datagram;
@@ -12,6 +13,7 @@ mod plan;
 mod random;
 mod reply;
 
+pub use self::burst::{BurstReply, run_burst};
 pub use self::check::{BodyRule, Expect};
 pub use self::client::Client;
 pub use self::datagram::{DatagramLoad, run_datagrams};
