@@ -14,3 +14,4 @@ pub mod soak;
 pub mod state;
 pub mod steer;
 pub mod suite;
+pub mod sync;

@@ -19,6 +19,8 @@ pub const SNAPSHOT_MISSING: u32 = u32::MAX;
 pub const EXPORT_MEMORY: &str = "memory";
 pub const EXPORT_HANDLE: &str = "handle";
 pub const EXPORT_INIT: &str = "init";
+/// `hook() -> i32`, of an app whose hint is a hook: sets the output to the request's session ID.
+pub const EXPORT_HOOK: &str = "hook";
 /// A guest may not export a name that starts so: these are ours.
 pub const EXPORT_RESERVED_PREFIX: &str = "xfaas:";
 
@@ -27,6 +29,8 @@ pub const ARG_SESSION: i32 = 1;
 pub const ARG_METHOD: i32 = 2;
 pub const ARG_PATH: i32 = 3;
 pub const ARG_QUERY: i32 = 4;
+/// For `hook` only: the header lines as they came, each with its line end.
+pub const ARG_HEADERS: i32 = 5;
 
 /// Weak access: atomic per key, no order promised.
 pub const MODE_WEAK: i32 = 0;

@@ -41,6 +41,8 @@ pub const STEER_HEAD_SCAN_BYTES: usize = 512;
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// Calls that wait for a worker in one namespace before a new one is refused with 503.
 pub const NAMESPACE_QUEUE_CALLS_MAX: usize = 256;
+/// Namespaces of one shard that are kept for what they used of their limits only; beyond it a namespace's limits begin anew.
+pub const COOLING_NAMESPACES_MAX: usize = 65_536;
 /// Calls one shard holds at once: running, parked and waiting.
 pub const SHARD_CALLS_MAX: usize = 65_536;
 /// Keys locked at once on one shard, by all its strong sections.
@@ -49,17 +51,31 @@ pub const LOCKS_MAX: usize = 65_536;
 pub const CALL_LOCKS_MAX: usize = 1_024;
 /// Messages under way from one shard to another.
 pub const MAILBOX_MESSAGES_MAX: usize = 4_096;
+/// Aliases of sessions of one node.
+pub const ALIASES_MAX: usize = 65_536;
+/// Added to an app's index, names the namespace of its hook's workers.
+pub const HOOK_APP: u16 = 1 << 15;
 /// Functions of one node.
 pub const FUNCTIONS_MAX: usize = 1_024;
 
 /// Default of `workers_max`: workers that run at once in one namespace.
 pub const WORKERS_MAX_DEFAULT: u16 = 10;
+/// Default of `hook_deadline_ms`.
+pub const HOOK_DEADLINE_MS_DEFAULT: u32 = 10;
+/// Linear memory of a hook's worker.
+pub const HOOK_MEMORY_MIB: u32 = 16;
 /// Default of `deadline_ms`.
 pub const DEADLINE_MS_DEFAULT: u32 = 1_000;
 /// Default of `memory_mib`: linear memory of one worker.
 pub const MEMORY_MIB_DEFAULT: u32 = 128;
 /// Default of `state_mib`: keys and values of one session.
 pub const STATE_MIB_DEFAULT: u32 = 64;
+/// Default of `log_mib`: writes in a shard's log after which a snapshot takes the place of what is before it.
+pub const LOG_MIB_DEFAULT: u32 = 256;
+/// Bytes of writes that wait for a shard's log; over it further requests of its apps are refused.
+pub const LOG_WAITING_BYTES_MAX: usize = 64 << 20;
+/// How long answers wait for a log that cannot be written.
+pub const LOG_HELD_MS_MAX: u64 = 5_000;
 /// Default of `lock_wait_ms`.
 pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 
@@ -106,6 +122,7 @@ const _: () = assert!(CORES_MAX <= SLOTS, "every core must be able to own a slot
 const _: () = assert!(SESSION_ID_BYTES_MAX.is_multiple_of(8), "the hash reads whole words");
 const _: () = assert!(KEY_BYTES_MAX == u8::MAX as usize, "a key's length travels in one byte");
 const _: () = assert!(SNAPSHOT_KEYS_MAX * (VALUE_BYTES_MAX + 4) <= i32::MAX as usize, "a snapshot's length is an i32");
+const _: () = assert!(FUNCTIONS_MAX <= HOOK_APP as usize, "no app has the index of a hook's namespace");
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);

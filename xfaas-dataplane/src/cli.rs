@@ -1,4 +1,4 @@
-//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|invoke|stats|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
@@ -6,9 +6,9 @@ mod datagram;
 mod invoke;
 mod show;
 
-use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments};
+use self::args::{AliasCommand, Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, ContainerConfig, Environment};
-use crate::control::{self, AdminClient, Check, ClientError, DoctorOptions, SessionsQuery};
+use crate::control::{self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, SessionsQuery, TokenRequest};
 use crate::ebpf_object::ebpf_object;
 use clap::Parser;
 use serde::Serialize;
@@ -178,18 +178,14 @@ where
             doctor(&config, (hooks.probe)(&config), terminal)
         }
         Command::Deploy(deploy) => run_deploy(&client(), deploy, terminal),
-        Command::Undeploy { name } => {
-            let reply = client().undeploy(&name)?;
-            terminal.show(&reply, || format!("undeployed {}\n", reply.name))?;
-            reply.note.iter().for_each(|note| terminal.complain(note));
-            Ok(EXIT_DONE)
-        }
+        Command::Undeploy { name } => run_undeploy(&client(), &name, terminal),
         Command::Functions => {
             let reply = client().functions()?;
             terminal.show(&reply, || show::functions(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Sessions(SessionsArguments { app, prefix, limit }) => {
+        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_alias(&client(), command, terminal),
+        Command::Sessions(SessionsArguments { app, prefix, limit, command: None }) => {
             let reply = client().sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
             terminal.show(&reply, || show::sessions(&reply))?;
             Ok(EXIT_DONE)
@@ -199,8 +195,23 @@ where
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
+        Command::Token(arguments) => run_token(&client(), arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),
     }
+}
+
+fn run_token(client: &AdminClient, arguments: TokenArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let TokenArguments { app, session, ttl_s } = arguments;
+    let reply = client.token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
+    terminal.show(&reply, || format!("{}\n", reply.token))?;
+    Ok(EXIT_DONE)
+}
+
+fn run_undeploy(client: &AdminClient, name: &str, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    let reply = client.undeploy(name)?;
+    terminal.show(&reply, || format!("undeployed {}\n", reply.name))?;
+    reply.note.iter().for_each(|note| terminal.complain(note));
+    Ok(EXIT_DONE)
 }
 
 /// The configuration with the flags put over it; `--admin` is an address here, not one to connect to.
@@ -219,6 +230,24 @@ fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Term
     let info = client.deploy(&name, &deploy.into_flags(), &wasm)?;
     terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
     info.note.iter().for_each(|note| terminal.complain(note));
+    Ok(EXIT_DONE)
+}
+
+fn run_alias(client: &AdminClient, command: AliasCommand, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    match command {
+        AliasCommand::Map { key, session, app } => {
+            let alias = client.map(&AliasInfo { app, key: key.to_string(), session: session.to_string() })?;
+            terminal.show(&alias, || format!("{} means {}\n", alias.key, alias.session))?;
+        }
+        AliasCommand::Unmap { key, app } => {
+            let alias = client.unmap(&AliasName { app, key: key.to_string() })?;
+            terminal.show(&alias, || format!("{} means itself\n", alias.key))?;
+        }
+        AliasCommand::Aliases => {
+            let reply = client.aliases()?;
+            terminal.show(&reply, || show::aliases(&reply))?;
+        }
+    }
     Ok(EXIT_DONE)
 }
 

@@ -59,6 +59,11 @@ impl Config {
         self.state_dir.join("compiled")
     }
 
+    /// Where acknowledged writes of apps with durability `sync` are kept.
+    pub fn log_dir(&self) -> PathBuf {
+        self.state_dir.join("log")
+    }
+
     /// Where containers of this machine get descriptors of regions.
     pub fn region_socket(&self) -> PathBuf {
         self.state_dir.join("regions.sock")

@@ -1,9 +1,10 @@
 //! The dataplane of xfaas. Folders, lowest first; one may use only those before it:
-//! sys < state < net < rpc < worker < session < steering < shard < control < config, node, cli < the `xfaas` binary.
+//! sys < state < net < durable < rpc < worker < session < steering < shard < control < config, node, cli < the `xfaas` binary.
 
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod durable;
 pub mod ebpf_object;
 pub mod net;
 pub mod node;

@@ -5,20 +5,24 @@ pub mod container;
 mod door;
 mod keys;
 mod offer;
+mod pins;
 mod reshard;
 
 use self::door::ShardsDoor;
 use self::offer::NodeFacts;
+use self::pins::KernelPins;
 use crate::config::{Config, Limits};
 use crate::control::{
-    Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+    Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
 };
+use crate::durable::{self, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
 use crate::session::{LocalPlacement, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
 use crate::sys::{RingError, open_files};
 use crate::worker::{Engine, EngineError, EngineOptions};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -51,6 +55,8 @@ pub enum NodeError {
         #[source]
         source: std::io::Error,
     },
+    #[error("the log of acknowledged writes cannot be used")]
+    Recover(#[from] RecoverError),
     #[error("cannot bring the sessions of another number of shards to those of today")]
     Reshard(#[from] crate::state::ReshardError),
     #[error(transparent)]
@@ -59,6 +65,8 @@ pub enum NodeError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Deploy(#[from] DeployError),
+    #[error("the shards did not take the aliases")]
+    Aliases(#[from] crate::control::ShardsError),
     #[error("shard {shard} failed")]
     Ring {
         shard: usize,
@@ -96,8 +104,7 @@ impl Node {
         crate::control::private_directory(&config.shared_memory_dir)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        reshard::bring_home(config, &placement)?;
-        make_directory(&region_directory)?;
+        let recovered = bring_up_regions(config, &region_directory, &placement)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -125,25 +132,28 @@ impl Node {
         let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
         let plans = config.cpus.iter().zip(sockets).map(plan);
         let regions = region_door(config, &region_directory);
-        let options = shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
+        let token_key = keys::load_or_create_token_key(&config.state_dir)?;
+        let mut options =
+            shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
+        options.log_directory = config.log_dir();
+        options.recovered = recovered;
+        options.token_key = Some(token_key.clone());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let facts = NodeFacts {
-            shards: config.cpus.len(),
-            keys: *placement.keys(),
-            session_header: config.session_header.clone(),
-            lock_wait_ms: config.limits.lock_wait_ms,
-            region_socket: regions.is_some().then(|| config.region_socket()),
-        };
-        let door = Arc::new(ShardsDoor::new(&shards, Some(facts)));
+        let facts = facts(config, &placement, regions.is_some());
+        let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
+        let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
             deployer: Arc::clone(&deployer),
-            shards: door,
+            shards: Arc::clone(&door) as _,
             steering: steering_stats(&steering),
+            addresses: Some(Arc::clone(&addresses)),
             regions,
         })?;
         let report = deployer.start(&config.functions)?;
+        addresses.start(&*door)?;
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
@@ -223,6 +233,9 @@ fn shard_options(
         region_directory,
         region_bytes_max: u64::from(limits.region_mib) << 20,
         hash_tag,
+        log_directory: std::path::PathBuf::new(),
+        recovered: Arc::default(),
+        log_bytes_max: u64::from(limits.log_mib) << 20,
         replay_bytes_max: REPLAY_BYTES_MAX,
         timeouts: Timeouts {
             head_ns: ms_ns(limits.head_timeout_ms),
@@ -231,8 +244,59 @@ fn shard_options(
             idle_ns: ms_ns(limits.idle_timeout_ms),
         },
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
+        token_key: None,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
     }
+}
+
+fn facts(config: &Config, placement: &LocalPlacement, gives_regions: bool) -> NodeFacts {
+    NodeFacts {
+        shards: config.cpus.len(),
+        keys: *placement.keys(),
+        session_header: config.session_header.clone(),
+        lock_wait_ms: config.limits.lock_wait_ms,
+        region_socket: gives_regions.then(|| config.region_socket()),
+    }
+}
+
+/// Before any shard runs: all sessions are with the shards that own them now, and what was acknowledged is there.
+fn bring_up_regions(config: &Config, region_directory: &std::path::Path, placement: &LocalPlacement) -> Result<Arc<Recovered>, NodeError> {
+    let whole = whole_apps(config, placement)?;
+    reshard::bring_home(config, placement)?;
+    make_directory(region_directory)?;
+    recover_logs(config, region_directory, placement, &whole)
+}
+
+/// Apps whose regions, of another number of shards, have all that their log has.
+fn whole_apps(config: &Config, placement: &LocalPlacement) -> Result<BTreeSet<String>, NodeError> {
+    let folder = |shards: u16| config.shared_memory_dir.join(format!("shards-{shards}"));
+    Ok(durable::whole_apps(&config.log_dir(), &folder, config.cpus.len() as u16, placement.fingerprint())?)
+}
+
+/// What was acknowledged and is not in the regions goes there.
+fn recover_logs(
+    config: &Config,
+    region_directory: &std::path::Path,
+    placement: &LocalPlacement,
+    whole: &BTreeSet<String>,
+) -> Result<Arc<Recovered>, NodeError> {
+    let place = |session: &xfaas_common::ids::SessionId| {
+        let hash = placement.hash(session);
+        SessionPlace { shard: placement.owner(hash.slot()).0, table_hash: hash.table_hash() }
+    };
+    let recovered = recover(&RecoverOptions {
+        directory: &config.log_dir(),
+        region_directory,
+        region_bytes_max: u64::from(config.limits.region_mib) << 20,
+        hash_tag: placement.fingerprint(),
+        shards: config.cpus.len() as u16,
+        place: &place,
+        whole,
+    })?;
+    if recovered.replayed > 0 {
+        tracing::info!(records = recovered.replayed, "writes of the log were loaded");
+    }
+    Ok(Arc::new(recovered))
 }
 
 /// Connections of a shard: as configured, or fewer where the system allows this process fewer descriptors.

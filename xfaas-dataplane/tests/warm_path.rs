@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use xfaas_common::hash::SessionHash;
 use xfaas_common::ids::{CoreIndex, FunctionHash, SessionId, SlotIndex};
+use xfaas_dataplane::durable::Recovered;
 use xfaas_dataplane::net::{DatagramHead, encode_datagram_request};
 use xfaas_dataplane::session::{LocalPlacement, Placement, ProxyOptions};
 use xfaas_dataplane::shard::{self, CommandDoor, RunningShards, ShardCommand, ShardOptions, ShardPlan, Timeouts};
@@ -140,15 +141,19 @@ impl Node {
     fn install(&self) {
         let options = EngineOptions { cache_directory: None, workers_live_max: 16, memory_mib_max: 128, tick_us: 1_000 };
         let engine = Engine::new(&options).unwrap();
-        let functions = [(r#"{"name":"counter","app":"app"}"#, COUNTER), (r#"{"name":"look","app":"app","read_only":true}"#, LOOK)];
-        for (index, (manifest, wat)) in (0..).zip(functions) {
+        let functions = [
+            (r#"{"name":"counter","app":"app"}"#, COUNTER, 0),
+            (r#"{"name":"look","app":"app","read_only":true}"#, LOOK, 0),
+            (r#"{"name":"durable","durability":"sync"}"#, COUNTER, 1),
+        ];
+        for (index, (manifest, wat, app)) in (0..).zip(functions) {
             let manifest: FunctionManifest = serde_json::from_str(manifest).unwrap();
             let program = engine.load(&manifest, &wat::parse_str(wat).unwrap()).unwrap();
             let hash = FunctionHash::of(manifest.name.as_bytes());
-            let function = Arc::new(Function { manifest, program, index, app: 0, hash, generation: 1 });
+            let function = Arc::new(Function { manifest, program, hook: None, index, app, hash, generation: 1 });
             let readers = self.ask_all(|answer| ShardCommand::Install(Arc::clone(&function), answer));
             let readers: Arc<[_]> = readers.into();
-            self.ask_all(|answer| ShardCommand::Readers(0, Arc::clone(&readers), answer));
+            self.ask_all(|answer| ShardCommand::Readers(app, Arc::clone(&readers), answer));
         }
         for door in &self.running.doors {
             door.send(ShardCommand::Serve).ok().unwrap();
@@ -219,7 +224,11 @@ fn options(folder: &Path) -> ShardOptions {
         region_directory: PathBuf::from(folder),
         region_bytes_max: 64 << 20,
         hash_tag: 1,
+        log_directory: folder.join("log"),
+        recovered: Arc::new(Recovered { epoch: 1, next_number: 1, ..Recovered::default() }),
+        log_bytes_max: 256 << 20,
         replay_bytes_max: 1 << 20,
+        token_key: None,
         timeouts: Timeouts { head_ns: SECOND_NS, body_stall_ns: SECOND_NS, body_ns: SECOND_NS, idle_ns: 60 * SECOND_NS },
         drain_ns_min: 0,
         drain_ns_max: SECOND_NS,
@@ -296,6 +305,21 @@ fn a_warm_read_of_another_shards_session_makes_no_heap_allocation() {
     round(500);
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 2000 warm requests");
     assert_eq!(node.local_reads() - local_reads, 1_000, "half of them ran beside the session's owner");
+    node.stop();
+}
+
+#[test]
+fn a_warm_request_that_waits_for_the_log_makes_no_heap_allocation() {
+    let node = Node::start(1);
+    let (mut stream, socket) = (node.connect(), node.udp());
+    ask_http(&mut stream, "durable", "alice", 300);
+    ask_datagrams(&socket, "durable", "bob", 300);
+    let warm = ALLOCATIONS.load(Ordering::Relaxed);
+    let written = node.running.views[0].counters.log_writes.get();
+    ask_http(&mut stream, "durable", "alice", 500);
+    ask_datagrams(&socket, "durable", "bob", 500);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 1000 warm requests");
+    assert_eq!(node.running.views[0].counters.log_writes.get() - written, 1_000, "one after another, each waits for a write of its own");
     node.stop();
 }
 

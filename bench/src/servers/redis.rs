@@ -1,4 +1,4 @@
-//! redis as a yardstick: one server that keeps nothing on disk.
+//! redis as a yardstick: one server that keeps nothing on disk, or one that syncs every write before it answers.
 
 use super::process::{Server, ServerError, directory, free_addresses, takes_connections};
 use crate::load::Interrupt;
@@ -6,10 +6,19 @@ use std::process::Command;
 
 /// redis on loopback, all its threads on `cpu`.
 pub fn start_redis(cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
+    start(cpu, interrupt, &["--appendonly", "no"])
+}
+
+/// The same with `appendfsync always`, its log in the directory for temporary files.
+pub fn start_redis_always(cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
+    start(cpu, interrupt, &["--appendonly", "yes", "--appendfsync", "always"])
+}
+
+fn start(cpu: u16, interrupt: &Interrupt, durability: &[&str]) -> Result<Server, ServerError> {
     let directory = directory("redis")?;
     let [address] = free_addresses()?;
     let mut command = Command::new("redis-server");
-    command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string(), "--save", "", "--appendonly", "no"]);
+    command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string(), "--save", ""]).args(durability);
     command.args(["--server_cpulist", &cpu.to_string(), "--daemonize", "no"]).arg("--dir").arg(directory.path());
     Server::start("redis", &mut command, address, directory, interrupt, takes_connections)
 }

@@ -1,11 +1,12 @@
 //! xfaas itself, as a user starts it: `xfaas run --config`, one shard, steering off.
 
-use super::process::{Server, ServerError, free_addresses_in, scratch_directory, write};
+use super::process::{Server, ServerError, directory, free_addresses_in, scratch_directory, write};
 use crate::load::{Interrupt, fetch};
 use crate::network::Network;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Name and module of each function, and whether it only reads. All counters are of one app, so that each can be read.
 pub const FUNCTIONS: [(&str, bool); 4] = [("echo", false), ("counter-read", true), ("counter-rmw", false), ("counter-rmw-linear", false)];
@@ -50,15 +51,39 @@ pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Resul
 
 /// The same in `network`. Output: also the address of the RPC port.
 pub fn start_xfaas_in(network: &Network, files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<(Server, SocketAddr), ServerError> {
+    let directory = shared_directory()?;
+    let shared = directory.path().join("shared");
+    start_configured(network, files, cpu, interrupt, (directory, &shared, ""))
+}
+
+/// The same with `durability = "sync"`, its log in the directory for temporary files. Output: also where its shared memory is.
+pub fn start_xfaas_sync(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<(Server, TempDir), ServerError> {
+    let shared = shared_directory()?;
+    let place = (directory("xfaas")?, shared.path(), "durability = \"sync\"\n");
+    let (server, _) = start_configured(&Network::loopback(), files, cpu, interrupt, place)?;
+    Ok((server, shared))
+}
+
+fn shared_directory() -> Result<TempDir, ServerError> {
+    scratch_directory("xfaas").map_err(|source| ServerError::File { operation: "make a directory in", path: "/dev/shm".into(), source })
+}
+
+/// `place`: of its files, of its shared memory, and what each function's entry has besides.
+fn start_configured(
+    network: &Network,
+    files: &XfaasFiles,
+    cpu: u16,
+    interrupt: &Interrupt,
+    place: (TempDir, &Path, &str),
+) -> Result<(Server, SocketAddr), ServerError> {
     files.check()?;
-    let made = scratch_directory("xfaas");
-    let directory = made.map_err(|source| ServerError::File { operation: "make a directory in", path: "/dev/shm".into(), source })?;
+    let (directory, shared, keys) = place;
     let [http, admin, rpc] = free_addresses_in(network)?;
-    let mut text = configuration_text(directory.path(), http, admin, rpc, cpu);
+    let mut text = configuration_text((directory.path(), shared), http, admin, rpc, cpu);
     for (function, read_only) in FUNCTIONS {
         let app = if function == "echo" { "echo" } else { "counters" };
         let wasm = quoted(&files.guest(function)?);
-        write!(text, "\n[[function]]\nname = \"{function}\"\napp = \"{app}\"\nwasm = {wasm}\nread_only = {read_only}\n")
+        write!(text, "\n[[function]]\nname = \"{function}\"\napp = \"{app}\"\nwasm = {wasm}\nread_only = {read_only}\n{keys}")
             .expect("a String takes all");
     }
     let configuration = directory.path().join("xfaas.toml");
@@ -78,9 +103,9 @@ fn answers_for_every_function(http: SocketAddr) -> bool {
     })
 }
 
-fn configuration_text(directory: &Path, http: SocketAddr, admin: SocketAddr, rpc: SocketAddr, cpu: u16) -> String {
+fn configuration_text((directory, shared): (&Path, &Path), http: SocketAddr, admin: SocketAddr, rpc: SocketAddr, cpu: u16) -> String {
     // The sessions' state lies in the directory too: a benchmark must leave nothing behind.
-    let (state, shared) = (quoted(&directory.join("state")), quoted(&directory.join("shared")));
+    let (state, shared) = (quoted(&directory.join("state")), quoted(shared));
     format!(
         "state_dir = {state}\nshared_memory_dir = {shared}\n\n\
          [listen]\nhttp = \"{http}\"\nudp = \"{http}\"\nadmin = \"{admin}\"\nrpc = \"{rpc}\"\n\n\

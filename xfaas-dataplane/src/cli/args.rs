@@ -1,8 +1,9 @@
 //! The flags, as clap reads them.
 
 use crate::config::{self, ContainerOptions, Overrides};
-use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX};
+use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
 use crate::steering::SteeringMode;
+use crate::worker::{CpuShare, Durability, Hint};
 use clap::{Args, Parser, Subcommand};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -48,8 +49,10 @@ pub(super) enum Command {
     },
     /// List functions
     Functions,
-    /// List sessions with state
+    /// List sessions with state, or change what names of sessions mean
     Sessions(SessionsArguments),
+    /// Make a token that lets its bearer speak for a session of an app that wants tokens
+    Token(TokenArguments),
     /// Call a function, over HTTP or with a datagram
     Invoke(InvokeArguments),
     /// Show counters and latencies
@@ -187,6 +190,24 @@ pub(super) struct DeployArguments {
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
+    /// What the app's state outlives: memory (the process) or sync (the machine) [default: memory]
+    #[arg(long, value_name = "MODE", value_parser = Durability::parse)]
+    durability: Option<Durability>,
+    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it) [default: the session header]
+    #[arg(long, value_name = "HINT")]
+    hint: Option<Hint>,
+    /// A longer run of the app's hook is stopped [default: 10]
+    #[arg(long, value_name = "N")]
+    hook_deadline_ms: Option<u32>,
+    /// Requests of the app must carry a token for their session: see `xfaas token`
+    #[arg(long)]
+    tokens: bool,
+    /// Requests of one session in a second, more are answered 429 [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_s: Option<u32>,
+    /// Part of a core that one session may use while others want it, 0.01 to 1.0 [default: no limit]
+    #[arg(long, value_name = "SHARE")]
+    cpu_share: Option<CpuShare>,
 }
 
 impl DeployArguments {
@@ -201,12 +222,21 @@ impl DeployArguments {
             memory_mib: self.memory_mib,
             workers_max: self.workers_max,
             state_mib: self.state_mib,
+            durability: self.durability,
+            hint: self.hint,
+            hook_deadline_ms: self.hook_deadline_ms,
+            tokens: self.tokens,
+            requests_per_s: self.requests_per_s,
+            cpu_share: self.cpu_share,
         }
     }
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct SessionsArguments {
+    #[command(subcommand)]
+    pub command: Option<AliasCommand>,
     /// Only of this app
     #[arg(long)]
     pub app: Option<String>,
@@ -216,6 +246,43 @@ pub(super) struct SessionsArguments {
     /// At most so many, 1 to 10000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=SESSIONS_LIMIT_MAX as i64))]
     pub limit: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AliasCommand {
+    /// Let KEY mean SESSION from the next request on, on every shard
+    Map {
+        #[arg(value_parser = session)]
+        key: SessionId,
+        #[arg(value_parser = session)]
+        session: SessionId,
+        /// Only in this app
+        #[arg(long, value_parser = name)]
+        app: Option<String>,
+    },
+    /// Let KEY mean itself again
+    Unmap {
+        #[arg(value_parser = session)]
+        key: SessionId,
+        /// The alias of this app
+        #[arg(long, value_parser = name)]
+        app: Option<String>,
+    },
+    /// List aliases
+    Aliases,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenArguments {
+    /// The app
+    #[arg(long, value_parser = name)]
+    pub app: String,
+    /// The session's ID
+    #[arg(long, value_name = "ID", value_parser = session)]
+    pub session: SessionId,
+    /// Seconds for which it is good
+    #[arg(long, value_name = "N", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=TOKEN_TTL_S_MAX))]
+    pub ttl_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -317,7 +384,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -329,6 +396,12 @@ mod tests {
             memory_mib: Some(2),
             workers_max: Some(3),
             state_mib: Some(4),
+            durability: Some(Durability::Sync),
+            hint: Some(Hint::Path(0)),
+            hook_deadline_ms: Some(6),
+            tokens: true,
+            requests_per_s: Some(5),
+            cpu_share: Some("0.5".parse().unwrap()),
         };
         assert_eq!(deploy.into_flags(), expected);
     }

@@ -1,9 +1,10 @@
 //! Replies of the admin API as text for people.
 
 use crate::control::{
-    Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SessionsReply,
-    StatsReply, Verdict,
+    AliasInfo, AliasesReply, Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS,
+    REQUESTS_TOTAL, SessionsReply, StatsReply, Verdict,
 };
+use crate::worker::Durability;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -30,6 +31,14 @@ fn table(names: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+pub(super) fn aliases(reply: &AliasesReply) -> String {
+    if reply.aliases.is_empty() {
+        return "no aliases: add one with `xfaas sessions map KEY SESSION`\n".to_owned();
+    }
+    let row = |alias: &AliasInfo| vec![alias.app.clone().unwrap_or_else(|| "(every)".to_owned()), alias.key.clone(), alias.session.clone()];
+    table(&["APP", "KEY", "SESSION"], &reply.aliases.iter().map(row).collect::<Vec<_>>())
+}
+
 pub(super) fn functions(reply: &FunctionsReply) -> String {
     if reply.functions.is_empty() {
         return "no functions: deploy one with `xfaas deploy NAME FILE`\n".to_owned();
@@ -42,7 +51,11 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
             ("idempotent", manifest.idempotent),
             ("fresh", manifest.fresh),
         ];
-        let switches: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        let mut switches: Vec<String> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect();
+        switches.extend((!manifest.rules.hint.is_default()).then(|| manifest.rules.hint.to_string()));
+        if manifest.durability != Durability::Memory {
+            switches.push(manifest.durability.name().to_owned());
+        }
         let source = match info.source {
             FunctionSource::Configuration => "configuration",
             FunctionSource::Deployment => "deployment",

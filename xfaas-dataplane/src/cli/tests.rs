@@ -32,7 +32,15 @@ fn control(directory: &std::path::Path) -> Control {
     let deployer = Arc::new(Deployer::new(engine(), Arc::clone(&shards), Store::open(directory).unwrap(), 128));
     deployer.start(&[]).unwrap();
     let steering = Arc::new(|| Ok(SteeringReport { mode: "off".to_owned(), ..SteeringReport::default() }));
-    control::spawn(ControlOptions { listen: "127.0.0.1:0".parse().unwrap(), deployer, shards, steering, regions: None }).unwrap()
+    control::spawn(ControlOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        deployer,
+        shards,
+        steering,
+        addresses: Some(crate::control::testing::addresses()),
+        regions: None,
+    })
+    .unwrap()
 }
 
 /// Answers every request on one connection with `reply`; gives the heads and bodies it saw when the connection ends.

@@ -1,7 +1,7 @@
 //! The shape of `xfaas.toml`, as written. Unknown keys are refused with their line and column.
 
 use super::limits::Limits;
-use crate::worker::FunctionManifest;
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,6 +68,15 @@ pub(super) struct FunctionEntry {
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
     state_mib: Option<u32>,
+    #[serde(default)]
+    durability: Durability,
+    #[serde(default)]
+    hint: Hint,
+    #[serde(default)]
+    tokens: bool,
+    hook_deadline_ms: Option<u32>,
+    requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl FunctionEntry {
@@ -85,6 +94,14 @@ impl FunctionEntry {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
+            durability: self.durability,
+            rules: AppRules {
+                hint: self.hint,
+                hook_deadline_ms: self.hook_deadline_ms,
+                tokens: self.tokens,
+                requests_per_s: self.requests_per_s,
+                cpu_share: self.cpu_share,
+            },
         };
         (manifest, self.wasm)
     }

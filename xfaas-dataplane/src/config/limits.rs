@@ -3,7 +3,8 @@
 use super::ConfigError;
 use serde::Deserialize;
 use xfaas_common::limits::{
-    BODY_BYTES_MAX_DEFAULT, CONNECTIONS_MAX, LOCK_WAIT_MS_DEFAULT, NAMESPACE_QUEUE_CALLS_MAX, SHARD_CALLS_MAX, STATE_MIB_DEFAULT,
+    BODY_BYTES_MAX_DEFAULT, CONNECTIONS_MAX, LOCK_WAIT_MS_DEFAULT, LOG_MIB_DEFAULT, NAMESPACE_QUEUE_CALLS_MAX, SHARD_CALLS_MAX,
+    STATE_MIB_DEFAULT,
 };
 
 /// Checked by `check`; the ranges are in each field's text.
@@ -20,6 +21,8 @@ pub struct Limits {
     pub namespace_queue_calls_max: u32,
     /// Shared memory of one app on one shard, MiB, 64..=1_048_576. Taken from tmpfs as it is used.
     pub region_mib: u32,
+    /// Writes in a shard's log, MiB, after which a snapshot takes the place of what is before it. 1..=1_048_576.
+    pub log_mib: u32,
     /// How long an invocation waits for a lock, milliseconds, 1..=600_000.
     pub lock_wait_ms: u32,
     /// Workers of the whole process that live at once, 1..=10_000. Each reserves 4 GiB of address space.
@@ -46,6 +49,7 @@ impl Default for Limits {
             shard_calls_max: SHARD_CALLS_MAX as u32,
             namespace_queue_calls_max: NAMESPACE_QUEUE_CALLS_MAX as u32,
             region_mib: 1_024,
+            log_mib: LOG_MIB_DEFAULT,
             lock_wait_ms: LOCK_WAIT_MS_DEFAULT,
             workers_live_max: 1_000,
             memory_mib_max: 1_024,
@@ -61,12 +65,13 @@ impl Default for Limits {
 impl Limits {
     /// Errors: the first key outside its range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let ranges: [(&str, u32, u32, u32); 13] = [
+        let ranges: [(&str, u32, u32, u32); 14] = [
             ("body_bytes_max", self.body_bytes_max, 1_024, 64 << 20),
             ("connections_max", self.connections_max, 1, CONNECTIONS_MAX as u32),
             ("shard_calls_max", self.shard_calls_max, 1, SHARD_CALLS_MAX as u32),
             ("namespace_queue_calls_max", self.namespace_queue_calls_max, 1, NAMESPACE_QUEUE_CALLS_MAX as u32),
             ("region_mib", self.region_mib, STATE_MIB_DEFAULT, 1 << 20),
+            ("log_mib", self.log_mib, 1, 1 << 20),
             ("lock_wait_ms", self.lock_wait_ms, 1, 600_000),
             ("workers_live_max", self.workers_live_max, 1, 10_000),
             ("memory_mib_max", self.memory_mib_max, 1, 4_096),

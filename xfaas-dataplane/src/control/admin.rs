@@ -6,6 +6,7 @@
 mod problem;
 mod routes;
 
+use super::addresses::Addresses;
 use super::deploy::Deployer;
 use super::regions::RegionDoor;
 use super::shards::{Shards, SteeringStats};
@@ -27,6 +28,8 @@ pub struct ControlOptions {
     pub deployer: Arc<Deployer>,
     pub shards: Arc<dyn Shards>,
     pub steering: SteeringStats,
+    /// `None` in a container, which knows neither tokens nor aliases.
+    pub addresses: Option<Arc<Addresses>>,
     /// Where containers of this machine get descriptors of regions; `None`: nowhere.
     pub regions: Option<RegionDoor>,
 }
@@ -87,6 +90,7 @@ struct Shared {
     deployer: Arc<Deployer>,
     shards: Arc<dyn Shards>,
     steering: SteeringStats,
+    addresses: Option<Arc<Addresses>>,
     /// One permit a helper thread: a request that finds none is told to come back.
     helpers: Arc<Semaphore>,
     started_at: Instant,
@@ -108,16 +112,18 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
         deployer: options.deployer,
         shards: options.shards,
         steering: options.steering,
+        addresses: options.addresses,
         helpers: Arc::new(Semaphore::new(HELPERS_MAX)),
         started_at: Instant::now(),
     };
     let (stop, stopped) = oneshot::channel();
     let regions = options.regions;
+    let deployer = Arc::clone(&shared.deployer);
     let serve = move || {
         if let Some(regions) = regions {
             // Ends with the runtime, below.
-            runtime.spawn(async {
-                if let Err(error) = regions.serve().await {
+            runtime.spawn(async move {
+                if let Err(error) = regions.serve(Arc::new(move |app| deployer.shows_at_once(app))).await {
                     tracing::error!(%error, "containers of this machine cannot map regions");
                 }
             });

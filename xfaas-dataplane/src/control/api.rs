@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::FunctionManifest;
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,12 @@ pub struct DeployFlags {
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
     pub state_mib: Option<u32>,
+    pub durability: Option<Durability>,
+    pub hint: Option<Hint>,
+    pub hook_deadline_ms: Option<u32>,
+    pub tokens: bool,
+    pub requests_per_s: Option<u32>,
+    pub cpu_share: Option<CpuShare>,
 }
 
 impl DeployFlags {
@@ -33,19 +39,38 @@ impl DeployFlags {
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
+            durability: self.durability.unwrap_or(default.durability),
+            rules: AppRules {
+                hint: self.hint.unwrap_or_default(),
+                hook_deadline_ms: self.hook_deadline_ms,
+                tokens: self.tokens,
+                requests_per_s: self.requests_per_s,
+                cpu_share: self.cpu_share,
+            },
         }
     }
 
     /// The parameters that differ from their defaults.
     pub(super) fn to_query(&self) -> Vec<(&'static str, String)> {
-        let switches = [("read_only", self.read_only), ("atomic", self.atomic), ("idempotent", self.idempotent), ("fresh", self.fresh)];
+        let switches = [
+            ("read_only", self.read_only),
+            ("atomic", self.atomic),
+            ("idempotent", self.idempotent),
+            ("fresh", self.fresh),
+            ("tokens", self.tokens),
+        ];
         let numbers = [
             ("deadline_ms", self.deadline_ms),
             ("memory_mib", self.memory_mib),
             ("workers_max", self.workers_max.map(u32::from)),
             ("state_mib", self.state_mib),
+            ("hook_deadline_ms", self.hook_deadline_ms),
+            ("requests_per_s", self.requests_per_s),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
+        query.extend(self.durability.map(|durability| ("durability", durability.name().to_owned())));
+        query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
+        query.extend(self.cpu_share.map(|share| ("cpu_share", f64::from(share).to_string())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
         query.extend(numbers.iter().filter_map(|(key, value)| value.map(|value| (*key, value.to_string()))));
         query
@@ -93,6 +118,50 @@ pub struct UndeployReply {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// What `POST /v1/tokens` is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    pub app: String,
+    pub session: String,
+    /// Seconds for which the token is good, 1..=TOKEN_TTL_S_MAX.
+    pub ttl_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReply {
+    pub app: String,
+    pub session: String,
+    pub token: String,
+    /// The first second in which it is good no more.
+    pub expires_unix_s: u64,
+}
+
+/// What a key means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AliasInfo {
+    /// Only in this app; absent: in every app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    pub key: String,
+    pub session: String,
+}
+
+/// Names an alias, in a query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AliasName {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    pub key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasesReply {
+    pub aliases: Vec<AliasInfo>,
 }
 
 /// One session with state.

@@ -1,7 +1,7 @@
 //! Which functions this node has: who may have which name, app and index. Pure bookkeeping, no I/O; `deploy.rs` drives it.
 
 use super::api::{FunctionInfo, FunctionSource};
-use crate::worker::FunctionManifest;
+use crate::worker::{Durability, FunctionManifest};
 use std::collections::BTreeMap;
 use xfaas_common::ids::{FunctionHash, is_name};
 use xfaas_common::limits::{FUNCTIONS_MAX, STATE_MIB_DEFAULT};
@@ -11,6 +11,8 @@ pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
 
 const DEADLINE_MS_MAX: u32 = 600_000;
 const WORKERS_MAX: u16 = 1_024;
+const HOOK_DEADLINE_MS_MAX: u32 = 1_000;
+const REQUESTS_PER_S_MAX: u32 = 1_000_000;
 
 pub(super) const CONFIGURATION_WINS: &str = "xfaas.toml has a [[function]] of this name too, which wins at the next start: change it there";
 
@@ -21,15 +23,20 @@ pub enum ManifestError {
     BadName { what: &'static str, name: String },
     #[error("`{key}` is {value}: give a value in {low}..={high}")]
     OutOfRange { key: &'static str, value: u32, low: u32, high: u32 },
+    #[error("`durability` is \"checkpoint\", which this version does not have: choose memory or sync")]
+    NoCheckpoints,
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
-/// `state_mib` 1..=64.
+/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000.
 pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Result<(), ManifestError> {
     for (what, name) in [("function", &manifest.name), ("app", &manifest.app)] {
         if !is_name(name.as_bytes()) {
             return Err(ManifestError::BadName { what, name: name.clone() });
         }
+    }
+    if manifest.durability == Durability::Checkpoint {
+        return Err(ManifestError::NoCheckpoints);
     }
     let ranges = [
         ("deadline_ms", manifest.deadline_ms, DEADLINE_MS_MAX),
@@ -37,7 +44,12 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         ("workers_max", manifest.workers_max.into(), WORKERS_MAX.into()),
         ("state_mib", manifest.state_mib, STATE_MIB_DEFAULT),
     ];
-    for (key, value, high) in ranges {
+    let optional = [
+        ("hook_deadline_ms", manifest.rules.hook_deadline_ms, HOOK_DEADLINE_MS_MAX),
+        ("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX),
+    ];
+    let optional = optional.into_iter().filter_map(|(key, value, high)| Some((key, value?, high)));
+    for (key, value, high) in ranges.into_iter().chain(optional) {
         if !(1..=high).contains(&value) {
             return Err(ManifestError::OutOfRange { key, value, low: 1, high });
         }
@@ -50,8 +62,16 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
 pub enum CatalogError {
     #[error("function {name:?} belongs to app {current:?} and cannot move to {wanted:?}: undeploy it first, or deploy under another name")]
     WrongApp { name: String, current: String, wanted: String },
+    #[error(
+        "function {other:?} of app {app:?} has durability {current:?}, and {name:?} wants {wanted:?}: the functions of an app must agree"
+    )]
+    OtherDurability { name: String, app: String, other: String, current: &'static str, wanted: &'static str },
     #[error("the name {name:?} has the same datagram hash {hash:08x} as function {other:?}: choose another name")]
     HashClash { name: String, other: String, hash: u32 },
+    #[error(
+        "function {name:?} and function {other:?} of app {app:?} differ in `{key}`: functions of one app say the same, so give both the same value, or undeploy the other one first"
+    )]
+    RulesDiffer { name: String, other: String, app: String, key: &'static str },
     #[error("this node has {FUNCTIONS_MAX} functions, the most it takes: undeploy one first")]
     TooManyFunctions,
     #[error("this process has opened {APPS_MAX} apps, the most it takes: restart it, or use an app it already has")]
@@ -106,6 +126,30 @@ impl Catalog {
         }
         if self.apps.len() >= APPS_MAX && !self.apps.iter().any(|known| known == app) {
             return Err(CatalogError::TooManyApps);
+        }
+        Ok(())
+    }
+
+    /// The durability that an app's functions agree on. `None`: it has none.
+    pub fn durability_of(&self, app: &str) -> Option<Durability> {
+        self.entries.values().find(|entry| entry.manifest.app == app).map(|entry| entry.manifest.durability)
+    }
+
+    /// Errors: a function of the same app says something else about the app. Of one that does not run only the durability counts: what it
+    /// wrote is there. Changes nothing.
+    pub fn agree(&self, manifest: &FunctionManifest) -> Result<(), CatalogError> {
+        let FunctionManifest { name, app, durability, rules, .. } = manifest;
+        let others = self.entries.values().filter(|entry| entry.manifest.app == *app && entry.manifest.name != *name);
+        for entry in others {
+            let other = entry.manifest.name.clone();
+            if entry.manifest.durability != *durability {
+                let (current, wanted) = (entry.manifest.durability.name(), durability.name());
+                return Err(CatalogError::OtherDurability { name: name.clone(), app: app.clone(), other, current, wanted });
+            }
+            let difference = rules.difference(&entry.manifest.rules).filter(|_| entry.fault.is_none());
+            if let Some(key) = difference {
+                return Err(CatalogError::RulesDiffer { name: name.clone(), other, app: app.clone(), key });
+            }
         }
         Ok(())
     }
@@ -196,6 +240,19 @@ mod tests {
         catalog.admit("a", "shop").unwrap();
         catalog.remove("a");
         catalog.admit("a", "other").unwrap();
+    }
+
+    #[test]
+    fn the_functions_of_an_app_agree_on_durability() {
+        let mut catalog = Catalog::default();
+        catalog.insert(entry("a", "shop"));
+        let sync = |name: &str| FunctionManifest { durability: Durability::Sync, ..manifest(name, "shop") };
+        let refused = catalog.agree(&sync("b")).unwrap_err();
+        assert!(matches!(&refused, CatalogError::OtherDurability { other, current: "memory", .. } if other == "a"), "{refused}");
+        catalog.agree(&sync("a")).unwrap(); // alone, it may change
+        catalog.agree(&manifest("b", "shop")).unwrap();
+        let checkpoint = FunctionManifest { durability: Durability::Checkpoint, ..manifest("c", "c") };
+        assert!(matches!(check_manifest(&checkpoint, 128), Err(ManifestError::NoCheckpoints)));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The admin API as `xfaas deploy`, `functions`, `sessions` and `stats` use it. Called by `cli`; blocks.
 
-use super::api::{DeployFlags, FunctionInfo, FunctionsReply, Problem, SessionsReply, StatsReply, UndeployReply};
+use super::api::{
+    AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionsReply, Problem, SessionsReply, StatsReply, TokenReply,
+    TokenRequest, UndeployReply,
+};
 use super::shards::SessionsQuery;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -73,6 +76,27 @@ impl AdminClient {
         pairs.extend(query.app.clone().map(|app| ("app", app)));
         pairs.extend(query.prefix.clone().map(|prefix| ("prefix", prefix)));
         self.answer(self.agent.get(self.url("/v1/sessions")).query_pairs(pairs).call(), ANSWER_TIMEOUT)
+    }
+
+    /// Returns when every shard follows it.
+    pub fn map(&self, alias: &AliasInfo) -> Result<AliasInfo, ClientError> {
+        let body = serde_json::to_vec(alias).expect("strings become JSON");
+        self.answer(self.agent.put(self.url("/v1/aliases")).content_type("application/json").send(&body[..]), ANSWER_TIMEOUT)
+    }
+
+    pub fn unmap(&self, alias: &AliasName) -> Result<AliasName, ClientError> {
+        let mut pairs = vec![("key", alias.key.clone())];
+        pairs.extend(alias.app.clone().map(|app| ("app", app)));
+        self.answer(self.agent.delete(self.url("/v1/aliases")).query_pairs(pairs).call(), ANSWER_TIMEOUT)
+    }
+
+    pub fn aliases(&self) -> Result<AliasesReply, ClientError> {
+        self.answer(self.agent.get(self.url("/v1/aliases")).call(), ANSWER_TIMEOUT)
+    }
+
+    pub fn token(&self, request: &TokenRequest) -> Result<TokenReply, ClientError> {
+        let body = serde_json::to_vec(request).expect("strings and a number become JSON");
+        self.answer(self.agent.post(self.url("/v1/tokens")).content_type("application/json").send(&body[..]), ANSWER_TIMEOUT)
     }
 
     pub fn stats(&self) -> Result<StatsReply, ClientError> {

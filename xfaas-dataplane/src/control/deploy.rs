@@ -8,7 +8,7 @@ use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestE
 use super::describe;
 use super::shards::{Running, Shards, ShardsError};
 use super::store::{Store, StoreError, Stored};
-use crate::worker::{Engine, Function, FunctionManifest, LoadError};
+use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -199,6 +199,11 @@ impl Deployer {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).list()
     }
 
+    /// True when an app's values may be shown as soon as they are written: where they wait for the log, only the owner knows which are safe.
+    pub fn shows_at_once(&self, app: &str) -> bool {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).durability_of(app) != Some(Durability::Sync)
+    }
+
     /// How many functions run.
     pub fn count_running(&self) -> usize {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).count_running()
@@ -219,12 +224,16 @@ impl Deployer {
     ) -> Result<Arc<Function>, DeployError> {
         let name = &manifest.name;
         check_manifest(manifest, self.memory_mib_max)?;
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).admit(name, &manifest.app)?;
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        catalog.admit(name, &manifest.app).and_then(|()| catalog.agree(manifest))?;
+        drop(catalog);
         let program = self.engine.load(manifest, wasm).map_err(|source| DeployError::Module { name: name.clone(), source })?;
+        let hook = (manifest.rules.hint == Hint::Hook).then(|| self.engine.load_hook(wasm)).transpose();
+        let hook = hook.map_err(|source| DeployError::Module { name: name.clone(), source })?;
         let generation = generation.unwrap_or_else(|| deployments.store.next_generation());
         let place = self.catalog_mut(|catalog| catalog.place(name, &manifest.app));
         let hash = FunctionHash::of(name.as_bytes());
-        Ok(Arc::new(Function { manifest: manifest.clone(), program, index: place.index, app: place.app, hash, generation }))
+        Ok(Arc::new(Function { manifest: manifest.clone(), program, hook, index: place.index, app: place.app, hash, generation }))
     }
 
     /// Loads and installs a function that needs no storing.

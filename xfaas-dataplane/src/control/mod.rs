@@ -1,7 +1,9 @@
 //! The control thread: deployments, the admin API, metrics, and the doctor. DESIGN.md section 12.
 //! Touches shards at one door only, the trait `Shards`; never on a request's path. Called by `main.rs` and `cli`.
 
+mod addresses;
 mod admin;
+mod aliases;
 mod api;
 mod catalog;
 mod client;
@@ -14,10 +16,11 @@ mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use self::addresses::{Addresses, TOKEN_TTL_S_MAX};
 pub use self::admin::{Control, ControlError, ControlOptions, spawn};
 pub use self::api::{
-    DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem, SessionInfo, SessionsReply, StatsReply,
-    UndeployReply,
+    AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem,
+    SessionInfo, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply,
 };
 pub use self::catalog::{ManifestError, check_manifest};
 pub use self::client::{AdminClient, ClientError};

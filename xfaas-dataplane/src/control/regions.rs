@@ -23,6 +23,8 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(2);
 /// Before the next try when connections cannot be taken, as when this process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+pub(super) type IsGiven = dyn Fn(&str) -> bool + Send + Sync;
+
 /// The socket, bound. Its path goes when this is dropped.
 #[derive(Debug)]
 pub struct RegionDoor {
@@ -47,7 +49,9 @@ impl RegionDoor {
     }
 
     /// Answers until the runtime ends. Errors: the listener cannot be used at all.
-    pub(super) async fn serve(self) -> io::Result<()> {
+    ///
+    /// `is_given`: an app's regions may be read without asking their owner.
+    pub(super) async fn serve(self, is_given: Arc<IsGiven>) -> io::Result<()> {
         let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
         let places = Arc::new(Semaphore::new(REGION_CONNECTIONS_MAX));
         loop {
@@ -57,9 +61,9 @@ impl RegionDoor {
             };
             // None left: closed without an answer, and the container asks again or reads by RPC.
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-            let directory = self.directory.clone();
+            let (directory, is_given) = (self.directory.clone(), Arc::clone(&is_given));
             tokio::spawn(async move {
-                if let Err(error) = serve_peer(&stream, &directory).await {
+                if let Err(error) = serve_peer(&stream, &directory, &*is_given).await {
                     tracing::warn!(%error, "a container gets no region descriptors");
                 }
                 drop(place);
@@ -76,7 +80,7 @@ impl Drop for RegionDoor {
 }
 
 /// Errors: the peer is someone else, or broke the protocol. One that is silent or leaves is none.
-async fn serve_peer(stream: &UnixStream, directory: &Path) -> io::Result<()> {
+async fn serve_peer(stream: &UnixStream, directory: &Path, is_given: &IsGiven) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != rustix::process::geteuid().as_raw() {
         return Err(io::Error::other(format!("it is a process of user {peer}")));
@@ -84,7 +88,7 @@ async fn serve_peer(stream: &UnixStream, directory: &Path) -> io::Result<()> {
     while let Ok(request) = tokio::time::timeout(REQUEST_TIME_MAX, read_request(stream)).await {
         let Some((app, shard)) = request? else { return Ok(()) };
         // The name is one of ours, so it cannot lead out of the folder.
-        let file = File::open(directory.join(format!("{app}.{shard}.region"))).ok();
+        let file = is_given(&app).then(|| File::open(directory.join(format!("{app}.{shard}.region"))).ok()).flatten();
         let answered = tokio::time::timeout(REQUEST_TIME_MAX, answer(stream, file.as_ref())).await;
         answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     }

@@ -1,9 +1,11 @@
 //! The door to the shards: everything the control thread may ask of them, and what they answer.
 
 use super::api::SessionInfo;
+use crate::session::AliasChange;
 use crate::worker::Function;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use xfaas_common::ids::SessionId;
 
 /// Sessions one answer of `/v1/sessions` may list.
 pub const SESSIONS_LIMIT_MAX: usize = 10_000;
@@ -39,6 +41,10 @@ pub trait Shards: Send + Sync + 'static {
 
     /// Tells the containers of other processes which functions there are, all of them. Returns when every shard knows.
     fn offer(&self, functions: &[Running]) -> Result<(), ShardsError>;
+
+    /// Adds and takes away aliases; returns when every shard follows them. `pins`: what keys mean now, so that the kernel brings their
+    /// packets to the right core; `None`: nothing. A pin that cannot be set is logged: shards find the core themselves.
+    fn alias(&self, changes: &[AliasChange], pins: &[(SessionId, Option<SessionId>)]) -> Result<(), ShardsError>;
 
     /// Sessions with state, at most `query.limit`.
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError>;

@@ -29,6 +29,8 @@ pub enum StoreError {
     },
     #[error("{} belongs to user {owner}, or others may write to it (mode {mode:o}): make it ours with mode 700, or choose another directory", path.display())]
     NotPrivate { path: PathBuf, owner: u32, mode: u32 },
+    #[error("{} holds the line {line:?}, which is none of ours: correct it, or remove the file and map the aliases anew", path.display())]
+    BadLine { path: PathBuf, line: String },
     #[error("cannot write the manifest of {name:?}")]
     Encode {
         name: String,

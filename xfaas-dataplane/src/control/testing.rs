@@ -1,13 +1,15 @@
 //! What the tests of this folder and of `cli` share: small modules, an engine, and shards that only remember.
 
+use super::addresses::Addresses;
 use super::api::{FunctionSource, SessionInfo};
 use super::catalog::Entry;
 use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
+use crate::session::{AliasChange, TOKEN_SECRET_BYTES, TokenKey};
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use xfaas_common::ids::FunctionHash;
+use xfaas_common::ids::{FunctionHash, SessionId};
 
 /// `(module (memory (export "memory") 1) (func (export "handle") (result i32) i32.const 0))`
 pub(crate) const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x13\x02\x06memory\x02\0\x06handle\0\0\x0a\x06\x01\x04\0\x41\0\x0b";
@@ -41,12 +43,19 @@ pub(crate) fn clashing_names() -> (String, String) {
     unreachable!("two of a million names share a 32-bit hash")
 }
 
+pub(crate) fn addresses() -> Arc<Addresses> {
+    // The folder may go: the file stays open.
+    let folder = tempfile::tempdir().unwrap();
+    Arc::new(Addresses::open(TokenKey::new(&[1; TOKEN_SECRET_BYTES]), folder.path()).unwrap())
+}
+
 /// Shards without shards.
 #[derive(Default)]
 pub(crate) struct FakeShards {
     installed: Mutex<BTreeMap<u16, Arc<Function>>>,
     fail_install: AtomicBool,
     offered: Mutex<Vec<Running>>,
+    pub aliases: Mutex<Vec<AliasChange>>,
     pub draining: AtomicBool,
 }
 
@@ -90,6 +99,11 @@ impl Shards for FakeShards {
 
     fn offer(&self, functions: &[Running]) -> Result<(), ShardsError> {
         *self.offered.lock().unwrap() = functions.to_vec();
+        Ok(())
+    }
+
+    fn alias(&self, changes: &[AliasChange], _pins: &[(SessionId, Option<SessionId>)]) -> Result<(), ShardsError> {
+        self.aliases.lock().unwrap().extend_from_slice(changes);
         Ok(())
     }
 

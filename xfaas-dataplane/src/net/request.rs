@@ -86,6 +86,11 @@ impl Request {
         self.parts.query.of(&self.head)
     }
 
+    /// The header lines as they came, each with its line end.
+    pub fn fields(&self) -> &[u8] {
+        self.parts.fields.of(&self.head)
+    }
+
     /// The body, transfer coding and trailers removed, or a datagram's payload.
     pub fn body(&self) -> &[u8] {
         &self.body
@@ -99,8 +104,13 @@ impl Request {
     /// The value of the first header of that name, without the white space around it. Cost: one pass over the head; nothing is indexed
     /// in advance, as most requests are never asked.
     pub fn header(&self, lower_case_name: &[u8]) -> Option<&[u8]> {
+        self.headers(lower_case_name).next()
+    }
+
+    /// The values of all headers of that name, in their order.
+    pub fn headers(&self, lower_case_name: &[u8]) -> impl Iterator<Item = &[u8]> {
         let fields = self.parts.fields.of(&self.head);
-        fields.split(|byte| *byte == b'\n').find_map(|line| {
+        fields.split(|byte| *byte == b'\n').filter_map(move |line| {
             let (name, value) = line.split_at_checked(lower_case_name.len())?;
             let value = value.strip_prefix(b":")?;
             name.eq_ignore_ascii_case(lower_case_name).then(|| value.trim_ascii())
@@ -127,6 +137,11 @@ impl Request {
         self.clear();
         self.session = Some(session);
         self.body.extend_from_slice(payload);
+    }
+
+    /// Takes that many bytes off the body's front: a datagram's token, which the guest does not see. At most as many as there are.
+    pub fn drop_body_front(&mut self, bytes: usize) {
+        self.body.drain(..bytes);
     }
 
     /// Names the session where the client did not: the fresh one of this request.

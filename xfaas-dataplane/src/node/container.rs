@@ -10,6 +10,7 @@ mod welcome;
 use self::join::{Joiner, JoinerParts};
 use self::linker::{LinkBoard, Linker, LinkerNews};
 use super::door::ShardsDoor;
+use super::pins::KernelPins;
 use super::{NodeError, TICK_US, shard_options};
 use crate::config::ContainerConfig;
 use crate::control::{Control, ControlOptions, Deployer, SteeringReport};
@@ -57,12 +58,13 @@ impl Container {
         // No region is ever opened: the state is the primary's.
         let mut options = shard_options(&config.limits, config.cpus.len(), SESSION_HEADER_DEFAULT, config.state_dir.clone(), 0);
         options.proxy.is_secondary = true;
-        let placement: Arc<dyn Placement> = Arc::new(LocalPlacement::new(config.cpus.len()));
-        let shards = shard::start(plans.collect(), &options, &placement)?;
-        let door = Arc::new(ShardsDoor::new(&shards, None));
+        let placement = Arc::new(LocalPlacement::new(config.cpus.len()));
+        let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
+        let door = Arc::new(ShardsDoor::new(&shards, None, KernelPins::new(None, placement)));
         let deployer = Arc::new(Deployer::for_container(engine, Arc::clone(&door) as _, config.limits.memory_mib_max));
         let steering = Arc::new(|| Ok(SteeringReport { mode: "off, as always in a container".to_owned(), ..SteeringReport::default() }));
-        let control = ControlOptions { listen: config.admin, deployer: Arc::clone(&deployer), shards: door, steering, regions: None };
+        let (listen, deployer_here) = (config.admin, Arc::clone(&deployer));
+        let control = ControlOptions { listen, deployer: deployer_here, shards: door, steering, addresses: None, regions: None };
         let control = crate::control::spawn(control)?;
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;

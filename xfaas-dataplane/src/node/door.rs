@@ -1,10 +1,12 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
 use super::offer::NodeFacts;
+use super::pins::KernelPins;
 use crate::control::{
     CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo, SessionsQuery, Shards,
     ShardsError,
 };
+use crate::session::AliasChange;
 use crate::shard::{
     self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounters, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
     ShardView,
@@ -15,6 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use xfaas_common::drop_reason::DropReason;
+use xfaas_common::ids::SessionId;
 use xfaas_common::rpc::FrameFault;
 
 /// How long a shard may take to answer a command.
@@ -25,6 +28,7 @@ pub(super) struct ShardsDoor {
     views: Vec<Arc<ShardView>>,
     /// What containers are told; none join a container.
     facts: Option<NodeFacts>,
+    pins: KernelPins,
     names: Mutex<Names>,
 }
 
@@ -36,8 +40,8 @@ struct Names {
 }
 
 impl ShardsDoor {
-    pub(super) fn new(shards: &RunningShards, facts: Option<NodeFacts>) -> ShardsDoor {
-        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, names: Mutex::default() }
+    pub(super) fn new(shards: &RunningShards, facts: Option<NodeFacts>, pins: KernelPins) -> ShardsDoor {
+        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, pins, names: Mutex::default() }
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
@@ -103,6 +107,14 @@ impl Shards for ShardsDoor {
         let Some(facts) = &self.facts else { return Ok(()) };
         let offer = Arc::new(facts.offer(functions));
         self.ask_all(|answer| ShardCommand::Offer(Arc::clone(&offer), answer)).map(drop)
+    }
+
+    fn alias(&self, changes: &[AliasChange], pins: &[(SessionId, Option<SessionId>)]) -> Result<(), ShardsError> {
+        let changes: Arc<[AliasChange]> = changes.into();
+        self.ask_all(|answer| ShardCommand::Alias(Arc::clone(&changes), answer))?;
+        // After the shards: a packet that the kernel brings to the new core must find the alias there.
+        pins.iter().for_each(|(key, session)| self.pins.set(key, *session));
+        Ok(())
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {
@@ -189,7 +201,9 @@ impl Shards for ShardsDoor {
     }
 
     fn ready(&self) -> Result<(), String> {
-        Ok(()) // `shard::start` returns only when every loop runs, and a shard that ends stops the process
+        // `shard::start` returns only when every loop runs, and a shard that ends stops the process.
+        let failing = self.views.iter().position(|view| view.counters.log_failing.get() != 0);
+        failing.map_or(Ok(()), |shard| Err(format!("the log of shard {shard} cannot be written: functions with durability sync get 503")))
     }
 }
 

@@ -1,5 +1,8 @@
 //! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
 
+mod alias;
+mod budget;
+mod fresh;
 mod hint;
 mod idle;
 mod namespace;
@@ -7,9 +10,13 @@ mod outcome;
 mod placement;
 mod primary;
 mod proxy;
+mod token;
 
-pub use self::hint::FreshIds;
+pub use self::alias::{AliasChange, AliasTable};
+pub use self::fresh::FreshIds;
+pub use self::hint::named_session;
 pub use self::outcome::{Finished, Outcome};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::primary::{ContainerPlacement, Primary};
 pub use self::proxy::{CallName, EndedInvocation, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, invocation_of};
+pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

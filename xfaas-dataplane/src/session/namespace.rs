@@ -1,11 +1,13 @@
 //! The active namespaces of a shard: those with a worker or a waiting call. A namespace at rest is only its state in the region.
 
+use super::budget::Budget;
 use crate::state::NamespaceRef;
 use crate::worker::Call;
 use hashbrown::HashTable;
 use slab::Slab;
 use std::collections::VecDeque;
 use xfaas_common::ids::SessionId;
+use xfaas_common::limits::COOLING_NAMESPACES_MAX;
 
 /// Index of an active namespace on this shard.
 pub(super) type NamespaceId = u32;
@@ -23,16 +25,31 @@ pub(super) struct Namespace {
     pub(super) running: u16,
     /// Calls that wait for a worker, oldest first.
     pub(super) waiting: VecDeque<Box<Call>>,
+    /// Requests of late, where the app has `requests_per_s`.
+    pub(super) requests: Budget,
+    /// Time of the core of late, where the app has a `cpu_share`.
+    pub(super) core_time: Budget,
+    /// It rests in the table until what it used of late is paid off: to be forgotten and made again would be a way around its limits.
+    is_cooling: bool,
+}
+
+impl Namespace {
+    /// When nothing of what it used of late counts any more; 0: nothing ever did.
+    fn settled_at_ns(&self) -> u64 {
+        self.requests.empty_at_ns().max(self.core_time.empty_at_ns())
+    }
 }
 
 pub(super) struct NamespaceTable {
     by_session: HashTable<NamespaceId>,
     namespaces: Slab<Namespace>,
+    /// Namespaces that rest for their limits only.
+    cooling: VecDeque<NamespaceId>,
 }
 
 impl NamespaceTable {
     pub(super) fn new() -> NamespaceTable {
-        NamespaceTable { by_session: HashTable::new(), namespaces: Slab::new() }
+        NamespaceTable { by_session: HashTable::new(), namespaces: Slab::new(), cooling: VecDeque::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -53,7 +70,18 @@ impl NamespaceTable {
             return id;
         }
         let hash = spread(table_hash, app);
-        let fresh = Namespace { app, session: *session, table_hash, state: None, idle: Vec::new(), running: 0, waiting: VecDeque::new() };
+        let fresh = Namespace {
+            app,
+            session: *session,
+            table_hash,
+            state: None,
+            idle: Vec::new(),
+            running: 0,
+            waiting: VecDeque::new(),
+            requests: Budget::default(),
+            core_time: Budget::default(),
+            is_cooling: false,
+        };
         let id = self.namespaces.insert(fresh) as NamespaceId;
         let namespaces = &self.namespaces;
         self.by_session.insert_unique(hash, id, |id| {
@@ -83,15 +111,41 @@ impl NamespaceTable {
 
     /// Forgets the namespace if nothing runs, waits or rests in it.
     pub(super) fn remove_if_empty(&mut self, id: NamespaceId) {
-        let namespace = &self.namespaces[id as usize];
+        let namespace = &mut self.namespaces[id as usize];
         if namespace.running != 0 || !namespace.idle.is_empty() || !namespace.waiting.is_empty() {
             return;
+        }
+        if namespace.is_cooling {
+            return; // `cool_down` looks at it again
+        }
+        if namespace.settled_at_ns() != 0 && self.cooling.len() < COOLING_NAMESPACES_MAX {
+            namespace.is_cooling = true;
+            return self.cooling.push_back(id);
         }
         let hash = spread(namespace.table_hash, namespace.app);
         if let Ok(entry) = self.by_session.find_entry(hash, |other| *other == id) {
             entry.remove();
         }
         self.namespaces.remove(id as usize);
+    }
+
+    /// Looks at the namespaces that rest for their limits: those whose time is over are forgotten, unless they are in use again.
+    pub(super) fn cool_down(&mut self, now_ns: u64) {
+        for _ in 0..self.cooling.len() {
+            let Some(id) = self.cooling.pop_front() else { return };
+            let namespace = &mut self.namespaces[id as usize];
+            if namespace.settled_at_ns() > now_ns {
+                self.cooling.push_back(id);
+                continue;
+            }
+            namespace.is_cooling = false;
+            (namespace.requests, namespace.core_time) = (Budget::default(), Budget::default());
+            self.remove_if_empty(id);
+        }
+    }
+
+    pub(super) fn is_cooling(&self) -> bool {
+        !self.cooling.is_empty()
     }
 
     /// Namespaces with a waiting call.
@@ -128,6 +182,22 @@ mod tests {
         table.remove_if_empty(id);
         assert_eq!(table.len(), 1);
         assert_eq!(table.iter().next().unwrap().app, 1);
+    }
+
+    #[test]
+    fn a_namespace_with_limits_is_forgotten_only_when_they_are_paid_off() {
+        let mut table = NamespaceTable::new();
+        let session = SessionId::new(b"alice").unwrap();
+        let id = table.find_or_insert(0, &session, 7);
+        assert!(table.get_mut(id).requests.take(100, 100, 1_000));
+        table.remove_if_empty(id);
+        assert_eq!(table.find_or_insert(0, &session, 7), id);
+        assert!(!table.get_mut(id).requests.take(100, 100, 1_050));
+        table.remove_if_empty(id);
+        table.cool_down(1_099);
+        assert_eq!(table.len(), 1);
+        table.cool_down(1_100);
+        assert_eq!((table.len(), table.is_cooling()), (0, false));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod beside;
 mod cancel;
+mod limits;
 mod remote;
 mod secondary;
 
@@ -21,7 +22,7 @@ use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use xfaas_common::limits::FUNCTIONS_MAX;
+use xfaas_common::limits::{FUNCTIONS_MAX, HOOK_APP};
 
 /// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
 const COMPACT_BYTES_MAX: usize = 64 << 10;
@@ -58,6 +59,7 @@ pub struct ProxyStats {
     pub mapped_reads: u64,
     pub cancelled: u64,
     pub regions_refused: u64,
+    pub rate_limited: u64,
 }
 
 /// What a worker is doing.
@@ -101,6 +103,8 @@ pub struct Proxy {
     idle: IdleList,
     namespaces: NamespaceTable,
     run_queue: VecDeque<u32>,
+    /// Runnable workers of namespaces that are over their share.
+    held: VecDeque<u32>,
     /// Lent to the guest that runs; here at all other times.
     state: Option<Box<ShardState>>,
     granted: Vec<CallToken>,
@@ -117,6 +121,7 @@ impl Proxy {
     pub fn new(options: ProxyOptions, state: Box<ShardState>) -> Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
         let run_queue = VecDeque::with_capacity(options.workers_live_max);
+        let held = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
         let remote = RemoteCalls::new(options.workers_live_max);
         Proxy {
@@ -126,6 +131,7 @@ impl Proxy {
             idle: IdleList::new(),
             namespaces: NamespaceTable::new(),
             run_queue,
+            held,
             state: Some(state),
             granted,
             remote,
@@ -188,12 +194,17 @@ impl Proxy {
 
     /// True while a worker could run now.
     pub fn has_runnable(&self) -> bool {
-        !self.run_queue.is_empty()
+        !self.run_queue.is_empty() || !self.held.is_empty()
+    }
+
+    /// True while all that could run are namespaces over their share.
+    pub fn has_held_only(&self) -> bool {
+        self.run_queue.is_empty() && !self.held.is_empty()
     }
 
     /// True while a call runs, is parked or waits.
     pub fn is_busy(&self) -> bool {
-        self.queued > 0 || self.parked > 0 || self.remote.waiting > 0 || !self.run_queue.is_empty()
+        self.queued > 0 || self.parked > 0 || self.remote.waiting > 0 || self.has_runnable()
     }
 
     pub fn stats(&self) -> ProxyStats {
@@ -219,8 +230,18 @@ impl Proxy {
         let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {
             return refused(call, ErrorCode::NoFunction, "the function was removed");
         };
-        call.set_function(&function.manifest);
+        match (call.is_hook(), &function.hook) {
+            (false, _) => call.set_function(&function.manifest),
+            (true, Some(_)) => call.set_hook(&function.manifest),
+            (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
+        }
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
+        if let Some(requests_per_s) = function.manifest.rules.requests_per_s
+            && !call.is_hook()
+            && !self.take_request(id, requests_per_s, now_ns)
+        {
+            return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
+        }
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
@@ -228,9 +249,9 @@ impl Proxy {
                 Ok(worker) => {
                     let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
-                    if is_busy {
-                        // Another invocation was sliced or parked: its namespace's calls take turns with everybody's.
-                        self.run_queue.push_back(worker);
+                    if is_busy || self.is_over_share(id, now_ns) {
+                        // It is over its share, or another invocation was sliced or parked: its namespace's calls take turns with everybody's.
+                        self.enqueue(worker, now_ns);
                         return None;
                     }
                     return self.run(worker, now_ns);
@@ -258,7 +279,7 @@ impl Proxy {
 
     /// Runs the next runnable worker for one slice. Output: a call that is over.
     pub fn run_next(&mut self, now_ns: u64) -> Option<Finished> {
-        let id = self.run_queue.pop_front()?;
+        let id = self.next_runnable(now_ns)?;
         self.run(id, now_ns)
     }
 
@@ -275,8 +296,11 @@ impl Proxy {
         if self.workers.0.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
             return Err(ForkError::PoolFull);
         }
-        let worker = match Worker::fork(&function.program) {
-            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(&function.program)?,
+        let is_hook = self.namespaces.get(id).app & HOOK_APP != 0;
+        // Replaced while the call waited: `sweep` answers it.
+        let program = if is_hook { function.hook.as_ref().ok_or(ForkError::PoolFull)? } else { &function.program };
+        let worker = match Worker::fork(program) {
+            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(program)?,
             forked => forked?,
         };
         self.stats.forks += 1;
@@ -307,7 +331,14 @@ impl Proxy {
         let slot = &mut self.workers.0[id as usize];
         let call = slot.call.take().expect("a runnable worker has a call");
         let state = self.state.take().expect("one guest runs at a time on a shard");
-        let (lent, progress) = slot.worker.poll(Lent { call, state });
+        let (namespace, function) = (slot.namespace, slot.function);
+        // All hooks of an app have one namespace, whose time is nobody's share.
+        let share = self.share_of(function).filter(|_| !call.is_hook());
+        let from_ns = share.map_or(0, |_| crate::sys::clock::monotonic_ns());
+        let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
+        if let Some(share) = share {
+            self.charge_core_time(namespace, share, from_ns);
+        }
         let Lent { mut call, state } = lent;
         self.state = Some(state);
         self.stats.slices += 1;
@@ -336,7 +367,7 @@ impl Proxy {
             }
             Progress::SliceOver => {
                 self.workers.0[id as usize].call = Some(call);
-                self.run_queue.push_back(id);
+                self.enqueue(id, now_ns);
                 None
             }
             Progress::Waiting => {
@@ -372,7 +403,7 @@ impl Proxy {
             slot.phase = Phase::Runnable;
             slot.call.as_mut().expect("a parked worker has a call").waited_ns += now_ns.saturating_sub(since_ns);
             self.parked -= 1;
-            self.run_queue.push_back(id);
+            self.enqueue(id, now_ns);
         }
     }
 
@@ -387,7 +418,9 @@ impl Proxy {
         let slot = &mut self.workers.0[id as usize];
         let (namespace_id, function) = (slot.namespace, slot.function);
         let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);
-        let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !current.manifest.fresh);
+        // A hook runs before its session is known: what it leaves in memory is nobody else's to see.
+        let is_fresh = |current: &Arc<Function>| current.manifest.fresh || call.is_hook();
+        let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !is_fresh(current));
         let namespace = self.namespaces.get_mut(namespace_id);
         namespace.running -= 1;
         namespace.state = call.namespace;
@@ -420,7 +453,7 @@ impl Proxy {
             let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
             self.queued -= 1;
             self.assign(worker, call, now_ns);
-            self.run_queue.push_back(worker);
+            self.enqueue(worker, now_ns);
         }
     }
 
@@ -467,6 +500,9 @@ impl Proxy {
         if self.beside.has_stale_readers {
             self.drop_stale_readers();
         }
+        if self.namespaces.is_cooling() {
+            self.namespaces.cool_down(now_ns);
+        }
         while let Some(id) = self.idle.oldest() {
             let slot = &self.workers.0[id as usize];
             let Phase::Idle { since_ns } = slot.phase else { unreachable!("the idle list holds idle workers") };
@@ -503,7 +539,10 @@ impl Proxy {
     fn sweep_waiting(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         for id in self.namespaces.waiting_ids() {
             let functions = &self.functions;
-            let gone = |call: &Call| functions.get(usize::from(call.function)).and_then(Option::as_ref).is_none();
+            let gone = |call: &Call| {
+                let function = functions.get(usize::from(call.function)).and_then(Option::as_ref);
+                function.is_none_or(|function| call.is_hook() && function.hook.is_none())
+            };
             let namespace = self.namespaces.get_mut(id);
             while let Some(at) = namespace.waiting.iter().position(|call| gone(call)) {
                 let call = namespace.waiting.remove(at).expect("found just above");

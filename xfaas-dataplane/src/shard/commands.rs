@@ -24,6 +24,10 @@ impl Shard {
                 }
                 ShardCommand::Primary(command) => self.on_primary_command(command),
                 ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Alias(changes, answer) => {
+                    changes.iter().for_each(|change| self.aliases.apply(change));
+                    answer.try_send(()).ok();
+                }
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();
@@ -37,7 +41,12 @@ impl Shard {
     fn install(&mut self, function: Arc<Function>) -> Result<Option<RegionReader>, String> {
         let (index, app, hash) = (function.index, function.app, function.hash);
         let name = function.manifest.name.as_bytes().into();
+        let manifest = Arc::clone(&function);
         self.proxy.install(function).map_err(|error| error_chain(&error))?;
+        if let Err(error) = self.set_durability(app, &manifest.manifest) {
+            self.proxy.remove(index);
+            return Err(error_chain(&error));
+        }
         self.by_name.insert(name, index);
         self.by_hash.insert(hash.0, index);
         Ok(self.proxy.reader(app))
@@ -74,6 +83,7 @@ impl Shard {
         let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
         let busy = self.proxy.is_busy()
             || self.rpc.is_busy()
+            || self.logging.has_held()
             || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;

@@ -151,6 +151,10 @@ pub struct ShardCounters {
     pub regions_refused: Count,
     /// `xfaas_cancelled_total`: calls whose client was gone before they were over.
     pub cancelled: Count,
+    /// `xfaas_tokens_refused_total`: requests answered `bad_token`.
+    pub tokens_refused: Count,
+    /// `xfaas_rate_limited_total`: requests over their namespace's `requests_per_s`.
+    pub rate_limited: Count,
     /// `xfaas_sessions`, with state in the region.
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
@@ -160,6 +164,13 @@ pub struct ShardCounters {
     pub state_held_bytes: Count,
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
+    /// `xfaas_log_writes_total`, `xfaas_log_bytes_total`: writes of the log, each with its sync.
+    pub log_writes: Count,
+    pub log_bytes: Count,
+    /// `xfaas_log_failures_total`: of them, and of the files that the log needs.
+    pub log_failures: Count,
+    /// `xfaas_log_failing`: 1 while the log cannot be written.
+    pub log_failing: Count,
     /// `xfaas_turns_total`.
     pub turns: Count,
     /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
@@ -238,12 +249,18 @@ pub const EXPORTED: &[Exported] = &[
         c.regions_refused.get() as f64
     }),
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
+    counter("xfaas_tokens_refused_total", "Requests without a token that is good for their session.", |c| c.tokens_refused.get() as f64),
+    counter("xfaas_rate_limited_total", "Requests over their namespace's requests_per_s.", |c| c.rate_limited.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
     gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
     gauge("xfaas_state_fragmentation_ratio", "Part of that memory that holds neither values nor records.", |c| {
         fragmentation(c.state_held_bytes.get(), c.state_pages_bytes.get())
     }),
+    counter("xfaas_log_writes_total", "Writes of the log, each with its sync.", |c| c.log_writes.get() as f64),
+    counter("xfaas_log_bytes_total", "Bytes written to the log.", |c| c.log_bytes.get() as f64),
+    counter("xfaas_log_failures_total", "Writes and files of the log that failed.", |c| c.log_failures.get() as f64),
+    gauge("xfaas_log_failing", "1 while the log cannot be written.", |c| c.log_failing.get() as f64),
     counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
     counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
     counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),
@@ -263,6 +280,7 @@ impl ShardCounters {
         self.slices.set(stats.slices);
         self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
+        self.rate_limited.set(stats.rate_limited);
         self.regions_refused.set(stats.regions_refused);
     }
 }

@@ -51,12 +51,18 @@ impl Shard {
             return self.send_datagram(peer, |out| encode_datagram_error(out, &head, code, None));
         }
         let index = self.by_hash[&head.function.0];
-        let hash = self.placement.hash(&head.session);
-        let owner = self.placement.owner(hash.slot());
         let function = self.proxy.function(index).expect("by_hash holds functions in service only");
+        let session = self.aliases.resolve(&function.manifest.app, head.session);
+        let hash = self.placement.hash(&session);
+        let owner = self.placement.owner(hash.slot());
+        if !self.admit_datagram(function, &session, &mut call.request) {
+            self.view.counters.tokens_refused.add(1);
+            self.keep_call(call);
+            return self.send_datagram(peer, |out| encode_datagram_error(out, &head, ErrorCode::BadToken, None));
+        }
         call.function = index;
         call.app = function.app;
-        call.session = head.session;
+        call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
         call.received_ns = self.now_ns;
@@ -107,7 +113,9 @@ impl Shard {
         let Origin::Datagram { peer, request_id, .. } = call.origin else {
             unreachable!("`deliver` sends datagrams' calls here only");
         };
-        let head = DatagramHead { session: call.session, request_id, function: call.function_hash };
+        // As the client named it, which may be an alias.
+        let session = *call.request.session().expect("a datagram names its session");
+        let head = DatagramHead { session, request_id, function: call.function_hash };
         let mut out = self.spare_buffers.pop().unwrap_or_default();
         match outcome {
             Outcome::Replied => encode_datagram_reply(&mut out, &head, &call.output),

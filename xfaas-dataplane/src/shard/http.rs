@@ -1,5 +1,6 @@
 //! The HTTP stage: bytes of a connection become requests, requests become calls. Bytes are hostile here.
 
+use super::admission::Refusal;
 use super::connection::{Asked, Closing, Connection, PENDING_BYTES_MAX};
 use super::start::GROUP_STREAMS;
 use super::tag::Operation;
@@ -8,6 +9,7 @@ use crate::net::{CONTINUE, ErrorCode, Http1Event, Phase};
 use crate::session::Outcome;
 use crate::sys::{Completion, FixedFile};
 use crate::worker::{Call, Origin, StateAt};
+use xfaas_common::ids::SessionId;
 
 impl Shard {
     pub(super) fn on_accept(&mut self, completion: &Completion) {
@@ -145,7 +147,21 @@ impl Shard {
 
     /// A good head whose body is still to come: the last chance to refuse before the client sends it.
     fn on_head(&mut self, id: u32, call: Box<Call>, expects_continue: bool, has_body: bool) {
-        let known = self.by_name.contains_key(call.request.function_name()) || self.is_unjoined();
+        let index = self.by_name.get(call.request.function_name()).copied();
+        if let Some(function) = index.and_then(|index| self.proxy.function(index))
+            && has_body
+            && function.manifest.rules.may_refuse_a_head()
+            && let Err((code, detail)) = self.admit_http(function, &call.request)
+        {
+            if code.closes() || expects_continue {
+                self.view.counters.http_requests.add(1);
+                self.view.counters.tokens_refused.add(u64::from(code == ErrorCode::BadToken));
+                return self.refuse_and_close(id, call, code, detail);
+            }
+            // Refused once its body is read and dropped, so that the connection can stay.
+            self.connections[id as usize].decoder.discard_body();
+        }
+        let known = index.is_some() || self.is_unjoined();
         let connection = &mut self.connections[id as usize];
         if known && self.draining_since_ns.is_none() {
             if expects_continue && has_body {
@@ -177,18 +193,34 @@ impl Shard {
             }
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
-        let (session, hash) = match call.request.session() {
-            Some(session) => (*session, self.placement.hash(session)),
+        let function = self.proxy.function(index).expect("by_name holds functions in service only");
+        call.function = index;
+        call.received_ns = self.now_ns;
+        if function.hook.is_some() {
+            return self.run_hook(id, call);
+        }
+        let admitted = self.admit_http(function, &call.request);
+        self.on_admitted(id, call, admitted);
+    }
+
+    /// A request whose session is known, or not to be had: runs it here or sends it to the owner.
+    pub(super) fn on_admitted(&mut self, id: u32, mut call: Box<Call>, admitted: Result<Option<SessionId>, Refusal>) {
+        let named = match admitted {
+            Ok(named) => named,
+            Err((code, detail)) => {
+                self.view.counters.tokens_refused.add(u64::from(code == ErrorCode::BadToken));
+                return self.refuse(id, call, code, detail);
+            }
+        };
+        let (session, hash) = match named {
+            Some(session) => (session, self.placement.hash(&session)),
             None => self.fresh.session(&*self.placement, self.core),
         };
         let owner = self.placement.owner(hash.slot());
-        let function = self.proxy.function(index).expect("by_name holds functions in service only");
-        call.function = index;
-        call.app = function.app;
+        call.app = self.proxy.function(call.function).expect("looked up by the caller").app;
         call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
-        call.received_ns = self.now_ns;
         let connection = &mut self.connections[id as usize];
         call.origin = Origin::Http { connection: id, generation: u32::from(connection.generation), shard: self.core.0 };
         connection.busy = true;
@@ -219,7 +251,7 @@ impl Shard {
     }
 
     /// Answers a request that runs nothing.
-    fn refuse(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
+    pub(super) fn refuse(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
         let reusable = self.connections[id as usize].decoder.is_reusable();
         if code.closes() || !reusable {
             return self.refuse_and_close(id, call, code, detail);

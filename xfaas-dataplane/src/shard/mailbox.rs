@@ -3,7 +3,7 @@
 use super::connection::MovedConnection;
 use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
-use crate::session::{CallName, Finished};
+use crate::session::{AliasChange, CallName, Finished};
 use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
@@ -115,6 +115,8 @@ pub enum ShardCommand {
     Primary(PrimaryCommand),
     /// Sessions with state or workers here.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
+    /// Aliases to add and to take away, in their order; answered when the next request is chosen a session by them.
+    Alias(Arc<[AliasChange]>, SyncSender<()>),
     /// What containers are told from now on; answered when those that are connected will hear of it.
     Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.

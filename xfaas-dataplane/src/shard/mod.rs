@@ -1,11 +1,14 @@
 //! A shard: one pinned thread, one io_uring, the slots it owns. `turn.rs` drives; every other file is a stage it calls.
 
+mod admission;
 mod cancel;
 mod commands;
 mod connection;
 mod counters;
 mod datagram;
+mod hook;
 mod http;
+mod logging;
 mod mailbox;
 mod moving;
 mod primary;

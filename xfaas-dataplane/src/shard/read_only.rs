@@ -4,7 +4,7 @@
 use super::turn::Shard;
 use crate::net::ErrorCode;
 use crate::session::{Finished, Outcome};
-use crate::worker::{Call, Origin, StateAt};
+use crate::worker::{Call, Durability, Origin, StateAt};
 use xfaas_common::ids::CoreIndex;
 
 impl Shard {
@@ -19,7 +19,11 @@ impl Shard {
         let may_run_beside = self.proxy.function(call.function).is_some_and(|function| {
             // The answers that an idempotent function's datagrams get again are kept in one place, with the owner.
             let is_replayed = function.manifest.idempotent && matches!(call.origin, Origin::Datagram { .. });
-            function.manifest.read_only && !is_replayed && self.proxy.state().readers.get(function.app, owner.0).is_some()
+            // Where writes wait for the log, only the owner knows which of them are safe to show.
+            function.manifest.read_only
+                && function.manifest.durability == Durability::Memory
+                && !is_replayed
+                && self.proxy.state().readers.get(function.app, owner.0).is_some()
         });
         if !may_run_beside || self.proxy.takes_locks(call.function) {
             return false;

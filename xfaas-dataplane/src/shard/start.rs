@@ -4,7 +4,8 @@ use super::counters::ShardView;
 use super::mailbox::{CommandDoor, Mailboxes, Post};
 use super::primary::{Container, OnLost};
 use super::turn::{Shard, ShardParts};
-use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions};
+use crate::durable::Recovered;
+use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions, TokenKey};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
@@ -77,9 +78,16 @@ pub struct ShardOptions {
     pub region_bytes_max: u64,
     /// Names the session hash's keys: a region written under other keys is refused, because nothing in it would be found.
     pub hash_tag: u64,
+    /// Where the log is, and what the start found in it.
+    pub log_directory: PathBuf,
+    pub recovered: Arc<Recovered>,
+    /// Bytes of a shard's log after which a snapshot takes the place of what is before it.
+    pub log_bytes_max: u64,
     /// Remembered answers of idempotent functions.
     pub replay_bytes_max: usize,
     pub timeouts: Timeouts,
+    /// Tokens are checked with it; `None`: no token is good.
+    pub token_key: Option<TokenKey>,
     /// Draining: how long 503 `draining` is answered at least, and how long running calls may take at most. Nanoseconds.
     pub drain_ns_min: u64,
     pub drain_ns_max: u64,

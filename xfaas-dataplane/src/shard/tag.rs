@@ -52,6 +52,8 @@ pub(super) enum Operation {
         generation: u16,
         operation: LinkOperation,
     },
+    /// A write of the log is over.
+    Logged,
 }
 
 /// The same of containers' connections; their kind lies where other tags have the sender.
@@ -91,6 +93,7 @@ impl Operation {
             Operation::Rpc(RpcOperation::Sent { connection, generation }) => pack(13, 2, generation, connection),
             Operation::Rpc(RpcOperation::Handed { connection, generation }) => pack(13, 3, generation, connection),
             Operation::RpcArrived(arrival) => pack(14, arrival.from, arrival.generation, arrival.connection),
+            Operation::Logged => pack(16, 0, 0, 0),
         }
     }
 
@@ -123,6 +126,7 @@ impl Operation {
                 kind => unreachable!("no RPC operation has kind {kind}: tags are made by `Operation::tag` only"),
             }),
             14 => Operation::RpcArrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
+            16 => Operation::Logged,
             kind => unreachable!("no operation has kind {kind}: tags are made by `Operation::tag` only"),
         }
     }
@@ -137,7 +141,7 @@ mod tests {
         #[test]
         fn a_tag_says_what_it_was_made_of(connection: u32, generation: u16, from: u8) {
             for operation in [
-                Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed,
+                Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed, Operation::Logged,
                 Operation::Receive { connection, generation }, Operation::Sent { connection, generation },
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
                 Operation::HalfClosed { connection, generation },
@@ -150,7 +154,7 @@ mod tests {
                 Operation::Rpc(RpcOperation::Handed { connection, generation }),
             ] {
                 prop_assert_eq!(Operation::of(operation.tag()), operation);
-                prop_assert_eq!(operation.tag().0 >> 60, 0);
+                prop_assert_eq!(operation.tag().0 >> 61, 0);
             }
         }
     }

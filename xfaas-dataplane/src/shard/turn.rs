@@ -3,14 +3,15 @@
 
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
+use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
 use super::start::ShardOptions;
 use super::tag::Operation;
-use crate::net::{HttpLimits, http_date};
-use crate::session::{Finished, FreshIds, Placement, Proxy};
+use crate::net::{ErrorCode, HttpLimits, http_date};
+use crate::session::{AliasTable, Finished, FreshIds, Outcome, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
@@ -56,12 +57,14 @@ pub struct Shard {
     pub(super) by_hash: FxHashMap<u32, u16>,
     pub(super) post: Post,
     pub(super) fresh: FreshIds,
+    pub(super) aliases: AliasTable,
     pub(super) replays: Replays,
     pub(super) view: Arc<ShardView>,
     pub(super) door: Arc<CommandDoor>,
     pub(super) tcp: OwnedFd,
     pub(super) udp: OwnedFd,
     pub(super) rpc: Rpc,
+    pub(super) logging: Logging,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -129,12 +132,14 @@ impl Shard {
             by_hash: FxHashMap::default(),
             post,
             fresh: FreshIds::default(),
+            aliases: AliasTable::default(),
             replays,
             view,
             door,
             tcp,
             udp,
             rpc: Rpc::new(rpc),
+            logging: Logging::default(),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -187,6 +192,7 @@ impl Shard {
         }
         self.send_to_owners();
         self.answer_granted();
+        self.step_log();
         self.pump_primary();
         self.post.retry();
         self.wake_neighbours();
@@ -216,7 +222,7 @@ impl Shard {
     }
 
     fn wait_time(&self) -> Duration {
-        if self.proxy.has_runnable() || self.post.has_unsent() {
+        if self.proxy.has_runnable() || self.post.has_unsent() || self.logging.is_copying() {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
@@ -224,7 +230,7 @@ impl Shard {
     }
 
     fn sweep_interval_ns(&self) -> u64 {
-        if self.proxy.is_busy() || self.rpc.has_waiting() || self.draining_since_ns.is_some() {
+        if self.proxy.is_busy() || self.rpc.has_waiting() || self.logging.has_work() || self.draining_since_ns.is_some() {
             SWEEP_PARKED_NS
         } else if self.connections.is_empty() && !self.rpc.has_connections() && self.container.is_none() {
             SWEEP_REST_NS
@@ -262,6 +268,7 @@ impl Shard {
             Operation::Link { link, generation, operation } => self.on_link(link, generation, operation, completion),
             Operation::Rpc(operation) => self.on_rpc(operation, completion),
             Operation::RpcArrived(arrival) => self.on_rpc_arrived(arrival, completion.result),
+            Operation::Logged => self.on_logged(completion),
         }
     }
 
@@ -271,7 +278,7 @@ impl Shard {
                 match self.post.receive(from) {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Cancel(name)) => self.cancel(&name),
-                    Some(Message::Done(finished)) => self.deliver(finished),
+                    Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     None => break,
@@ -293,6 +300,9 @@ impl Shard {
     /// Runs a call of a session of ours, or lets it wait its turn.
     pub(super) fn submit(&mut self, mut call: Box<Call>) -> Option<Finished> {
         call.served_by = self.core.0;
+        if let Some(detail) = self.log_refusal(call.app) {
+            return Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) });
+        }
         if let Err(outcome) = self.place_remote(&mut call) {
             return Some(Finished { call, outcome });
         }
@@ -300,7 +310,7 @@ impl Shard {
         if finished.is_none() {
             self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
         }
-        finished
+        self.hold(finished?)
     }
 
     fn run_slices(&mut self) {
@@ -310,19 +320,33 @@ impl Shard {
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
+            let is_idle_time = self.proxy.has_held_only();
             if let Some(finished) = self.proxy.run_next(now_ns) {
                 self.deliver(finished);
+            }
+            if is_idle_time {
+                return; // whoever came meanwhile goes first
             }
             now_ns = clock::monotonic_ns();
         }
     }
 
-    /// Brings a call that is over to whoever asked: a connection here, a datagram's sender, or the shard that forwarded it.
+    /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.
     pub(super) fn deliver(&mut self, finished: Finished) {
+        if let Some(finished) = self.hold(finished) {
+            self.deliver_now(finished);
+        }
+    }
+
+    /// A connection here, a datagram's sender, or the shard that forwarded it.
+    pub(super) fn deliver_now(&mut self, finished: Finished) {
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {
-                self.reply_http(connection, generation, finished);
+                match finished.call.is_hook() {
+                    true => self.on_hook_end(connection, generation, finished),
+                    false => self.reply_http(connection, generation, finished),
+                }
                 self.resume(connection, generation);
             }
             Origin::Datagram { .. } => self.reply_datagram(finished),

@@ -16,7 +16,9 @@ impl Shard {
         if let Some(connection) = self.connection(id, generation as u16) {
             connection.busy = false;
             connection.asked = None;
-            self.write_reply(id, &call, &outcome, false);
+            // Only a hook ends with a code that closes.
+            let closes = matches!(outcome, Outcome::Failed { code, .. } if code.closes());
+            self.write_reply(id, &call, &outcome, closes);
         }
         self.keep_call(call);
     }
@@ -65,7 +67,7 @@ impl Shard {
                     detail,
                     guest_code: *guest_code,
                     session_header: &self.limits.session_header,
-                    session: ran.then_some(&call.session),
+                    session: (ran && !call.is_hook()).then_some(&call.session),
                     invocation_id: ran.then_some(call.invocation_id),
                     date: &self.date,
                     connection: header,

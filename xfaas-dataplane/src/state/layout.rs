@@ -144,7 +144,7 @@ pub struct RegionOptions<'a> {
     pub hash_tag: u64,
 }
 
-pub(super) const REGION_BYTES_MIN: u64 = 1 << 20;
+pub const REGION_BYTES_MIN: u64 = 1 << 20;
 
 impl RegionOptions<'_> {
     /// The number of pages asked for, when the options make sense.

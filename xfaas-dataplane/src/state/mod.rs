@@ -11,6 +11,7 @@
 //!    |  alloc       blocks of size classes, in pages                    |   open, scan, ahead   creating, checking, re-mapping
 //!    |  compact     empties sparse pages (walk, sparse)                 |
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
+//! journal  the writes that the shard's log is to get
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
 //! reshard  moves sessions when the number of shards has changed        shard_state   a region an app, and the locks
 //! ```
@@ -29,6 +30,7 @@ mod class;
 mod compact;
 mod error;
 mod hash;
+mod journal;
 mod layout;
 mod lock;
 mod memory;
@@ -73,12 +75,13 @@ mod transaction_tests;
 #[cfg(debug_assertions)]
 pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
-pub use self::layout::RegionOptions;
+pub use self::journal::{BATCH_HEAD_BYTES, BadRecord, Journal, Record, record_session};
+pub use self::layout::{REGION_BYTES_MIN, RegionOptions};
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
-pub use self::region::{Region, RegionStats, StateKey, fragmentation};
+pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey, fragmentation};
 pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};

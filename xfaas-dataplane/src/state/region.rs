@@ -18,10 +18,13 @@ use super::open;
 use super::reader::RegionReader;
 use super::snapshot::{KeyList, SnapshotSink};
 use super::space::Space;
-use super::table::Table;
+use super::table::{Leaves, Table};
 use super::value::ValueHead;
-use super::words::{Offset, Words, release_fence};
+use super::words::{Offset, WORD_BYTES, Words, release_fence};
 use super::{cell, scan};
+
+/// Parts of a region that `Region::sessions_of` gives one at a time.
+pub const SESSION_BUCKETS: usize = 1 << layout::ROOT_BITS;
 
 pub(super) const SESSIONS: Table = Table { root: layout::ROOT, root_bits: layout::ROOT_BITS };
 
@@ -110,6 +113,11 @@ impl Region {
     /// A handle for lock-free reads from other threads of this process.
     pub fn reader(&self) -> RegionReader {
         RegionReader::new(Arc::clone(&self.space.memory), self.secret)
+    }
+
+    /// Names this region among all that ever were: a region made anew in its place has another one.
+    pub fn identity(&self) -> u64 {
+        self.secret.hash(b"the identity of a region")
     }
 
     /// The region's file.
@@ -345,6 +353,17 @@ impl Region {
             let (session, _) = namespace::session(words, record).expect("the record was checked when the region was opened");
             let (bytes, keys) = namespace::size(words, record);
             (session, bytes, keys)
+        })
+    }
+
+    /// The sessions of one of `SESSION_BUCKETS` parts of the region, which together are all of it.
+    pub fn sessions_of(&self, bucket: usize) -> impl Iterator<Item = (SessionId, NamespaceRef)> {
+        let words = self.space.words();
+        assert!(bucket < SESSION_BUCKETS, "a bucket is a link of the session table's root");
+        Leaves::new(words, layout::ROOT.plus((bucket * WORD_BYTES) as u64), 1).map(move |record| {
+            let (session, _) = namespace::session(words, record).expect("the record was checked when the region was opened");
+            let incarnation = namespace::incarnation(words, record).expect("a record lies inside the region");
+            (session, NamespaceRef { record, incarnation })
         })
     }
 

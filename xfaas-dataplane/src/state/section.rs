@@ -5,6 +5,7 @@ use xfaas_common::ids::SessionId;
 
 use super::error::StateError;
 use super::namespace::NamespaceRef;
+use super::region::Region;
 use super::shard_state::ShardState;
 
 /// The session of an invocation.
@@ -38,15 +39,63 @@ impl ShardState {
         session_bytes_max: usize,
     ) -> Result<(), StateError> {
         let region = self.region_mut(key.app).ok_or(StateError::RegionFull)?;
-        if let Some(namespace) = *known {
-            match region.write(namespace, state_key, value, session_bytes_max) {
-                // The session was removed meanwhile: this write begins it anew.
-                Err(StateError::NoNamespace) => {}
-                written => return written,
-            }
+        write_or_begin(region, key, known, state_key, value, session_bytes_max)?;
+        if self.journal.logs(key.app) {
+            self.journal.record(key.app, key.session, std::iter::once((state_key, Some(value))));
         }
-        let namespace = region.find_or_create(key.session, key.table_hash)?;
-        *known = Some(namespace);
-        region.write(namespace, state_key, value, session_bytes_max)
+        Ok(())
     }
+
+    /// Does all `writes`, visible at once, or none; a key with `None` is deleted. Makes the session if it has no state yet, but not for
+    /// writes that are refused. Errors: those of `Region::write_many`.
+    pub fn store_many<'w, W>(
+        &mut self,
+        key: &SessionKey<'_>,
+        known: &mut Option<NamespaceRef>,
+        writes: W,
+        session_bytes_max: usize,
+    ) -> Result<(), StateError>
+    where
+        W: Iterator<Item = (&'w [u8], Option<&'w [u8]>)> + Clone,
+    {
+        let region = self.region_mut(key.app).ok_or(StateError::RegionFull)?;
+        let is_new = region.find(key.session, key.table_hash).is_none();
+        let namespace = region.find_or_create(key.session, key.table_hash)?;
+        let mut look = writes.clone();
+        let written = match (look.next(), look.next()) {
+            (Some((state_key, Some(value))), None) => region.write(namespace, state_key, value, session_bytes_max),
+            _ => region.write_many(namespace, writes.clone(), session_bytes_max),
+        };
+        if is_new && written.is_err() {
+            region.remove(namespace);
+        } else {
+            *known = Some(namespace);
+        }
+        written?;
+        if self.journal.logs(key.app) {
+            self.journal.record(key.app, key.session, writes);
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn write_or_begin(
+    region: &mut Region,
+    key: &SessionKey<'_>,
+    known: &mut Option<NamespaceRef>,
+    state_key: &[u8],
+    value: &[u8],
+    session_bytes_max: usize,
+) -> Result<(), StateError> {
+    if let Some(namespace) = *known {
+        match region.write(namespace, state_key, value, session_bytes_max) {
+            // The session was removed meanwhile: this write begins it anew.
+            Err(StateError::NoNamespace) => {}
+            written => return written,
+        }
+    }
+    let namespace = region.find_or_create(key.session, key.table_hash)?;
+    *known = Some(namespace);
+    region.write(namespace, state_key, value, session_bytes_max)
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use xfaas_common::ids::SessionId;
 
 use super::error::RegionError;
+use super::journal::Journal;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
 use super::readers::Readers;
@@ -21,6 +22,8 @@ pub struct ShardState {
     pub locks: LockTable,
     /// Of the other shards' regions.
     pub readers: Readers,
+    /// Writes of the apps whose durability is `sync`.
+    pub journal: Journal,
     directory: PathBuf,
     shard: u16,
     region_bytes_max: u64,
@@ -49,7 +52,17 @@ impl ShardState {
     /// No region is open yet. `directory` is made at the first `open_app`; `region_bytes_max` is each region's, 1 MiB..=64 GiB.
     pub fn new(directory: PathBuf, shard: u16, region_bytes_max: u64) -> ShardState {
         let (locks, readers) = (LockTable::new(), Readers::default());
-        ShardState { locks, readers, directory, shard, region_bytes_max, hash_tag: 0, regions: Vec::new(), compact_next: 0 }
+        ShardState {
+            locks,
+            readers,
+            journal: Journal::default(),
+            directory,
+            shard,
+            region_bytes_max,
+            hash_tag: 0,
+            regions: Vec::new(),
+            compact_next: 0,
+        }
     }
 
     /// Ties regions to the node's hash keys (`RegionOptions::hash_tag`): one made under other keys is refused at opening.

@@ -254,6 +254,18 @@ impl Ring {
         self.push(send.user_data(RING_OWNED | id));
     }
 
+    /// Writes the whole buffer at `offset` of a file and has it on the disk, as by `pwrite` and `fdatasync`; it comes back in
+    /// `Completion::sent`. On a thread of the kernel's: the caller's loop waits for no disk. The file stays open until then.
+    pub fn write_synced(&mut self, tag: Tag, file: BorrowedFd<'_>, offset: u64, buffer: Vec<u8>) {
+        let entry = self.in_flight.vacant_entry();
+        let id = entry.key() as u64;
+        let writing = entry.insert(InFlight { tag, buffer, peer: None });
+        let (address, bytes) = (writing.buffer.as_ptr(), writing.buffer.len() as u32);
+        let write = opcode::Write::new(Fd(file.as_raw_fd()), address, bytes).offset(offset).rw_flags(libc::RWF_DSYNC).build();
+        // A file system that takes writes without waiting would wait for the sync here.
+        self.push(write.flags(squeue::Flags::ASYNC).user_data(RING_OWNED | id));
+    }
+
     /// Closes a direct descriptor.
     pub fn close(&mut self, tag: Tag, file: FixedFile) {
         self.push(opcode::Close::new(Fixed(file.0)).build().user_data(tag.0));

@@ -4,10 +4,10 @@ use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
 use crate::net::Request;
-use crate::state::{CallToken, NamespaceRef, ShardState, StateError};
+use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::limits::SESSION_STATE_BYTES_MAX;
+use xfaas_common::limits::{HOOK_APP, HOOK_DEADLINE_MS_DEFAULT, SESSION_STATE_BYTES_MAX};
 
 /// Bytes of output above which the buffer is given back between invocations.
 const OUTPUT_BYTES_KEPT_MAX: usize = 64 << 10;
@@ -130,6 +130,7 @@ impl Call {
         self.request.clear();
         self.origin = Origin::None;
         self.invocation_id = 0;
+        self.app = 0;
         self.session = no_session();
         self.table_hash = 0;
         self.token = CallToken(0);
@@ -159,6 +160,25 @@ impl Call {
         self.started_ns != 0
     }
 
+    /// Takes over the limits of a hook: it has no session yet, so it touches no state.
+    pub fn set_hook(&mut self, manifest: &FunctionManifest) {
+        self.read_only = true;
+        self.atomic = false;
+        self.deadline_ns = u64::from(manifest.rules.hook_deadline_ms.unwrap_or(HOOK_DEADLINE_MS_DEFAULT)) * 1_000_000;
+    }
+
+    /// The hook has named the session: what it did is no part of the invocation.
+    pub fn end_hook(&mut self) {
+        self.output.clear();
+        self.namespace = None;
+        (self.started_ns, self.waited_ns, self.spent_ns) = (0, 0, 0);
+    }
+
+    /// True while it is the app's hook that runs, and not the function.
+    pub fn is_hook(&self) -> bool {
+        self.app & HOOK_APP != 0
+    }
+
     /// True when the invocation has run longer than it may.
     pub fn is_over_deadline(&self, now_ns: u64) -> bool {
         self.taken_ns(now_ns) > self.deadline_ns
@@ -184,15 +204,10 @@ impl Call {
         if self.overlay.is_empty() {
             return Ok(());
         }
-        let region = state.region_mut(self.app).ok_or(StateError::RegionFull)?;
-        let is_new = region.find(&self.session, self.table_hash).is_none();
-        let namespace = region.find_or_create(&self.session, self.table_hash)?;
-        let committed = self.overlay.commit(region, namespace, self.session_bytes_max);
-        if is_new && committed.is_err() {
-            region.remove(namespace);
-        } else {
-            self.namespace = Some(namespace);
-        }
+        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
+        let writes = self.overlay.writes().map(|(key, value)| (key, Some(value)));
+        let committed = state.store_many(&session, &mut self.namespace, writes, self.session_bytes_max);
+        self.overlay.clear();
         committed
     }
 }

@@ -8,7 +8,8 @@ use super::remote;
 use crate::state::{Acquire, LockKey, NamespaceRef, SessionKey, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
-    ARG_BODY, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT,
+    ARG_BODY, ARG_HEADERS, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK,
+    OVER_LIMIT,
 };
 use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, VALUE_BYTES_MAX};
 
@@ -68,10 +69,12 @@ pub(super) fn read_input(lent: &Lent, memory: &mut [u8], arg_index: i32, buf: i3
     let request = &lent.call.request;
     let value = match arg_index {
         ARG_BODY => request.body(),
+        ARG_SESSION if lent.call.is_hook() => return NOT_FOUND,
         ARG_SESSION => lent.call.session.as_bytes(),
         ARG_METHOD => request.method(),
         ARG_PATH => request.path_rest(),
         ARG_QUERY => request.query(),
+        ARG_HEADERS if lent.call.is_hook() => request.fields(),
         _ => return BAD_ARGUMENT,
     };
     copy(value, &mut memory[span])
@@ -95,6 +98,9 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
+    if lent.call.is_hook() {
+        return BAD_ARGUMENT;
+    }
     match lent.call.state_at {
         StateAt::Here => {}
         StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),

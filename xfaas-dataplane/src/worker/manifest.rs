@@ -1,7 +1,47 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
+use super::app_rules::{AppRules, CpuShare, Hint};
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
+
+/// What an app's state outlives; the same for all functions of an app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The process.
+    #[default]
+    Memory,
+    /// The machine, up to the last checkpoint. Refused in this version.
+    Checkpoint,
+    /// The machine: a reply leaves when all that it tells of is on the disk.
+    Sync,
+}
+
+impl Durability {
+    /// Errors: there is none of that name.
+    pub fn parse(text: &str) -> Result<Durability, String> {
+        match text {
+            "memory" => Ok(Durability::Memory),
+            "checkpoint" => Ok(Durability::Checkpoint),
+            "sync" => Ok(Durability::Sync),
+            _ => Err("choose memory or sync".to_owned()),
+        }
+    }
+
+    /// The default is not written down.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+    fn is_default(&self) -> bool {
+        *self == Durability::Memory
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Durability::Memory => "memory",
+            Durability::Checkpoint => "checkpoint",
+            Durability::Sync => "sync",
+        }
+    }
+}
 
 /// A function's name, app and limits. An app left out is the function's own name; a limit left out has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +67,11 @@ pub struct FunctionManifest {
     pub workers_max: u16,
     /// Keys and values of one session.
     pub state_mib: u32,
+    #[serde(skip_serializing_if = "Durability::is_default")]
+    pub durability: Durability,
+    /// What all functions of the app agree on. Its keys are written beside the others.
+    #[serde(flatten)]
+    pub rules: AppRules,
 }
 
 /// The manifest as it is written down.
@@ -47,6 +92,15 @@ struct ManifestText {
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
     state_mib: Option<u32>,
+    #[serde(default)]
+    durability: Durability,
+    #[serde(default)]
+    hint: Hint,
+    #[serde(default)]
+    tokens: bool,
+    hook_deadline_ms: Option<u32>,
+    requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -62,6 +116,14 @@ impl From<ManifestText> for FunctionManifest {
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
+            durability: text.durability,
+            rules: AppRules {
+                hint: text.hint,
+                hook_deadline_ms: text.hook_deadline_ms,
+                tokens: text.tokens,
+                requests_per_s: text.requests_per_s,
+                cpu_share: text.cpu_share,
+            },
         }
     }
 }
@@ -80,6 +142,8 @@ impl FunctionManifest {
             memory_mib: MEMORY_MIB_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,
             state_mib: STATE_MIB_DEFAULT,
+            durability: Durability::Memory,
+            rules: AppRules::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Used by `session` (runs workers) and `control` (loads programs). Knows nothing of connections, shards or other workers.
 
 mod abi;
+mod app_rules;
 mod call;
 mod engine;
 mod fiber;
@@ -27,11 +28,12 @@ mod trap;
 #[cfg(test)]
 mod tests;
 
+pub use self::app_rules::{AppRules, CpuShare, Hint};
 pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::lend::Lent;
-pub use self::manifest::FunctionManifest;
+pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
 pub use self::trap::TrapKind;

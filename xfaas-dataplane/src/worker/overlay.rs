@@ -1,7 +1,7 @@
 //! The writes of an invocation of an `--atomic` function: seen by its own reads at once, by others when `handle` has returned 0.
 //! Buffers are kept for the next invocation, so a warm call allocates nothing.
 
-use crate::state::{NamespaceRef, Region, StateError};
+use crate::state::StateError;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use xfaas_common::limits::SESSION_KEYS_MAX;
@@ -112,21 +112,8 @@ impl Overlay {
     }
 
     /// Keys and values, in the order of each key's first write.
-    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
-    }
-
-    /// Applies all writes, visible at once, or none. Empties the overlay either way.
-    pub(super) fn commit(&mut self, region: &mut Region, namespace: NamespaceRef, session_bytes_max: usize) -> Result<(), StateError> {
-        let result = match &self.entries[..self.live] {
-            [entry] => region.write(namespace, &entry.key, &entry.value, session_bytes_max),
-            entries => {
-                let writes = entries.iter().map(|entry| (entry.key.as_slice(), Some(entry.value.as_slice())));
-                region.write_many(namespace, writes, session_bytes_max)
-            }
-        };
-        self.clear();
-        result
     }
 
     pub(super) fn clear(&mut self) {

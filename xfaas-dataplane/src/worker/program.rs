@@ -6,11 +6,12 @@ use super::init;
 use super::manifest::FunctionManifest;
 use super::prepared::PreparedFile;
 use super::rewrite::{self, EXPORT_RUN};
-use super::shape::{self, Shape};
+use super::shape::{self, Entry, Shape};
 use super::trap::TrapKind;
 use wasmtime::{InstancePre, Module, ModuleExport};
-use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_MEMORY};
+use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_HOOK, EXPORT_MEMORY};
 use xfaas_common::ids::FunctionHash;
+use xfaas_common::limits::HOOK_MEMORY_MIB;
 
 /// Bytes of a module, as deployed and after `init`.
 const MODULE_BYTES_MAX: usize = 64 << 20;
@@ -28,6 +29,8 @@ pub enum LoadError {
     Component,
     #[error("the module does not export `{EXPORT_HANDLE}`, a function () -> (i32)")]
     NoHandle,
+    #[error("the app's hint is `hook` and the module does not export `{EXPORT_HOOK}`, a function () -> (i32)")]
+    NoHook,
     #[error("the export `{name}` is {found}: it must be a function {expected}")]
     ExportType { name: &'static str, expected: String, found: String },
     #[error("the module does not export a memory of its own as `{EXPORT_MEMORY}`")]
@@ -85,6 +88,8 @@ pub struct Program {
 pub struct Function {
     pub manifest: FunctionManifest,
     pub program: Program,
+    /// Chooses the session of its HTTP requests, where the app's hint is a hook.
+    pub hook: Option<Program>,
     /// The function's index on this node.
     pub index: u16,
     /// Its app's index on this node.
@@ -98,17 +103,26 @@ impl Engine {
     /// Makes a program of a module. Input: hostile bytes. Cost: a compilation, the first time this node sees the module; `init` may take 10 s.
     /// Errors: the reason to refuse the deploy.
     pub fn load(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<Program, LoadError> {
+        self.load_entry(wasm, manifest.memory_mib, Entry::Handle)
+    }
+
+    /// Makes a program of the module's `hook`, with a memory of its own.
+    pub fn load_hook(&self, wasm: &[u8]) -> Result<Program, LoadError> {
+        self.load_entry(wasm, HOOK_MEMORY_MIB.min(self.options().memory_mib_max), Entry::Hook)
+    }
+
+    fn load_entry(&self, wasm: &[u8], memory_mib: u32, entry: Entry) -> Result<Program, LoadError> {
         check_size(wasm, false)?;
         let memory_mib_max = self.options().memory_mib_max;
-        if !(1..=memory_mib_max).contains(&manifest.memory_mib) {
-            return Err(LoadError::MemoryLimit { memory_mib: manifest.memory_mib, memory_mib_max });
+        if !(1..=memory_mib_max).contains(&memory_mib) {
+            return Err(LoadError::MemoryLimit { memory_mib, memory_mib_max });
         }
-        let memory_bytes_max = (manifest.memory_mib as usize) << 20;
-        let shape = shape::read(wasm, memory_bytes_max as u64)?;
+        let memory_bytes_max = (memory_mib as usize) << 20;
+        let shape = shape::read(wasm, memory_bytes_max as u64, entry)?;
         Module::validate(self.wasmtime(), wasm).map_err(|error| LoadError::NotWasm { reason: format!("{error:#}") })?;
         let program = if shape.has_init || shape.has_initialize {
             let prepared = self.prepare(wasm, &shape, memory_bytes_max)?;
-            let shape = shape::read(&prepared, memory_bytes_max as u64)?;
+            let shape = shape::read(&prepared, memory_bytes_max as u64, entry)?;
             self.compile(&prepared, &shape, memory_bytes_max)?
         } else {
             self.compile(wasm, &shape, memory_bytes_max)?

@@ -4,7 +4,7 @@
 use super::abi::HOST_FUNCTIONS;
 use super::program::LoadError;
 use wasmparser::{CompositeInnerType, ExternalKind, FuncType, MemoryType, Parser, Payload, TypeRef, ValType};
-use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_INIT, EXPORT_MEMORY, EXPORT_RESERVED_PREFIX, IMPORT_MODULE};
+use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_HOOK, EXPORT_INIT, EXPORT_MEMORY, EXPORT_RESERVED_PREFIX, IMPORT_MODULE};
 
 /// What a WASI reactor exports beside its functions: run once, before `init`.
 pub(super) const EXPORT_INITIALIZE: &str = "_initialize";
@@ -19,12 +19,19 @@ pub(super) struct Import {
     pub(super) may_park: bool,
 }
 
+/// Which of a module's functions is to be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Handle,
+    Hook,
+}
+
 /// What the rest of loading needs to know of a module that may be loaded.
 pub(super) struct Shape {
     pub(super) imports: Vec<Import>,
     /// Functions that the module itself defines.
     pub(super) defined_functions: u32,
-    /// Function index of `handle`.
+    /// Function index of the entry.
     pub(super) handle: u32,
     /// Function index of the start section's function.
     pub(super) start: Option<u32>,
@@ -44,7 +51,7 @@ struct Parts<'a> {
 }
 
 /// Input: a module's bytes and the memory one worker may have. Errors: the first reason to refuse the module.
-pub(super) fn read(wasm: &[u8], memory_bytes_max: u64) -> Result<Shape, LoadError> {
+pub(super) fn read(wasm: &[u8], memory_bytes_max: u64, entry: Entry) -> Result<Shape, LoadError> {
     let parts = parts(wasm)?;
     let imports = parts.imports.iter().map(|import| parts.check_import(import)).collect::<Result<Vec<_>, _>>()?;
     parts.check_memory(memory_bytes_max)?;
@@ -52,7 +59,10 @@ pub(super) fn read(wasm: &[u8], memory_bytes_max: u64) -> Result<Shape, LoadErro
     if let Some(export) = parts.exports.iter().find(|export| reserved(export.name)) {
         return Err(LoadError::ReservedExport { name: export.name.to_owned() });
     }
-    let handle = parts.function_export(EXPORT_HANDLE, &[ValType::I32])?.ok_or(LoadError::NoHandle)?;
+    let handle = match entry {
+        Entry::Handle => parts.function_export(EXPORT_HANDLE, &[ValType::I32])?.ok_or(LoadError::NoHandle)?,
+        Entry::Hook => parts.function_export(EXPORT_HOOK, &[ValType::I32])?.ok_or(LoadError::NoHook)?,
+    };
     Ok(Shape {
         has_initialize: parts.function_export(EXPORT_INITIALIZE, &[])?.is_some(),
         has_init: parts.function_export(EXPORT_INIT, &[])?.is_some(),

@@ -14,6 +14,9 @@ use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT};
 /// waits for none.
 pub(super) fn snapshot_read(lent: &mut Lent, memory: &mut [u8], keys: i32, keys_len: i32, buf: i32, buf_len: i32) -> i32 {
     let (Some(keys), Some(buf)) = (span(memory, keys, keys_len), span(memory, buf, buf_len)) else { return BAD_ARGUMENT };
+    if lent.call.is_hook() {
+        return BAD_ARGUMENT;
+    }
     if keys.len() > KEY_LIST_BYTES_MAX {
         return OVER_LIMIT;
     }

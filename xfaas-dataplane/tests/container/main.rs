@@ -7,6 +7,7 @@ mod harness;
 
 mod loss;
 mod operator;
+mod rules;
 mod sections;
 mod sharing;
 

@@ -1,5 +1,6 @@
 //! Errors of the admin API as `application/problem+json`, RFC 9457.
 
+use crate::control::addresses::AddressError;
 use crate::control::api::Problem;
 use crate::control::catalog::CatalogError;
 use crate::control::deploy::DeployError;
@@ -45,6 +46,9 @@ impl From<DeployError> for ApiError {
         let (status, code) = match &error {
             DeployError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
             DeployError::Catalog(CatalogError::WrongApp { .. }) => (StatusCode::CONFLICT, "wrong_app"),
+            DeployError::Catalog(CatalogError::RulesDiffer { .. } | CatalogError::OtherDurability { .. }) => {
+                (StatusCode::CONFLICT, "rules_differ")
+            }
             DeployError::Catalog(CatalogError::HashClash { .. }) => (StatusCode::CONFLICT, "name_clash"),
             DeployError::Catalog(CatalogError::TooManyFunctions) => (StatusCode::CONFLICT, "too_many_functions"),
             DeployError::Catalog(CatalogError::TooManyApps) => (StatusCode::CONFLICT, "too_many_apps"),
@@ -53,6 +57,24 @@ impl From<DeployError> for ApiError {
             DeployError::Unknown { .. } => (StatusCode::NOT_FOUND, "no_function"),
             DeployError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             DeployError::Read { .. } | DeployError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+        };
+        ApiError::new(status, code, describe(&error))
+    }
+}
+
+impl From<AddressError> for ApiError {
+    fn from(error: AddressError) -> ApiError {
+        let (status, code) = match &error {
+            AddressError::BadSession { .. } | AddressError::BadTtl { .. } | AddressError::BadApp { .. } | AddressError::Itself { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
+            AddressError::IsContainer => (StatusCode::CONFLICT, "container"),
+            AddressError::UnknownApp { .. } => (StatusCode::NOT_FOUND, "no_app"),
+            AddressError::UnknownAlias { .. } => (StatusCode::NOT_FOUND, "no_alias"),
+            AddressError::TooManyAliases => (StatusCode::CONFLICT, "too_many_aliases"),
+            AddressError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+            AddressError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
+            AddressError::NoTokens { .. } => (StatusCode::CONFLICT, "no_tokens"),
         };
         ApiError::new(status, code, describe(&error))
     }

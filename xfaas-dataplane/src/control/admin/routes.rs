@@ -2,15 +2,19 @@
 
 use super::Shared;
 use super::problem::ApiError;
-use crate::control::api::{DeployFlags, FunctionInfo, FunctionsReply, SessionsReply, StatsReply, UndeployReply};
+use crate::control::addresses::{AddressError, Addresses};
+use crate::control::api::{
+    AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionsReply, SessionsReply, StatsReply, TokenReply, TokenRequest,
+    UndeployReply,
+};
 use crate::control::metrics::{CONTENT_TYPE, Samples};
 use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use std::time::Duration;
@@ -31,6 +35,8 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/functions", get(functions))
         .route("/v1/functions/{name}", function)
         .route("/v1/sessions", get(sessions))
+        .route("/v1/aliases", get(aliases).put(map).delete(unmap))
+        .route("/v1/tokens", post(token))
         .route("/v1/stats", get(stats))
         .route("/v1/steering", get(steering))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_route", "there is no such path in the admin API"))
@@ -163,6 +169,58 @@ async fn sessions(
     sessions.sort_by(|a, b| (&a.app, &a.session).cmp(&(&b.app, &b.session)));
     sessions.truncate(limit);
     Ok(Json(SessionsReply { truncated: sessions.len() == limit, sessions }))
+}
+
+async fn aliases(State(shared): State<Shared>) -> Result<Json<AliasesReply>, ApiError> {
+    let permit = shared.helper()?;
+    let aliases = blocking(permit, move || Ok::<_, ApiError>(addresses(&shared)?.aliases())).await??;
+    Ok(Json(AliasesReply { aliases }))
+}
+
+async fn map(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    alias: Result<Json<AliasInfo>, JsonRejection>,
+) -> Result<Json<AliasInfo>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Json(alias) = alias.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    let work = move || {
+        addresses(&shared)?.alias(&*shared.shards, alias.app.as_deref(), &alias.key, Some(&alias.session))?;
+        Ok::<_, ApiError>(Json(alias))
+    };
+    blocking(permit, work).await?
+}
+
+async fn unmap(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    name: Result<Query<AliasName>, QueryRejection>,
+) -> Result<Json<AliasName>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Query(name) = name.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    let work = move || {
+        addresses(&shared)?.alias(&*shared.shards, name.app.as_deref(), &name.key, None)?;
+        Ok::<_, ApiError>(Json(name))
+    };
+    blocking(permit, work).await?
+}
+
+/// Quick enough for this thread: it reads no file and asks no shard.
+async fn token(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    request: Result<Json<TokenRequest>, JsonRejection>,
+) -> Result<Json<TokenReply>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Json(request) = request.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    Ok(Json(addresses(&shared)?.token(&shared.deployer, request)?))
+}
+
+/// Errors: this is a container, which knows neither tokens nor aliases.
+fn addresses(shared: &Shared) -> Result<&Addresses, ApiError> {
+    Ok(shared.addresses.as_deref().ok_or(AddressError::IsContainer)?)
 }
 
 async fn stats(State(shared): State<Shared>) -> Json<StatsReply> {

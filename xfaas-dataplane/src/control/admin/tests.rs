@@ -46,7 +46,15 @@ fn node() -> Node {
     let steering: SteeringStats =
         Arc::new(|| Ok(SteeringReport { mode: "off".to_owned(), verdicts: vec![("foreign", 7)], drops: vec![("truncated", 1)] }));
     let listen = "127.0.0.1:0".parse().unwrap();
-    let control = spawn(ControlOptions { listen, deployer: Arc::clone(&deployer), shards: door, steering, regions: None }).unwrap();
+    let control = spawn(ControlOptions {
+        listen,
+        deployer: Arc::clone(&deployer),
+        shards: door,
+        steering,
+        addresses: Some(crate::control::testing::addresses()),
+        regions: None,
+    })
+    .unwrap();
     Node { control, deployer, shards, _directory: directory }
 }
 
@@ -180,7 +188,15 @@ fn a_taken_port_is_an_error_that_says_so() {
     let steering: SteeringStats = Arc::new(|| Err("none".to_owned()));
     let door = Arc::clone(&node.shards) as Arc<dyn Shards>;
     let listen = node.control.address();
-    let error = spawn(ControlOptions { listen, deployer: Arc::clone(&node.deployer), shards: door, steering, regions: None }).unwrap_err();
+    let error = spawn(ControlOptions {
+        listen,
+        deployer: Arc::clone(&node.deployer),
+        shards: door,
+        steering,
+        addresses: Some(crate::control::testing::addresses()),
+        regions: None,
+    })
+    .unwrap_err();
     assert!(error.to_string().contains("--admin"), "{error}");
 }
 

@@ -35,7 +35,8 @@ pub(super) enum MapError {
     },
 }
 
-/// Maps the regions of `apps` (name and index) on all shards of the primary. Errors: the first that cannot be had; nothing is mapped then.
+/// Maps the regions of `apps` (name and index) on all shards of the primary; those of an app that it does not give are left out.
+/// Errors: the first that cannot be had, or none was given; nothing is mapped then.
 pub(super) fn map(socket: &Path, primary: &Primary, apps: &[(String, u16)]) -> Result<Vec<(u16, u16, RegionReader)>, MapError> {
     let failed = |source| MapError::Socket { socket: socket.to_owned(), source };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
@@ -44,17 +45,25 @@ pub(super) fn map(socket: &Path, primary: &Primary, apps: &[(String, u16)]) -> R
     if !owner.is_root() && owner != rustix::process::geteuid() {
         return Err(MapError::Stranger { socket: socket.to_owned(), owner: owner.as_raw() });
     }
-    let mut readers = Vec::new();
+    let (mut readers, mut refused) = (Vec::new(), None);
     for (app, index) in apps {
+        let others = readers.len();
         for shard in 0..primary.shards() {
-            let given = ask(&mut stream, app, shard).map_err(failed)?;
-            let file = given.ok_or_else(|| MapError::NotGiven { app: app.clone(), shard })?;
+            let Some(file) = ask(&mut stream, app, shard).map_err(failed)? else {
+                // Its durability is `sync`: only the owner knows which values are safe to show.
+                refused = Some(MapError::NotGiven { app: app.clone(), shard });
+                readers.truncate(others);
+                break;
+            };
             // Another primary of this machine has another fingerprint: a primary elsewhere may name a path that exists here too.
             let reader = RegionReader::of_file(&file, app, shard, primary.fingerprint());
             readers.push((*index, shard, reader.map_err(|source| MapError::Region { app: app.clone(), shard, source })?));
         }
     }
-    Ok(readers)
+    match refused {
+        Some(error) if readers.is_empty() => Err(error),
+        _ => Ok(readers),
+    }
 }
 
 fn ask(stream: &mut UnixStream, app: &str, shard: u16) -> std::io::Result<Option<File>> {

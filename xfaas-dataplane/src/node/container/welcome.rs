@@ -2,7 +2,7 @@
 
 use super::line::LineError;
 use crate::session::Primary;
-use crate::worker::FunctionManifest;
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
 use serde::Deserialize;
 use std::path::PathBuf;
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
@@ -58,6 +58,15 @@ struct OfferText {
     memory_mib: u32,
     workers_max: u16,
     state_mib: u32,
+    #[serde(default)]
+    durability: Durability,
+    #[serde(default)]
+    hint: Hint,
+    hook_deadline_ms: Option<u32>,
+    #[serde(default)]
+    tokens: bool,
+    requests_per_s: Option<u32>,
+    cpu_share: Option<CpuShare>,
 }
 
 impl Welcome {
@@ -109,6 +118,14 @@ impl From<OfferText> for Offer {
             memory_mib: text.memory_mib,
             workers_max: text.workers_max,
             state_mib: text.state_mib,
+            durability: text.durability,
+            rules: AppRules {
+                hint: text.hint,
+                hook_deadline_ms: text.hook_deadline_ms,
+                tokens: text.tokens,
+                requests_per_s: text.requests_per_s,
+                cpu_share: text.cpu_share,
+            },
         };
         Offer { manifest, sha256: text.sha256 }
     }

@@ -50,7 +50,10 @@ impl Proxy {
         match slot.phase {
             Phase::Parked { .. } => self.parked -= 1,
             Phase::Remote(_) => self.remote.waiting -= 1,
-            Phase::Runnable => self.run_queue.retain(|worker| *worker != id),
+            Phase::Runnable => {
+                self.run_queue.retain(|worker| *worker != id);
+                self.held.retain(|worker| *worker != id);
+            }
             Phase::Idle { .. } => unreachable!("an idle worker has no call"),
         }
         self.state.as_mut().expect("no guest runs now").locks.release_all(CallToken(id), &mut self.granted);

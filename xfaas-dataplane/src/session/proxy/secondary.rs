@@ -157,7 +157,7 @@ impl Proxy {
             return Some(self.end(id, call, outcome, true, now_ns));
         }
         slot.phase = Phase::Runnable;
-        self.run_queue.push_back(id);
+        self.enqueue(id, now_ns);
         None
     }
 

@@ -301,6 +301,7 @@ impl Shard {
                     self.answer(connection, &asked, result);
                 }
             }
+            self.hold_rpc(connection, Some(asked.app));
             self.settle_rpc(connection);
         }
     }

@@ -33,16 +33,7 @@ impl Shard {
     }
 
     fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
-        self.proxy.with_state(|state, _| {
-            let region = state.region_mut(asked.app).ok_or(StateError::RegionFull)?;
-            let is_new = region.find(&asked.session, asked.table_hash).is_none();
-            let namespace = region.find_or_create(&asked.session, asked.table_hash)?;
-            let writes = writes.map(|(key, value)| (key, Some(value)));
-            let written = region.write_many(namespace, writes, asked.session_bytes_max);
-            if is_new && written.is_err() {
-                region.remove(namespace);
-            }
-            written
-        })
+        let writes = writes.map(|(key, value)| (key, Some(value)));
+        self.proxy.with_state(|state, _| state.store_many(&asked.session(), &mut None, writes, asked.session_bytes_max))
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct RpcConnection {
     pub(super) greeted: bool,
     pub(super) moving: Option<Moving>,
     pub(super) heard_ns: u64,
+    /// The position of the log that must be safe before anything more is sent.
+    pub(super) waits_for: u64,
     /// Invocations with locks: the container's number -> index in `Invocations`.
     pub(super) invocations: HashMap<u64, u32>,
     modules: VecDeque<Transfer>,
@@ -76,6 +78,7 @@ impl RpcConnection {
             greeted: false,
             moving: None,
             heard_ns: now_ns,
+            waits_for: 0,
             invocations: HashMap::new(),
             modules: VecDeque::new(),
         }

@@ -118,6 +118,9 @@ impl Shard {
         }
         let function = self.by_hash.get(&head.function.0).and_then(|index| self.proxy.function(*index));
         let function = function.ok_or(NO_FUNCTION)?;
+        if self.log_refusal(function.app).is_some() {
+            return Err(OVERLOADED);
+        }
         Ok(Asked {
             request_id: head.request_id,
             function: head.function,
@@ -130,7 +133,9 @@ impl Shard {
     }
 
     fn on_state_read(&mut self, id: u32, head: &FrameHead, session: &SessionId, read: &StateRead<'_>) {
-        let done = self.asked(id, head, session).and_then(|asked| match read.op {
+        let asked = self.asked(id, head, session);
+        let app = asked.as_ref().ok().map(|asked| asked.app);
+        let done = asked.and_then(|asked| match read.op {
             READ_KEY => self.read_key(id, asked, read),
             READ_SNAPSHOT => {
                 self.read_snapshot(id, &asked, read);
@@ -141,6 +146,7 @@ impl Shard {
         if let Err((status, text)) = done {
             self.refuse_request(id, head.request_id, status, text);
         }
+        self.hold_rpc(id, app);
     }
 
     /// Errors: a commit's lengths do not add up.
@@ -153,7 +159,9 @@ impl Shard {
             WRITE_COMMIT => Some(CommitWrites::decode(write.value)?),
             _ => None,
         };
-        let done = self.asked(id, head, session).and_then(|asked| match (write.op, writes) {
+        let asked = self.asked(id, head, session);
+        let app = asked.as_ref().ok().map(|asked| asked.app);
+        let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(id, asked, write),
             (_, Some(writes)) => self.commit(id, &asked, write.invocation, writes),
             _ => Err(UNKNOWN_OP),
@@ -161,6 +169,7 @@ impl Shard {
         if let Err((status, text)) = done {
             self.refuse_request(id, head.request_id, status, text);
         }
+        self.hold_rpc(id, app);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! stage     accept, receive, send, close: bytes of a connection      frames   what a frame asks: hello, module, ping, state
+//! held      answers that wait for the log
 //! moving    a connection goes to the shard that its hello names      access   state and locks of one request, and the answers to waits
 //! ```
 
@@ -11,6 +12,7 @@ mod commit;
 mod connection;
 mod counters;
 mod frames;
+mod held;
 mod invocations;
 mod moving;
 mod offer;
@@ -38,6 +40,8 @@ pub(super) struct Rpc {
     arrivals: Arrivals<MovedRpc>,
     /// Remote invocations that hold or wait for a lock.
     invocations: Invocations,
+    /// Connections whose answers wait for the log.
+    held: Vec<u32>,
     offer: Arc<ContainerOffer>,
 }
 
@@ -50,6 +54,7 @@ impl Rpc {
             generation: 0,
             arrivals: Arrivals::default(),
             invocations: Invocations::default(),
+            held: Vec::new(),
             offer: Arc::default(),
         }
     }

@@ -167,7 +167,7 @@ impl Shard {
     /// Sends what is to be sent, unless a send is under way.
     fn flush_rpc(&mut self, id: u32) {
         let connection = &mut self.rpc.connections[id as usize];
-        if connection.sending || connection.shut {
+        if connection.sending || connection.shut || self.logging.is_behind(connection.waits_for) {
             return;
         }
         let Some(buffer) = connection.next_send() else { return };

@@ -1,0 +1,230 @@
+//! The folder of the log: `current` says which log is in force, `<shard>-<number>.log` are its segments. Blocking I/O, on the keeper's thread and
+//! at start; what gets a name here is whole and on the disk first.
+
+use super::format::{BatchKind, Head, PAGE_BYTES, Place, SegmentKind, seal};
+use super::log::SEGMENT_BYTES;
+use super::segment::SegmentReader;
+use crate::state::{BATCH_HEAD_BYTES, Region, SESSION_BUCKETS, record_session};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of records that a snapshot gathers before it writes them.
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
+const CURRENT: &str = "current";
+
+/// A file of the log that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the log: cannot {operation} {}", path.display())]
+pub struct LogError {
+    pub operation: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+/// Which log is in force: segments of other epochs are left-overs of a start that was cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Current {
+    pub epoch: u64,
+    pub shards: u16,
+}
+
+/// A segment by its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SegmentFile {
+    pub number: u64,
+    pub shard: u16,
+    pub path: PathBuf,
+}
+
+impl SegmentFile {
+    /// True when a snapshot of `apps` makes it needless. One whose head does not hold stays.
+    pub fn is_covered_by(&self, epoch: u64, apps: &[String]) -> Result<bool, LogError> {
+        let head = SegmentReader::open(self, epoch)?.head()?;
+        Ok(head.is_some_and(|(head, of)| {
+            of == epoch && (head.kind == SegmentKind::Writes || head.apps.iter().all(|app| apps.contains(&app.name)))
+        }))
+    }
+}
+
+/// The log's folder, open: its names can be synced.
+#[derive(Debug)]
+pub struct LogDirectory {
+    path: PathBuf,
+    directory: File,
+}
+
+impl LogDirectory {
+    /// Makes it if it is not there. Errors: as the system gives them.
+    pub fn open(path: &Path) -> Result<LogDirectory, LogError> {
+        let failed = |source| LogError { operation: "open", path: path.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        Ok(LogDirectory { path: path.to_owned(), directory: File::open(path).map_err(failed)? })
+    }
+
+    pub fn try_clone(&self) -> Result<LogDirectory, LogError> {
+        LogDirectory::open(&self.path)
+    }
+
+    fn segment_path(&self, shard: u16, number: u64) -> PathBuf {
+        self.path.join(format!("{shard}-{number}.log"))
+    }
+
+    /// `None`: there is no log yet. Errors: it cannot be read, or says nothing that we know.
+    pub(super) fn current(&self) -> Result<Option<Current>, LogError> {
+        let path = self.path.join(CURRENT);
+        let failed = |source| LogError { operation: "read", path: path.clone(), source };
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(failed)?,
+        };
+        let mut words = text.split_ascii_whitespace();
+        let parsed = match (words.next(), words.next(), words.next(), words.next(), words.next()) {
+            (Some("xfaas-log"), Some("1"), Some(epoch), Some(shards), None) => epoch.parse().ok().zip(shards.parse().ok()),
+            _ => None,
+        };
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not say `xfaas-log 1 <epoch> <shards>`");
+        let (epoch, shards) = parsed.ok_or_else(|| failed(bad()))?;
+        Ok(Some(Current { epoch, shards }))
+    }
+
+    pub(super) fn set_current(&self, current: Current) -> Result<(), LogError> {
+        let draft = self.path.join("current.new");
+        let text = format!("xfaas-log 1 {} {}\n", current.epoch, current.shards);
+        let written = private(&draft).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        written.map_err(|source| LogError { operation: "write", path: draft.clone(), source })?;
+        self.rename(&draft, &self.path.join(CURRENT))
+    }
+
+    fn rename(&self, draft: &Path, path: &Path) -> Result<(), LogError> {
+        let failed = |source| LogError { operation: "name", path: path.to_owned(), source };
+        std::fs::rename(draft, path).map_err(failed)?;
+        self.directory.sync_all().map_err(failed)
+    }
+
+    /// Removes what a kill left half made. At start only.
+    pub(super) fn remove_drafts(&self) -> Result<(), LogError> {
+        let failed = |source| LogError { operation: "list", path: self.path.clone(), source };
+        for entry in std::fs::read_dir(&self.path).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                self.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments of one shard by number.
+    pub(super) fn segments_of(&self, shard: u16) -> Result<Vec<SegmentFile>, LogError> {
+        let mut segments = self.segments()?;
+        segments.retain(|segment| segment.shard == shard);
+        Ok(segments)
+    }
+
+    /// All segments by number.
+    pub(super) fn segments(&self) -> Result<Vec<SegmentFile>, LogError> {
+        let failed = |source| LogError { operation: "list", path: self.path.clone(), source };
+        let mut segments = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let numbers = name.strip_suffix(".log").and_then(|stem| stem.split_once('-'));
+            if let Some((shard, number)) = numbers.and_then(|(shard, number)| shard.parse().ok().zip(number.parse().ok())) {
+                segments.push(SegmentFile { number, shard, path });
+            }
+        }
+        segments.sort();
+        Ok(segments)
+    }
+
+    pub(super) fn remove(&self, path: &Path) -> Result<(), LogError> {
+        match std::fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError { operation: "remove", path: path.to_owned(), source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a segment for writes: its room set aside, its head on the disk. Output: the file, and bytes of the head.
+    pub(super) fn create_segment(&self, place: &Place, head: &Head) -> Result<(File, u64), LogError> {
+        let path = self.segment_path(place.shard, place.segment);
+        let draft = path.with_added_extension("new");
+        let failed = |source| LogError { operation: "make", path: draft.clone(), source };
+        let head = head.encode(place);
+        let made = private(&draft).and_then(|mut file| {
+            // Later syncs then have no new length to write down. A file system that cannot do it is taken as it is.
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, SEGMENT_BYTES) {
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+                Err(error) => return Err(error.into()),
+            }
+            file.write_all(&head)?;
+            file.sync_all()?;
+            Ok(file)
+        });
+        let file = match made {
+            Ok(file) => file,
+            Err(source) => {
+                self.remove(&draft)?; // a full disk is the fuller for it
+                return Err(failed(source));
+            }
+        };
+        self.rename(&draft, &path)?;
+        Ok((file, head.len() as u64))
+    }
+
+    pub(super) fn begin_snapshot(&self, place: Place, head: &Head) -> Result<SnapshotFile, LogError> {
+        debug_assert!(head.kind == SegmentKind::Snapshot);
+        let path = self.segment_path(place.shard, place.segment);
+        let draft = path.with_added_extension("new");
+        let made = private(&draft).and_then(|mut file| file.write_all(&head.encode(&place)).map(|()| file));
+        let file = made.map_err(|source| LogError { operation: "make", path: draft.clone(), source })?;
+        Ok(SnapshotFile { file, draft, path, place })
+    }
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// A snapshot that is being written. It has no name in the log before `finish`.
+pub(super) struct SnapshotFile {
+    file: File,
+    draft: PathBuf,
+    path: PathBuf,
+    place: Place,
+}
+
+impl SnapshotFile {
+    /// Writes records, which begin after `BATCH_HEAD_BYTES` free bytes.
+    pub fn append(&mut self, mut batch: Vec<u8>, kind: BatchKind) -> Result<(), LogError> {
+        self.place.sequence += 1;
+        seal(&mut batch, kind, &self.place);
+        debug_assert!(batch.len().is_multiple_of(PAGE_BYTES));
+        self.file.write_all(&batch).map_err(|source| LogError { operation: "write", path: self.draft.clone(), source })
+    }
+
+    /// All of it is on the disk and has its name after this.
+    pub fn finish(mut self, directory: &LogDirectory) -> Result<(), LogError> {
+        self.append(vec![0; BATCH_HEAD_BYTES], BatchKind::End)?;
+        self.file.sync_all().map_err(|source| LogError { operation: "sync", path: self.draft.clone(), source })?;
+        directory.rename(&self.draft, &self.path)
+    }
+
+    /// Writes all that a region holds.
+    pub fn append_region(&mut self, app: &str, region: &Region) -> Result<(), LogError> {
+        let mut batch = vec![0; BATCH_HEAD_BYTES];
+        for bucket in 0..SESSION_BUCKETS {
+            for (session, namespace) in region.sessions_of(bucket) {
+                record_session(&mut batch, app, region, &session, namespace);
+                if batch.len() > CHUNK_BYTES {
+                    self.append(std::mem::replace(&mut batch, vec![0; BATCH_HEAD_BYTES]), BatchKind::Records)?;
+                }
+            }
+        }
+        match batch.len() {
+            BATCH_HEAD_BYTES => Ok(()),
+            _ => self.append(batch, BatchKind::Records),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The write-ahead log of apps whose durability is `sync`. docs/ARCHITECTURE.md, "The log"; formats: docs/PROTOCOL.md, "The log".
+//! Knows regions and files, not shards: a shard's loop does what `Log` says, on its own ring.
+//!
+//! ```text
+//! format   batches and heads as bytes                     log      decides what is written where, and what is safe by then; no I/O
+//! files    segments: made, listed, renamed, deleted       keeper   a thread that makes segments and snapshots
+//! segment  what one segment's file holds                  recover  at start: the log's writes into the regions, then a fresh log
+//! whole    which regions of another number of shards have all that the log has
+//! ```
+
+mod files;
+mod format;
+mod keeper;
+mod log;
+mod recover;
+mod segment;
+mod whole;
+
+#[cfg(test)]
+mod power_cut_tests;
+
+pub use self::files::{LogDirectory, LogError};
+pub use self::keeper::{Keeper, KeeperAnswer};
+pub use self::log::{Log, SegmentWanted, Write};
+pub use self::recover::{FIRST_SEQUENCE, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
+pub use self::whole::whole_apps;
