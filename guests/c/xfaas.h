@@ -1,4 +1,4 @@
-/* What a C function on xfaas uses: the four host calls of the paper's Table 1, a snapshot of several keys, and their numbers (CONTRACT
+/* What a C function on xfaas uses: the four host calls of the paper's Table 1, those beyond it, and their numbers (CONTRACT
  * section 3).
  *
  * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
@@ -60,5 +60,9 @@ XFAAS_IMPORT(write_state) int32_t xfaas_write_state(const char *key, const void 
  * NUL is the last). The answer holds for each key a little-endian uint32 length, or XFAAS_SNAPSHOT_MISSING, and the value's bytes. Copies
  * at most `buffer_bytes` of it. Returns its full length, or an error. */
 XFAAS_IMPORT(snapshot_read) int32_t xfaas_snapshot_read(const char *keys, int32_t keys_bytes, void *buffer, int32_t buffer_bytes);
+
+/* Reads a value of another session of the app, weakly: as `xfaas_read_state` with XFAAS_WEAK. `session`: 1-64 bytes and a NUL. The function must have
+ * been deployed with --read-sessions, else it returns XFAAS_BAD_ARGUMENT. */
+XFAAS_IMPORT(read_session) int32_t xfaas_read_session(const char *session, const char *key, void *buffer, int32_t buffer_bytes);
 
 #endif

@@ -1,10 +1,10 @@
-//! The only file of the SDK with `unsafe`: the host's five imports, the exports behind `handler!` and `init!`, and scratch memory.
+//! The only file of the SDK with `unsafe`: the host's imports, the exports behind `handler!` and `init!`, and scratch memory.
 //! Called by the safe functions of `input.rs` and `state.rs`; knows no errors, only the host's numbers.
 
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use crate::fake::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
+pub(crate) use crate::fake::{read_input, read_session, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
 #[cfg(target_arch = "wasm32")]
-pub(crate) use wasm::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
+pub(crate) use wasm::{read_input, read_session, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
 
 use crate::error::Error;
 
@@ -56,6 +56,12 @@ mod wasm {
             pub fn read_state(key: *const core::ffi::c_char, buffer: *mut u8, buffer_bytes: i32, mode: i32) -> i32;
             pub fn write_state(key: *const core::ffi::c_char, value: *const u8, value_bytes: i32, mode: i32) -> i32;
             pub fn snapshot_read(keys: *const u8, keys_bytes: i32, buffer: *mut u8, buffer_bytes: i32) -> i32;
+            pub fn read_session(
+                session: *const core::ffi::c_char,
+                key: *const core::ffi::c_char,
+                buffer: *mut u8,
+                buffer_bytes: i32,
+            ) -> i32;
         }
     }
 
@@ -88,6 +94,13 @@ mod wasm {
         // - the host only reads `keys.len()` bytes of the keys, all inside the slice;
         // - it writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice.
         unsafe { host::snapshot_read(keys.as_ptr(), keys.len() as i32, buffer.as_mut_ptr(), buffer.len() as i32) }
+    }
+
+    pub(crate) fn read_session(session: &CStr, key: &CStr, buffer: &mut [u8]) -> i32 {
+        // SAFETY:
+        // - session and key are read up to their NULs, which `CStr` promises are there;
+        // - the host writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice.
+        unsafe { host::read_session(session.as_ptr(), key.as_ptr(), buffer.as_mut_ptr(), buffer.len() as i32) }
     }
 
     /// Set while the scratch memory is lent, so that it is never lent twice.

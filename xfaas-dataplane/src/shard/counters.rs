@@ -120,6 +120,8 @@ pub struct ShardCounters {
     pub local_reads: Count,
     /// `xfaas_local_reads_given_up_total`: those of them that had to be run anew by the owner.
     pub local_reads_given_up: Count,
+    /// `xfaas_session_reads_asked_total`: reads of another shard's session, by `read_session`, that its owner had to answer.
+    pub session_reads_asked: Count,
     /// `xfaas_moved_total`: connections given to the shard that owns their session.
     pub moved: Count,
     /// `xfaas_shed_total`: requests answered 503 because a queue, mailbox or pool was full.
@@ -215,6 +217,9 @@ pub const EXPORTED: &[Exported] = &[
     }),
     counter("xfaas_local_reads_given_up_total", "Calls begun beside their session's owner and run anew by it.", |c| {
         c.local_reads_given_up.get() as f64
+    }),
+    counter("xfaas_session_reads_asked_total", "Reads of another shard's session that its owner had to answer.", |c| {
+        c.session_reads_asked.get() as f64
     }),
     counter("xfaas_moved_total", "Connections moved to the shard that owns their session.", |c| c.moved.get() as f64),
     counter("xfaas_shed_total", "Requests answered 503 because a queue, mailbox or pool was full.", |c| c.shed.get() as f64),

@@ -15,6 +15,7 @@ mod primary;
 mod read_only;
 mod replay;
 mod rpc;
+mod session_reads;
 mod start;
 mod sweep;
 mod tag;

@@ -8,6 +8,7 @@ use super::mailbox::{CommandDoor, Message, Post};
 use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
+use super::session_reads::SessionReads;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{ErrorCode, HttpLimits, http_date};
@@ -65,6 +66,7 @@ pub struct Shard {
     pub(super) udp: OwnedFd,
     pub(super) rpc: Rpc,
     pub(super) logging: Logging,
+    pub(super) session_reads: SessionReads,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -140,6 +142,7 @@ impl Shard {
             udp,
             rpc: Rpc::new(rpc),
             logging: Logging::default(),
+            session_reads: SessionReads::default(),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -279,6 +282,8 @@ impl Shard {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Cancel(name)) => self.cancel(&name),
                     Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
+                    Some(Message::ReadSession(question)) => self.on_session_question(&question),
+                    Some(Message::SessionRead(answer)) => self.on_session_answer(&answer),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     None => break,

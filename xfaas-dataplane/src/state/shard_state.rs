@@ -11,6 +11,7 @@ use super::error::RegionError;
 use super::journal::Journal;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
+use super::places::SessionPlaces;
 use super::readers::Readers;
 use super::region::{Region, RegionStats};
 
@@ -22,6 +23,8 @@ pub struct ShardState {
     pub locks: LockTable,
     /// Of the other shards' regions.
     pub readers: Readers,
+    /// Where other sessions than a call's own are; `None` until the shard knows.
+    pub places: Option<Box<dyn SessionPlaces>>,
     /// Writes of the apps whose durability is `sync`.
     pub journal: Journal,
     directory: PathBuf,
@@ -55,6 +58,7 @@ impl ShardState {
         ShardState {
             locks,
             readers,
+            places: None,
             journal: Journal::default(),
             directory,
             shard,

@@ -5,9 +5,10 @@
 use super::fiber::{Progress, WorkerData};
 use super::host_calls::{self, NEEDS_OWNER, PARK};
 use super::lend;
+use super::read_session;
 use super::snapshot;
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
-use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_STATE, SET_OUTPUT, SNAPSHOT_READ, WRITE_STATE};
+use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_SESSION, READ_STATE, SET_OUTPUT, SNAPSHOT_READ, WRITE_STATE};
 
 /// The import module of what `rewrite` adds to a guest; a guest's own imports from it are refused.
 pub(super) const HOST_MODULE: &str = "xfaas:host";
@@ -22,12 +23,13 @@ pub(super) struct HostFunction {
     pub(super) may_park: bool,
 }
 
-pub(super) const HOST_FUNCTIONS: [HostFunction; 5] = [
+pub(super) const HOST_FUNCTIONS: [HostFunction; 6] = [
     HostFunction { name: READ_INPUT, parameters: 3, may_park: false },
     HostFunction { name: SET_OUTPUT, parameters: 2, may_park: false },
     HostFunction { name: READ_STATE, parameters: 4, may_park: true },
     HostFunction { name: WRITE_STATE, parameters: 4, may_park: true },
     HostFunction { name: SNAPSHOT_READ, parameters: 4, may_park: true },
+    HostFunction { name: READ_SESSION, parameters: 4, may_park: true },
 ];
 
 /// The ticks a guest may run before its slice is over.
@@ -77,6 +79,18 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, WorkerData>, keys: i32, keys_len: i32, buf: i32, buf_len: i32| {
             let memory = memory(&mut caller)?;
             let result = lend::borrow(|lent, _| snapshot::snapshot_read(lent, memory, keys, keys_len, buf, buf_len))?;
+            if result == NEEDS_OWNER {
+                return Err(NeedsOwner { for_lock: false }.into());
+            }
+            park_if_told(&mut caller, result)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORT_MODULE,
+        READ_SESSION,
+        |mut caller: Caller<'_, WorkerData>, session: i32, key: i32, buf: i32, buf_len: i32| {
+            let memory = memory(&mut caller)?;
+            let result = lend::borrow(|lent, _| read_session::read_session(lent, memory, session, key, buf, buf_len))?;
             if result == NEEDS_OWNER {
                 return Err(NeedsOwner { for_lock: false }.into());
             }

@@ -62,6 +62,8 @@ pub struct Call {
     pub namespace: Option<NamespaceRef>,
     pub read_only: bool,
     pub atomic: bool,
+    /// It may read other sessions of its app.
+    pub reads_sessions: bool,
     /// Bytes of keys and values that the session may hold.
     pub session_bytes_max: usize,
     /// The reply's body: the last `set_output`.
@@ -103,6 +105,7 @@ impl Default for Call {
             namespace: None,
             read_only: false,
             atomic: false,
+            reads_sessions: false,
             session_bytes_max: SESSION_STATE_BYTES_MAX,
             output: Vec::new(),
             served_by: 0,
@@ -151,6 +154,7 @@ impl Call {
     pub fn set_function(&mut self, manifest: &FunctionManifest) {
         self.read_only = manifest.read_only;
         self.atomic = manifest.atomic;
+        self.reads_sessions = manifest.read_sessions;
         self.session_bytes_max = manifest.state_mib as usize * (1 << 20);
         self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
     }

@@ -19,6 +19,7 @@ mod manifest;
 mod overlay;
 mod prepared;
 mod program;
+mod read_session;
 mod remote;
 mod rewrite;
 mod shape;
