@@ -65,4 +65,12 @@ XFAAS_IMPORT(snapshot_read) int32_t xfaas_snapshot_read(const char *keys, int32_
  * been deployed with --read-sessions, else it returns XFAAS_BAD_ARGUMENT. */
 XFAAS_IMPORT(read_session) int32_t xfaas_read_session(const char *session, const char *key, void *buffer, int32_t buffer_bytes);
 
+/* Runs this function again, in this session and with the payload (at most 4,096 bytes) as its body, when `at_ms` has come (milliseconds since
+ * 1970-01-01 UTC): at least once, until it returns 0. Takes the place of the session's timer of the same name. `name`: 1-64 bytes and a NUL.
+ * Returns 0 or an error. */
+XFAAS_IMPORT(set_timer) int32_t xfaas_set_timer(const char *name, int64_t at_ms, const void *payload, int32_t payload_bytes);
+
+/* Takes the session's timer of that name away. Returns 0 or an error; XFAAS_NOT_FOUND when there is none. */
+XFAAS_IMPORT(cancel_timer) int32_t xfaas_cancel_timer(const char *name);
+
 #endif

@@ -11,6 +11,7 @@ mod snapshot;
 mod state;
 mod sys;
 mod text;
+mod timer;
 
 pub use error::{Error, Outcome};
 pub use input::{Input, input, query_value, read_input, set_output};
@@ -18,3 +19,4 @@ pub use snapshot::{Snapshot, snapshot, snapshot_read};
 pub use state::{KeyBuffer, Mode, read_session, read_state, state, write_state};
 pub use sys::with_scratch;
 pub use text::{Decimal, TextBuffer, parse_u64};
+pub use timer::{cancel_timer, set_timer};

@@ -19,6 +19,7 @@ mod session_reads;
 mod start;
 mod sweep;
 mod tag;
+mod timers;
 mod turn;
 mod tx;
 

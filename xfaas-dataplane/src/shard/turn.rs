@@ -189,6 +189,7 @@ impl Shard {
             self.on_completion(completion);
         }
         self.take_mail();
+        self.fire_timers();
         self.run_slices();
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
@@ -229,7 +230,8 @@ impl Shard {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
-        Duration::from_nanos(due_ns.saturating_sub(self.now_ns))
+        let rest = Duration::from_nanos(due_ns.saturating_sub(self.now_ns));
+        self.timer_wait().map_or(rest, |wait| wait.min(rest))
     }
 
     fn sweep_interval_ns(&self) -> u64 {
@@ -355,6 +357,7 @@ impl Shard {
                 self.resume(connection, generation);
             }
             Origin::Datagram { .. } => self.reply_datagram(finished),
+            Origin::Timer { .. } => self.end_timer(finished),
             Origin::None => self.keep_call(finished.call),
         }
     }

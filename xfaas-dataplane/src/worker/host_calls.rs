@@ -1,4 +1,4 @@
-//! The host functions of CONTRACT.md section 3 but for those of `snapshot` and `read_session`, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
+//! The host functions of CONTRACT.md section 3 but for those of `snapshot`, `read_session` and `timers`, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::call::StateAt;
@@ -203,7 +203,7 @@ fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError
 }
 
 /// Keeps the write in the call until it is committed.
-fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+pub(super) fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
     let namespace = find_namespace(lent);
     let Lent { call, state } = lent;
     let region = state.region(call.app).ok_or(StateError::RegionFull)?;

@@ -24,6 +24,7 @@ mod remote;
 mod rewrite;
 mod shape;
 mod snapshot;
+mod timers;
 mod trap;
 
 #[cfg(test)]
