@@ -101,7 +101,6 @@ impl Shard {
     /// Looks at some sessions, if it is time.
     pub(super) fn sweep_lifecycle(&mut self) {
         self.sweep_loads();
-        self.view.counters.sessions_asleep.set(self.lifecycle.asleep);
         if self.lifecycle.door.is_none() || self.lifecycle.is_listing || self.now_ns < self.lifecycle.writing.retry_at_ns {
             return;
         }

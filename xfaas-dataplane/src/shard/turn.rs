@@ -381,6 +381,7 @@ impl Shard {
         counters.publish_proxy(&self.proxy.stats());
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
+        counters.sessions_asleep.set(self.lifecycle.asleep);
         self.rpc.publish(&counters.rpc);
         counters.turns.add(1);
     }
