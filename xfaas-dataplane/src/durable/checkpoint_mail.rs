@@ -58,10 +58,9 @@ pub struct CheckpointDoor {
 }
 
 impl CheckpointDoor {
-    /// Errors: the checkpoints' thread is gone; the order comes back.
-    pub fn send(&self, order: CheckpointOrder) -> Result<(), CheckpointOrder> {
-        let sent = self.orders.try_send((self.shard, order));
-        sent.map_err(|error| error.into_inner().1)
+    /// False: the checkpoints' thread is gone.
+    pub fn send(&self, order: CheckpointOrder) -> bool {
+        self.orders.try_send((self.shard, order)).is_ok()
     }
 
     pub fn answer(&self) -> Option<CheckpointAnswer> {

@@ -193,7 +193,7 @@ impl Shard {
         let order = Ordered::Write { number, sequence, bytes };
         let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
         let work = CheckpointWork::Write { number, latest: known.latest, previous: known.previous, record };
-        if door.send(CheckpointOrder { ticket, app: Arc::clone(name), session: *session, work }).is_err() {
+        if !door.send(CheckpointOrder { ticket, app: Arc::clone(name), session: *session, work }) {
             tickets.remove(ticket as usize);
             return Err(NoRoom);
         }

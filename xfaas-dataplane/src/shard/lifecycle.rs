@@ -10,6 +10,7 @@ use crate::session::{CallName, Finished, KnownSessions, NO_TICKET, Outcome};
 use crate::state::{Record, SessionKey};
 use crate::worker::{Call, FunctionManifest};
 use slab::Slab;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{COLD_SESSIONS_MAX, COLD_WAIT_MS_MAX};
@@ -62,7 +63,7 @@ pub(super) struct Ticket {
 
 pub(super) enum Ordered {
     Write { number: u32, sequence: u64, bytes: usize },
-    Load { calls: Vec<Box<Call>>, since_ns: u64 },
+    Load { calls: VecDeque<Box<Call>>, since_ns: u64 },
 }
 
 /// What becomes of a call.
@@ -197,7 +198,7 @@ impl Shard {
         }
         match self.load(call.app, &call.session, call.table_hash) {
             Some(calls) if calls.len() < calls_max => {
-                calls.push(call);
+                calls.push_back(call);
                 self.lifecycle.parked += 1;
                 Woken::Waits
             }
@@ -206,7 +207,7 @@ impl Shard {
     }
 
     /// Has a session loaded that sleeps, unless it is under way. Output: the calls that wait for it. `None`: not now.
-    fn load(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Option<&mut Vec<Box<Call>>> {
+    fn load(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Option<&mut VecDeque<Box<Call>>> {
         let Lifecycle { door, apps, slots, tickets, loads, .. } = &mut self.lifecycle;
         let slot = usize::from((*slots.get(usize::from(app))?)?);
         let name = Arc::clone(&apps[slot].name);
@@ -215,11 +216,11 @@ impl Shard {
             if *loads >= COLD_SESSIONS_MAX {
                 return None;
             }
-            let order = Ordered::Load { calls: Vec::new(), since_ns: self.now_ns };
+            let order = Ordered::Load { calls: VecDeque::new(), since_ns: self.now_ns };
             let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
             let work = CheckpointWork::Read { latest: known.latest, previous: known.previous };
             let order = CheckpointOrder { ticket, app: name, session: *session, work };
-            if door.as_ref()?.send(order).is_err() {
+            if !door.as_ref().is_some_and(|door| door.send(order)) {
                 tickets.remove(ticket as usize);
                 return None;
             }
@@ -255,7 +256,7 @@ impl Shard {
         let Ordered::Load { calls, .. } = &mut lifecycle.tickets.get_mut(ticket as usize)?.order else { return None };
         let at = calls.iter().position(|call| call.origin == name.origin)?;
         lifecycle.parked -= 1;
-        Some(Finished { call: calls.remove(at), outcome: Outcome::Cancelled })
+        Some(Finished { call: calls.remove(at)?, outcome: Outcome::Cancelled })
     }
 
     /// Takes what the checkpoints' thread has done.
@@ -358,7 +359,7 @@ impl Shard {
             return;
         }
         let now_ns = self.now_ns;
-        let mut late = Vec::new();
+        let mut late = VecDeque::new();
         for (_, ticket) in &mut self.lifecycle.tickets {
             if let Ordered::Load { calls, since_ns } = &mut ticket.order
                 && now_ns.saturating_sub(*since_ns) > COLD_WAIT_MS_MAX * 1_000_000
