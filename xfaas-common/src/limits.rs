@@ -84,6 +84,25 @@ pub const LOG_MIB_DEFAULT: u32 = 256;
 pub const LOG_WAITING_BYTES_MAX: usize = 64 << 20;
 /// How long answers wait for a log that cannot be written.
 pub const LOG_HELD_MS_MAX: u64 = 5_000;
+/// Default of `checkpoint_every_s`, and the ceiling of it and of `keep_alive_s`: a day.
+pub const CHECKPOINT_EVERY_S_DEFAULT: u32 = 10;
+pub const KEEP_ALIVE_S_MAX: u32 = 86_400;
+/// Checkpoints of one shard that are on their way to the store or from it.
+pub const CHECKPOINT_ORDERS_MAX: usize = 256;
+/// Bytes of sessions on their way to the store, of one shard: over it no further one is copied.
+pub const CHECKPOINT_ORDERS_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one checkpoint before compression: a session's keys and values, and a few bytes beside each.
+pub const CHECKPOINT_BYTES_MAX: usize = SESSION_STATE_BYTES_MAX + 8 * SESSION_KEYS_MAX + (1 << 10);
+/// Sessions of one shard of which it is known whether they have a checkpoint, some 100 bytes each; others stay in memory.
+pub const KNOWN_SESSIONS_MAX: usize = 16 << 20;
+/// Sessions of one shard that are loaded at once.
+pub const COLD_SESSIONS_MAX: usize = 128;
+/// How long a request waits for its session to be loaded.
+pub const COLD_WAIT_MS_MAX: u64 = 5_000;
+/// How long one operation of the store may take.
+pub const STORE_MS_MAX: u64 = 10_000;
+/// How long an orderly stop waits for checkpoints.
+pub const STOP_CHECKPOINTS_MS_MAX: u64 = 60_000;
 /// Default of `lock_wait_ms`.
 pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 
@@ -134,6 +153,8 @@ const _: () = assert!(TIMERS_SESSION_MAX < SESSION_KEYS_MAX && TIMERS_RUNNING_MA
 const _: () = assert!(SNAPSHOT_KEYS_MAX * (VALUE_BYTES_MAX + 4) <= i32::MAX as usize, "a snapshot's length is an i32");
 const _: () = assert!(FUNCTIONS_MAX <= HOOK_APP as usize, "no app has the index of a hook's namespace");
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
+const _: () = assert!(CHECKPOINT_BYTES_MAX <= u32::MAX as usize, "a checkpoint's length is a u32");
+const _: () = assert!(COLD_SESSIONS_MAX < CHECKPOINT_ORDERS_MAX, "loads leave room for writes");
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(CALL_LOCKS_MAX < LOCKS_MAX, "one call cannot take all locks of a shard");

@@ -1,6 +1,7 @@
 //! `xfaas.toml` and the flags of `xfaas run`, read and checked once at start. CONTRACT.md section 4.
 //! Used by `main.rs` and `cli`. The only place that reads the environment. Opens no socket and makes no directory.
 
+mod checkpoints;
 mod container;
 mod file;
 mod limits;
@@ -8,10 +9,11 @@ mod paths;
 
 pub use self::container::{ContainerConfig, ContainerOptions, container};
 pub use self::limits::Limits;
-pub use self::paths::Environment;
+pub use self::paths::{AwsEnvironment, Environment};
 
 use self::file::FileConfig;
 use crate::control::{ConfiguredFunction, ManifestError, check_manifest};
+use crate::durable::StorePlace;
 use crate::steering::SteeringMode;
 use crate::sys::affinity::allowed_cpus;
 use std::collections::HashSet;
@@ -50,6 +52,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Session state, on tmpfs, so that it outlives the process; absolute.
     pub shared_memory_dir: PathBuf,
+    pub checkpoints: StorePlace,
     pub functions: Vec<ConfiguredFunction>,
 }
 
@@ -130,6 +133,12 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    #[error("`checkpoints.{key}` is for buckets: set `checkpoints.url` to s3://bucket/prefix, or leave it out")]
+    NotABucket { key: &'static str },
+    #[error("`checkpoints.url` is {url:?}: give s3://bucket/prefix or the path of a folder")]
+    NoBucket { url: String },
+    #[error("give both `checkpoints.access_key_id` and `checkpoints.secret_access_key`, or neither: then the environment's are used")]
+    HalfAKey,
     #[error("function {name:?} of the configuration is refused: correct its [[function]] entry")]
     Function {
         name: String,
@@ -182,6 +191,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         Some(path) => paths::absolute("shared_memory_dir", base.join(path))?,
         None => environment.shared_memory_dir(&state_dir),
     };
+    let checkpoints = file.checkpoints.resolve(base, &state_dir, environment)?;
     let functions = resolve_functions(file.function, base, file.limits.memory_mib_max)?;
     Ok(Config {
         http,
@@ -195,6 +205,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         limits: file.limits,
         state_dir,
         shared_memory_dir,
+        checkpoints,
         functions,
     })
 }

@@ -1,6 +1,7 @@
 //! One node: sockets, steering, engine, shards and control, put together in the order in which they need each other.
 //! Called by `main.rs`; everything it starts ends with it.
 
+mod checkpoints;
 pub mod container;
 mod door;
 mod keys;
@@ -142,7 +143,8 @@ impl Node {
         let facts = facts(config, &placement, regions.is_some());
         let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
         let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
-        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins));
+        let checkpoints = checkpoints::start(config, &shards, &placement)?;
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins, Some(Arc::clone(&checkpoints))));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
@@ -154,6 +156,7 @@ impl Node {
         })?;
         let report = deployer.start(&config.functions)?;
         addresses.start(&*door)?;
+        checkpoints::wait(&checkpoints);
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;

@@ -17,6 +17,8 @@ const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 const SERVICE_POLICY_TEXT: &str = "#!/bin/sh\n# left by `cargo xtask setup` of xfaas: safe to remove\nexit 101\n";
 /// Packages that bring a service, and its name.
 const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
+/// The S3-compatible server that tests of checkpoints start.
+const S3_SERVER: &str = "moto[server]==5.2.5";
 /// How long apt-get waits for another one that holds its lock.
 const APT_LOCK_WAIT_S: u32 = 120;
 /// Major versions of LLVM that this bpf-linker can be built with.
@@ -155,6 +157,20 @@ pub fn install_cargo_fuzz() -> Result<()> {
     // It only starts cargo: not worth minutes of optimisation.
     command.env_remove("CARGO_TARGET_DIR").args(["install", "cargo-fuzz", "--locked", "--debug"]);
     step("cargo install cargo-fuzz (a minute)", || run_quiet(&mut command)).map(drop)
+}
+
+/// Where the S3-compatible server of tests lies: an environment of its own.
+pub fn s3_server() -> PathBuf {
+    paths::root().join("target/s3-server")
+}
+
+/// Installs the S3-compatible server that tests start, moto, from Python's registry.
+pub fn install_s3_server() -> Result<()> {
+    let folder = s3_server();
+    step("python3 -m venv target/s3-server", || run_quiet(Command::new("python3").args(["-m", "venv"]).arg(&folder)))?;
+    let mut command = Command::new(folder.join("bin/pip"));
+    command.args(["install", "--quiet", "--disable-pip-version-check", S3_SERVER]);
+    step("pip install moto (a minute)", || run_quiet(&mut command)).map(drop)
 }
 
 /// Adds the guests' target to the toolchain in use.

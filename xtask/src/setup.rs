@@ -116,7 +116,14 @@ fn install_missing() -> Result<()> {
     if paths::find_program("cargo-fuzz").is_none() && toolchain::nightly_root().is_some() {
         report(packages::install_cargo_fuzz());
     }
+    if !has_s3_server() && paths::find_program("python3").is_some() {
+        report(packages::install_s3_server());
+    }
     Ok(())
+}
+
+fn has_s3_server() -> bool {
+    packages::s3_server().join("bin/moto_server").exists()
 }
 
 fn report(result: Result<()>) {
@@ -190,6 +197,12 @@ fn check(found: &Toolchains) -> Vec<Line> {
         hint: format!("{}: {purpose}", apt(package)),
         required,
     }));
+    lines.push(Line {
+        what: "moto, an S3-compatible server",
+        found: has_s3_server().then(|| packages::s3_server().display().to_string()),
+        hint: "python3 with venv (Debian: apt-get install python3-venv), then `cargo xtask setup`: tests of checkpoints in a bucket".into(),
+        required: false,
+    });
     lines.push(Line {
         what: "cargo-fuzz with a nightly",
         found: path(&paths::find_program("cargo-fuzz").filter(|_| toolchain::nightly_root().is_some())),

@@ -193,7 +193,7 @@ pub(super) struct DeployArguments {
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
-    /// What the app's state outlives: memory (the process) or sync (the machine) [default: memory]
+    /// What the app's state outlives: memory (the process), checkpoint (the machine, as of the last checkpoint) or sync (the machine) [default: memory]
     #[arg(long, value_name = "MODE", value_parser = Durability::parse)]
     durability: Option<Durability>,
     /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it) [default: the session header]
@@ -211,6 +211,12 @@ pub(super) struct DeployArguments {
     /// Part of a core that one session may use while others want it, 0.01 to 1.0 [default: no limit]
     #[arg(long, value_name = "SHARE")]
     cpu_share: Option<CpuShare>,
+    /// A session that was not used for so long is written to the store of checkpoints and leaves memory [default: it stays]
+    #[arg(long, value_name = "N")]
+    keep_alive_s: Option<u32>,
+    /// With durability checkpoint: how old a session's checkpoint may be [default: 10]
+    #[arg(long, value_name = "N")]
+    checkpoint_every_s: Option<u32>,
 }
 
 impl DeployArguments {
@@ -232,6 +238,8 @@ impl DeployArguments {
             tokens: self.tokens,
             requests_per_s: self.requests_per_s,
             cpu_share: self.cpu_share,
+            keep_alive_s: self.keep_alive_s,
+            checkpoint_every_s: self.checkpoint_every_s,
         }
     }
 }
@@ -388,7 +396,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive-s 7 --checkpoint-every-s 8";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -407,6 +415,8 @@ mod tests {
             tokens: true,
             requests_per_s: Some(5),
             cpu_share: Some("0.5".parse().unwrap()),
+            keep_alive_s: Some(7),
+            checkpoint_every_s: Some(8),
         };
         assert_eq!(deploy.into_flags(), expected);
     }

@@ -14,7 +14,12 @@ fn xfaas(line: &[&str]) -> (u8, String, String) {
 }
 
 fn xfaas_with(line: &[&str], serve: impl FnOnce(Config) -> Result<(), String>, probes: Vec<Check>) -> (u8, String, String) {
-    let environment = Environment { user_id: 1000, xdg_state_home: None, home: Some(PathBuf::from("/nonexistent")) };
+    let environment = Environment {
+        user_id: 1000,
+        xdg_state_home: None,
+        home: Some(PathBuf::from("/nonexistent")),
+        aws: crate::config::AwsEnvironment::default(),
+    };
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     let arguments = ["xfaas"].iter().chain(line).map(OsString::from);
     let serve = |role| match role {

@@ -1,5 +1,6 @@
 //! The shape of `xfaas.toml`, as written. Unknown keys are refused with their line and column.
 
+use super::checkpoints::CheckpointsSection;
 use super::limits::Limits;
 use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
 use serde::Deserialize;
@@ -13,6 +14,7 @@ pub(super) struct FileConfig {
     pub shards: ShardsSection,
     pub steering: SteeringSection,
     pub limits: Limits,
+    pub checkpoints: CheckpointsSection,
     pub state_dir: Option<PathBuf>,
     pub shared_memory_dir: Option<PathBuf>,
     pub function: Vec<FunctionEntry>,
@@ -79,6 +81,8 @@ pub(super) struct FunctionEntry {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    keep_alive_s: Option<u32>,
+    checkpoint_every_s: Option<u32>,
 }
 
 impl FunctionEntry {
@@ -104,6 +108,8 @@ impl FunctionEntry {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive_s: self.keep_alive_s,
+                checkpoint_every_s: self.checkpoint_every_s,
             },
         };
         (manifest, self.wasm)

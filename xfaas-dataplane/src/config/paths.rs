@@ -13,13 +13,49 @@ pub struct Environment {
     pub user_id: u32,
     pub xdg_state_home: Option<PathBuf>,
     pub home: Option<PathBuf>,
+    pub aws: AwsEnvironment,
+}
+
+/// What S3 clients take from the environment.
+#[derive(Clone, Default)]
+pub struct AwsEnvironment {
+    pub region: Option<String>,
+    pub endpoint_url: Option<String>,
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<String>,
+    pub session_token: Option<String>,
+}
+
+impl std::fmt::Debug for AwsEnvironment {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AwsEnvironment").field("region", &self.region).field("endpoint_url", &self.endpoint_url).finish_non_exhaustive()
+    }
+}
+
+impl AwsEnvironment {
+    fn read() -> AwsEnvironment {
+        let text = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        AwsEnvironment {
+            region: text("AWS_REGION"),
+            endpoint_url: text("AWS_ENDPOINT_URL"),
+            access_key_id: text("AWS_ACCESS_KEY_ID"),
+            secret_access_key: text("AWS_SECRET_ACCESS_KEY"),
+            session_token: text("AWS_SESSION_TOKEN"),
+        }
+    }
 }
 
 impl Environment {
     /// Reads the process's user and environment.
     pub fn read() -> Environment {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        Environment { user_id: rustix::process::geteuid().as_raw(), xdg_state_home: absolute("XDG_STATE_HOME"), home: absolute("HOME") }
+        Environment {
+            user_id: rustix::process::geteuid().as_raw(),
+            xdg_state_home: absolute("XDG_STATE_HOME"),
+            home: absolute("HOME"),
+            aws: AwsEnvironment::read(),
+        }
     }
 
     /// Default of `state_dir`. Source: XDG Base Directory Specification 0.8; a relative path there is ignored.

@@ -4,7 +4,7 @@ use super::*;
 use std::error::Error;
 
 fn environment() -> Environment {
-    Environment { user_id: 1000, xdg_state_home: None, home: Some(PathBuf::from("/nonexistent/home")) }
+    Environment { user_id: 1000, xdg_state_home: None, home: Some(PathBuf::from("/nonexistent/home")), aws: AwsEnvironment::default() }
 }
 
 /// Loads `text` from a file in a fresh directory that also holds `echo.wasm`.
@@ -108,11 +108,16 @@ fn flags_override_the_file() {
 
 #[test]
 fn state_dir_follows_the_user() {
-    let root = Environment { user_id: 0, xdg_state_home: Some(PathBuf::from("/x")), home: None };
+    let root = Environment { user_id: 0, xdg_state_home: Some(PathBuf::from("/x")), home: None, aws: AwsEnvironment::default() };
     assert_eq!(root.state_dir(), Some(PathBuf::from("/var/lib/xfaas")));
-    let xdg = Environment { user_id: 1, xdg_state_home: Some(PathBuf::from("/nonexistent/x")), home: Some(PathBuf::from("/h")) };
+    let xdg = Environment {
+        user_id: 1,
+        xdg_state_home: Some(PathBuf::from("/nonexistent/x")),
+        home: Some(PathBuf::from("/h")),
+        aws: AwsEnvironment::default(),
+    };
     assert_eq!(xdg.state_dir(), Some(PathBuf::from("/nonexistent/x/xfaas")));
-    let nobody = Environment { user_id: 1, xdg_state_home: None, home: None };
+    let nobody = Environment { user_id: 1, xdg_state_home: None, home: None, aws: AwsEnvironment::default() };
     assert_eq!(nobody.state_dir(), None);
     assert_ne!(root.shared_memory_dir(Path::new("/a")), root.shared_memory_dir(Path::new("/b")));
 }

@@ -24,6 +24,8 @@ pub struct DeployFlags {
     pub tokens: bool,
     pub requests_per_s: Option<u32>,
     pub cpu_share: Option<CpuShare>,
+    pub keep_alive_s: Option<u32>,
+    pub checkpoint_every_s: Option<u32>,
 }
 
 impl DeployFlags {
@@ -48,6 +50,8 @@ impl DeployFlags {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive_s: self.keep_alive_s,
+                checkpoint_every_s: self.checkpoint_every_s,
             },
         }
     }
@@ -69,6 +73,8 @@ impl DeployFlags {
             ("state_mib", self.state_mib),
             ("hook_deadline_ms", self.hook_deadline_ms),
             ("requests_per_s", self.requests_per_s),
+            ("keep_alive_s", self.keep_alive_s),
+            ("checkpoint_every_s", self.checkpoint_every_s),
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
         query.extend(self.durability.map(|durability| ("durability", durability.name().to_owned())));

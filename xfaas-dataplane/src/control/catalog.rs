@@ -4,7 +4,7 @@ use super::api::{FunctionInfo, FunctionSource};
 use crate::worker::{Durability, FunctionManifest};
 use std::collections::BTreeMap;
 use xfaas_common::ids::{FunctionHash, is_name};
-use xfaas_common::limits::{FUNCTIONS_MAX, STATE_MIB_DEFAULT};
+use xfaas_common::limits::{FUNCTIONS_MAX, KEEP_ALIVE_S_MAX, STATE_MIB_DEFAULT};
 
 /// Apps one process can open: each has a region on every shard, and its index is never given to another app.
 pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
@@ -23,20 +23,20 @@ pub enum ManifestError {
     BadName { what: &'static str, name: String },
     #[error("`{key}` is {value}: give a value in {low}..={high}")]
     OutOfRange { key: &'static str, value: u32, low: u32, high: u32 },
-    #[error("`durability` is \"checkpoint\", which this version does not have: choose memory or sync")]
-    NoCheckpoints,
+    #[error("`checkpoint_every_s` is for apps with durability checkpoint: add that, or leave the key out")]
+    NotCheckpointed,
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
-/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000.
+/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000, `keep_alive_s` and `checkpoint_every_s` 1..=86_400.
 pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Result<(), ManifestError> {
     for (what, name) in [("function", &manifest.name), ("app", &manifest.app)] {
         if !is_name(name.as_bytes()) {
             return Err(ManifestError::BadName { what, name: name.clone() });
         }
     }
-    if manifest.durability == Durability::Checkpoint {
-        return Err(ManifestError::NoCheckpoints);
+    if manifest.rules.checkpoint_every_s.is_some() && manifest.durability != Durability::Checkpoint {
+        return Err(ManifestError::NotCheckpointed);
     }
     let ranges = [
         ("deadline_ms", manifest.deadline_ms, DEADLINE_MS_MAX),
@@ -47,6 +47,8 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
     let optional = [
         ("hook_deadline_ms", manifest.rules.hook_deadline_ms, HOOK_DEADLINE_MS_MAX),
         ("requests_per_s", manifest.rules.requests_per_s, REQUESTS_PER_S_MAX),
+        ("keep_alive_s", manifest.rules.keep_alive_s, KEEP_ALIVE_S_MAX),
+        ("checkpoint_every_s", manifest.rules.checkpoint_every_s, KEEP_ALIVE_S_MAX),
     ];
     let optional = optional.into_iter().filter_map(|(key, value, high)| Some((key, value?, high)));
     for (key, value, high) in ranges.into_iter().chain(optional) {
@@ -133,6 +135,11 @@ impl Catalog {
     /// The durability that an app's functions agree on. `None`: it has none.
     pub fn durability_of(&self, app: &str) -> Option<Durability> {
         self.entries.values().find(|entry| entry.manifest.app == app).map(|entry| entry.manifest.durability)
+    }
+
+    /// True when sessions of an app may be in checkpoints only.
+    pub fn may_sleep(&self, app: &str) -> bool {
+        self.entries.values().any(|entry| entry.manifest.app == app && entry.manifest.may_sleep())
     }
 
     /// Errors: a function of the same app says something else about the app. Of one that does not run only the durability counts: what it
@@ -251,8 +258,11 @@ mod tests {
         assert!(matches!(&refused, CatalogError::OtherDurability { other, current: "memory", .. } if other == "a"), "{refused}");
         catalog.agree(&sync("a")).unwrap(); // alone, it may change
         catalog.agree(&manifest("b", "shop")).unwrap();
-        let checkpoint = FunctionManifest { durability: Durability::Checkpoint, ..manifest("c", "c") };
-        assert!(matches!(check_manifest(&checkpoint, 128), Err(ManifestError::NoCheckpoints)));
+        let mut checkpoint = FunctionManifest { durability: Durability::Checkpoint, ..manifest("c", "c") };
+        checkpoint.rules.checkpoint_every_s = Some(3);
+        check_manifest(&checkpoint, 128).unwrap();
+        checkpoint.durability = Durability::Memory;
+        assert!(matches!(check_manifest(&checkpoint, 128), Err(ManifestError::NotCheckpointed)));
     }
 
     #[test]

@@ -199,9 +199,13 @@ impl Deployer {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).list()
     }
 
-    /// True when an app's values may be shown as soon as they are written: where they wait for the log, only the owner knows which are safe.
+    /// True when an app's values may be shown as soon as they are written: where they wait for the log, only the owner knows which are safe,
+    /// and where sessions sleep, which are there.
     pub fn shows_at_once(&self, app: &str) -> bool {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).durability_of(app) != Some(Durability::Sync)
+        {
+            let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+            catalog.durability_of(app) != Some(Durability::Sync) && !catalog.may_sleep(app) && !self.shards.has_checkpoints(app)
+        }
     }
 
     /// How many functions run.

@@ -49,6 +49,11 @@ pub trait Shards: Send + Sync + 'static {
     /// Sessions with state, at most `query.limit`.
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError>;
 
+    /// True when an app had checkpoints at the start: not all of its sessions are in memory.
+    fn has_checkpoints(&self, _app: &str) -> bool {
+        false
+    }
+
     /// Counters and gauges of all shards as they are now; never reset by reading.
     fn counters(&self) -> Vec<CounterSample>;
 

@@ -6,21 +6,30 @@
 //! files    segments: made, listed, renamed, deleted       keeper   a thread that makes segments and snapshots
 //! segment  what one segment's file holds                  recover  at start: the log's writes into the regions, then a fresh log
 //! whole    which regions of another number of shards have all that the log has
+//!
+//! checkpoint       a session as bytes, checked and compressed      store   where checkpoints are kept: a folder or a bucket
+//! checkpoint_mail  what shards and the checkpoints' thread tell each other
 //! ```
 
+mod checkpoint;
+mod checkpoint_mail;
 mod files;
 mod format;
 mod keeper;
 mod log;
 mod recover;
 mod segment;
+mod store;
 mod whole;
 
 #[cfg(test)]
 mod power_cut_tests;
 
+pub use self::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
+pub use self::checkpoint_mail::{CheckpointAnswer, CheckpointDoor, CheckpointOrder, CheckpointWork, KnownCheckpoint, checkpoint_mail};
 pub use self::files::{LogDirectory, LogError};
 pub use self::keeper::{Keeper, KeeperAnswer};
 pub use self::log::{Log, SegmentWanted, Write};
 pub use self::recover::{FIRST_SEQUENCE, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
+pub use self::store::{CheckpointStore, ListedCheckpoint, S3Place, StoreFault, StorePlace};
 pub use self::whole::whole_apps;

@@ -3,8 +3,8 @@
 use super::offer::NodeFacts;
 use super::pins::KernelPins;
 use crate::control::{
-    CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo, SessionsQuery, Shards,
-    ShardsError,
+    CheckpointStatus, CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo,
+    SessionsQuery, Shards, ShardsError,
 };
 use crate::session::AliasChange;
 use crate::shard::{
@@ -13,6 +13,7 @@ use crate::shard::{
 };
 use crate::worker::Function;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(super) struct ShardsDoor {
     /// What containers are told; none join a container.
     facts: Option<NodeFacts>,
     pins: KernelPins,
+    /// `None` in a container.
+    checkpoints: Option<Arc<CheckpointStatus>>,
     names: Mutex<Names>,
 }
 
@@ -40,8 +43,13 @@ struct Names {
 }
 
 impl ShardsDoor {
-    pub(super) fn new(shards: &RunningShards, facts: Option<NodeFacts>, pins: KernelPins) -> ShardsDoor {
-        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, pins, names: Mutex::default() }
+    pub(super) fn new(
+        shards: &RunningShards,
+        facts: Option<NodeFacts>,
+        pins: KernelPins,
+        checkpoints: Option<Arc<CheckpointStatus>>,
+    ) -> ShardsDoor {
+        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, pins, checkpoints, names: Mutex::default() }
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
@@ -141,6 +149,10 @@ impl Shards for ShardsDoor {
         Ok(listed.take(query.limit).map(info).collect())
     }
 
+    fn has_checkpoints(&self, app: &str) -> bool {
+        self.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.has(app))
+    }
+
     fn counters(&self) -> Vec<CounterSample> {
         let mut samples = Vec::new();
         for (shard, view) in self.views.iter().enumerate() {
@@ -163,6 +175,7 @@ impl Shards for ShardsDoor {
             }
             samples.extend(rpc_samples(shard, view));
         }
+        samples.extend(self.checkpoints.iter().flat_map(|status| checkpoint_samples(status)));
         self.each_function(|name, shard, counters| {
             for (outcome, count) in OUTCOMES.iter().zip(&counters.outcomes) {
                 samples.push(CounterSample {
@@ -203,8 +216,25 @@ impl Shards for ShardsDoor {
     fn ready(&self) -> Result<(), String> {
         // `shard::start` returns only when every loop runs, and a shard that ends stops the process.
         let failing = self.views.iter().position(|view| view.counters.log_failing.get() != 0);
-        failing.map_or(Ok(()), |shard| Err(format!("the log of shard {shard} cannot be written: functions with durability sync get 503")))
+        let log = |shard| Err(format!("the log of shard {shard} cannot be written: functions with durability sync get 503"));
+        failing.map_or(Ok(()), log)?;
+        self.checkpoints.as_ref().map_or(Ok(()), |checkpoints| checkpoints.ready())
     }
+}
+
+/// How the store of checkpoints does.
+fn checkpoint_samples(status: &CheckpointStatus) -> [CounterSample; 6] {
+    let sample = |name, help, kind, value| CounterSample { name, help, kind, labels: Vec::new(), value };
+    let counter = |name, help, count: &AtomicU64| sample(name, help, MetricKind::Counter, count.load(Ordering::Relaxed) as f64);
+    let failing = if status.ready().is_ok() { 0.0 } else { 1.0 };
+    [
+        counter("xfaas_checkpoints_written_total", "Checkpoints that the store took.", &status.written),
+        counter("xfaas_checkpoints_written_bytes_total", "What they hold, before compression.", &status.written_bytes),
+        counter("xfaas_checkpoints_read_total", "Checkpoints read.", &status.read),
+        counter("xfaas_checkpoint_failures_total", "Operations that the store failed to do.", &status.failures),
+        counter("xfaas_checkpoints_damaged_total", "Checkpoints that were found damaged.", &status.damaged),
+        sample("xfaas_checkpoints_failing", "1 while the store does not work.", MetricKind::Gauge, failing),
+    ]
 }
 
 /// Requests of containers by kind, and what was wrong with their frames.

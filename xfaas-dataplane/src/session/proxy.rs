@@ -5,11 +5,13 @@ mod beside;
 mod cancel;
 mod limits;
 mod remote;
+mod rest;
 mod secondary;
 
 pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 pub use self::cancel::CallName;
+pub use self::rest::LastUse;
 
 use self::beside::Beside;
 use self::secondary::{RemoteCalls, RemoteWait, failed_with};

@@ -38,7 +38,8 @@ impl Shard {
 
     /// Ends a call that runs here, unless it is over.
     pub(super) fn cancel(&mut self, name: &CallName) {
-        if let Some(finished) = self.proxy.cancel(name, clock::monotonic_ns()) {
+        let waiting = self.cancel_cold(name);
+        if let Some(finished) = waiting.or_else(|| self.proxy.cancel(name, clock::monotonic_ns())) {
             self.deliver(finished);
         }
     }

@@ -32,6 +32,7 @@ impl Shard {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();
                 }
+                ShardCommand::Checkpoints(door) => (self.lifecycle.door, self.lifecycle.is_listing) = (Some(*door), true),
                 ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
             }
@@ -47,6 +48,7 @@ impl Shard {
             self.proxy.remove(index);
             return Err(error_chain(&error));
         }
+        self.set_sleep_rules(app, &manifest.manifest);
         self.by_name.insert(name, index);
         self.by_hash.insert(hash.0, index);
         Ok(self.proxy.reader(app))
@@ -77,14 +79,20 @@ impl Shard {
         rows
     }
 
-    /// True when draining and nothing is left to finish, or the time to finish is over.
+    /// True when draining is over: what ran has finished, and what is to be saved is.
     pub(super) fn is_drained(&self) -> bool {
+        self.has_finished() && self.lifecycle.is_saved()
+    }
+
+    /// True when draining and nothing is left to finish, or the time to finish is over.
+    pub(super) fn has_finished(&self) -> bool {
         let Some(since_ns) = self.draining_since_ns else { return false };
         let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
         let busy = self.proxy.is_busy()
             || self.rpc.is_busy()
             || self.logging.has_held()
             || !self.session_reads.is_empty()
+            || self.lifecycle.has_parked()
             || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;

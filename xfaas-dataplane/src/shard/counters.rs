@@ -163,6 +163,13 @@ pub struct ShardCounters {
     pub tokens_refused: Count,
     /// `xfaas_rate_limited_total`: requests over their namespace's `requests_per_s`.
     pub rate_limited: Count,
+    /// `xfaas_sessions_asleep`: in a checkpoint and not in memory.
+    pub sessions_asleep: Count,
+    /// `xfaas_sessions_reclaimed_total`: dropped from memory once the store had them.
+    pub sessions_reclaimed: Count,
+    /// `xfaas_cold_sessions_total`: loaded from a checkpoint; `xfaas_cold_sessions_refused_total`: requests whose session could not be.
+    pub cold_sessions: Count,
+    pub cold_refused: Count,
     /// `xfaas_sessions`, with state in the region.
     pub sessions: Count,
     /// `xfaas_state_bytes`: keys and values.
@@ -267,6 +274,14 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_tokens_refused_total", "Requests without a token that is good for their session.", |c| c.tokens_refused.get() as f64),
     counter("xfaas_rate_limited_total", "Requests over their namespace's requests_per_s.", |c| c.rate_limited.get() as f64),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
+    gauge("xfaas_sessions_asleep", "Sessions whose state is in a checkpoint and not in memory.", |c| c.sessions_asleep.get() as f64),
+    counter("xfaas_sessions_reclaimed_total", "Idle sessions dropped from memory once the store had their checkpoint.", |c| {
+        c.sessions_reclaimed.get() as f64
+    }),
+    counter("xfaas_cold_sessions_total", "Sessions loaded from a checkpoint.", |c| c.cold_sessions.get() as f64),
+    counter("xfaas_cold_sessions_refused_total", "Requests answered 503 because their session's checkpoint could not be read.", |c| {
+        c.cold_refused.get() as f64
+    }),
     gauge("xfaas_state_bytes", "Bytes of keys and values of all sessions.", |c| c.state_bytes.get() as f64),
     gauge("xfaas_state_used_bytes", "Bytes of shared memory taken by sessions.", |c| c.state_pages_bytes.get() as f64),
     gauge("xfaas_state_fragmentation_ratio", "Part of that memory that holds neither values nor records.", |c| {

@@ -57,6 +57,11 @@ impl Logging {
         self.open.as_ref().map_or(0, |open| open.log.synced())
     }
 
+    /// True while a snapshot is being made.
+    pub(super) fn has_snapshot(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.snapshot.is_some())
+    }
+
     /// True while this position is not safe.
     pub(super) fn is_behind(&self, position: u64) -> bool {
         position > self.synced()

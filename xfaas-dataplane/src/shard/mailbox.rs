@@ -4,6 +4,7 @@ use super::connection::MovedConnection;
 use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
 use super::session_reads::{SessionAnswer, SessionQuestion};
+use crate::durable::CheckpointDoor;
 use crate::session::{AliasChange, CallName, Finished};
 use crate::state::RegionReader;
 use crate::sys::Waker;
@@ -124,6 +125,8 @@ pub enum ShardCommand {
     Alias(Arc<[AliasChange]>, SyncSender<()>),
     /// What containers are told from now on; answered when those that are connected will hear of it.
     Offer(Arc<ContainerOffer>, SyncSender<()>),
+    /// Sessions are checkpointed by way of this door from now on. Before any function is installed.
+    Checkpoints(Box<CheckpointDoor>),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.
@@ -160,6 +163,11 @@ pub struct CommandDoor {
 impl CommandDoor {
     pub fn new() -> std::io::Result<CommandDoor> {
         Ok(CommandDoor { commands: ArrayQueue::new(COMMANDS_MAX), waker: Waker::new()? })
+    }
+
+    /// Makes the shard look for what others have done for it.
+    pub fn wake(&self) {
+        self.waker.wake();
     }
 
     /// Hands over a command; full: it comes back.

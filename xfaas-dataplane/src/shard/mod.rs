@@ -2,12 +2,14 @@
 
 mod admission;
 mod cancel;
+mod checkpoints;
 mod commands;
 mod connection;
 mod counters;
 mod datagram;
 mod hook;
 mod http;
+mod lifecycle;
 mod logging;
 mod mailbox;
 mod moving;

@@ -23,6 +23,7 @@ impl Shard {
             function.manifest.read_only
                 && function.manifest.durability == Durability::Memory
                 && !is_replayed
+                && !self.lifecycle.may_sleep(function.app)
                 && self.proxy.state().readers.get(function.app, owner.0).is_some()
         });
         if !may_run_beside || self.proxy.takes_locks(call.function) {

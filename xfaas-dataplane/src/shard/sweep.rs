@@ -50,6 +50,7 @@ impl Shard {
             self.deliver(call);
         }
         self.finished = finished;
+        self.sweep_lifecycle();
         self.sweep_primary();
         self.sweep_connections();
         self.sweep_rpc();

@@ -3,6 +3,7 @@
 
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
+use super::lifecycle::{Lifecycle, Woken};
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::primary::Container;
@@ -67,6 +68,7 @@ pub struct Shard {
     pub(super) rpc: Rpc,
     pub(super) logging: Logging,
     pub(super) session_reads: SessionReads,
+    pub(super) lifecycle: Lifecycle,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -143,6 +145,7 @@ impl Shard {
             rpc: Rpc::new(rpc),
             logging: Logging::default(),
             session_reads: SessionReads::default(),
+            lifecycle: Lifecycle::default(),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -197,6 +200,7 @@ impl Shard {
         self.send_to_owners();
         self.answer_granted();
         self.step_log();
+        self.step_lifecycle();
         self.pump_primary();
         self.post.retry();
         self.wake_neighbours();
@@ -235,7 +239,12 @@ impl Shard {
     }
 
     fn sweep_interval_ns(&self) -> u64 {
-        if self.proxy.is_busy() || self.rpc.has_waiting() || self.logging.has_work() || self.draining_since_ns.is_some() {
+        if self.proxy.is_busy()
+            || self.rpc.has_waiting()
+            || self.logging.has_work()
+            || self.lifecycle.has_work()
+            || self.draining_since_ns.is_some()
+        {
             SWEEP_PARKED_NS
         } else if self.connections.is_empty() && !self.rpc.has_connections() && self.container.is_none() {
             SWEEP_REST_NS
@@ -313,6 +322,11 @@ impl Shard {
         if let Err(outcome) = self.place_remote(&mut call) {
             return Some(Finished { call, outcome });
         }
+        let call = match self.wake(call) {
+            Woken::Run(call) => call,
+            Woken::Waits => return None,
+            Woken::Over(finished) => return Some(finished),
+        };
         let finished = self.proxy.submit(call, self.now_ns);
         if finished.is_none() {
             self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
@@ -375,6 +389,7 @@ impl Shard {
         counters.publish_proxy(&self.proxy.stats());
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
+        counters.sessions_asleep.set(self.lifecycle.asleep);
         self.rpc.publish(&counters.rpc);
         counters.turns.add(1);
     }

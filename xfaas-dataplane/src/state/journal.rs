@@ -191,7 +191,7 @@ impl<'a> Record<'a> {
     }
 
     /// Keys with their values, or `None` where the key was deleted.
-    pub fn writes(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
+    pub fn writes(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone + use<'a> {
         let mut at = self.writes;
         std::iter::from_fn(move || {
             let (write, rest) = next_write(at)?;

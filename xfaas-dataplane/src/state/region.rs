@@ -346,6 +346,12 @@ impl Region {
         Some(namespace::size(self.space.words(), self.record(ns)?))
     }
 
+    /// Rises with each change of what a namespace holds, and when compaction moves a part of it.
+    pub fn namespace_sequence(&self, ns: NamespaceRef) -> Option<u64> {
+        let sequence = namespace::sequence(self.space.words(), self.record(ns)?);
+        sequence.expect("a record lies inside the region")
+    }
+
     /// All sessions with their bytes of keys and values and their keys, in no particular order.
     pub fn sessions(&self) -> impl Iterator<Item = (SessionId, u64, u64)> {
         let words = self.space.words();

@@ -28,6 +28,12 @@ pub struct AppRules {
     /// Of a core, for one namespace, while others want it; `None`: as much as it takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_share: Option<CpuShare>,
+    /// A session that was not used for so long is checkpointed and leaves memory, 1..=86_400 s; `None`: it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive_s: Option<u32>,
+    /// With durability `checkpoint`: how old a session's checkpoint may be, 1..=86_400 s; `None`: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every_s: Option<u32>,
 }
 
 impl AppRules {
@@ -42,13 +48,15 @@ impl AppRules {
 
     /// The first key in which two functions of one app differ.
     pub fn difference(&self, other: &AppRules) -> Option<&'static str> {
-        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s, cpu_share } = self;
+        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s, cpu_share, keep_alive_s, checkpoint_every_s } = self;
         let differs = [
             ("hint", *hint != other.hint),
             ("hook_deadline_ms", *hook_deadline_ms != other.hook_deadline_ms),
             ("tokens", *tokens != other.tokens),
             ("requests_per_s", *requests_per_s != other.requests_per_s),
             ("cpu_share", *cpu_share != other.cpu_share),
+            ("keep_alive_s", *keep_alive_s != other.keep_alive_s),
+            ("checkpoint_every_s", *checkpoint_every_s != other.checkpoint_every_s),
         ];
         differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }

@@ -2,7 +2,7 @@
 
 use super::app_rules::{AppRules, CpuShare, Hint};
 use serde::{Deserialize, Serialize};
-use xfaas_common::limits::{DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
+use xfaas_common::limits::{CHECKPOINT_EVERY_S_DEFAULT, DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
 /// What an app's state outlives; the same for all functions of an app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,7 +11,7 @@ pub enum Durability {
     /// The process.
     #[default]
     Memory,
-    /// The machine, up to the last checkpoint. Refused in this version.
+    /// The machine, as of the last checkpoint.
     Checkpoint,
     /// The machine: a reply leaves when all that it tells of is on the disk.
     Sync,
@@ -24,7 +24,7 @@ impl Durability {
             "memory" => Ok(Durability::Memory),
             "checkpoint" => Ok(Durability::Checkpoint),
             "sync" => Ok(Durability::Sync),
-            _ => Err("choose memory or sync".to_owned()),
+            _ => Err("choose memory, checkpoint or sync".to_owned()),
         }
     }
 
@@ -106,6 +106,8 @@ struct ManifestText {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    keep_alive_s: Option<u32>,
+    checkpoint_every_s: Option<u32>,
 }
 
 impl From<ManifestText> for FunctionManifest {
@@ -129,12 +131,25 @@ impl From<ManifestText> for FunctionManifest {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive_s: text.keep_alive_s,
+                checkpoint_every_s: text.checkpoint_every_s,
             },
         }
     }
 }
 
 impl FunctionManifest {
+    /// How old the checkpoint of a session may be that was written to since; `None`: any age.
+    pub fn checkpoint_every_s(&self) -> Option<u32> {
+        let every_s = self.rules.checkpoint_every_s.unwrap_or(CHECKPOINT_EVERY_S_DEFAULT);
+        (self.durability == Durability::Checkpoint).then_some(every_s)
+    }
+
+    /// True when a session with state may be in a checkpoint and not in memory: then only its owner can tell what it holds.
+    pub fn may_sleep(&self) -> bool {
+        self.rules.keep_alive_s.is_some() || self.durability == Durability::Checkpoint
+    }
+
     /// The manifest of a function deployed without a flag.
     pub fn named(name: &str) -> FunctionManifest {
         FunctionManifest {

@@ -104,6 +104,11 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds a section of its own.
+    pub fn section(self, text: &str) -> NodeBuilder {
+        self.limit(text) // the last section before the functions
+    }
+
     /// Adds a line to `[listen]`.
     pub fn listen(mut self, line: &str) -> NodeBuilder {
         writeln!(self.listen, "{line}").unwrap();

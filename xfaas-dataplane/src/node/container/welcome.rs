@@ -69,6 +69,8 @@ struct OfferText {
     tokens: bool,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    keep_alive_s: Option<u32>,
+    checkpoint_every_s: Option<u32>,
 }
 
 impl Welcome {
@@ -128,6 +130,8 @@ impl From<OfferText> for Offer {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive_s: text.keep_alive_s,
+                checkpoint_every_s: text.checkpoint_every_s,
             },
         };
         Offer { manifest, sha256: text.sha256 }

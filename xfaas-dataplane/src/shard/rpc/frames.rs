@@ -132,8 +132,14 @@ impl Shard {
         })
     }
 
+    /// The same; errors: also, the session sleeps. Then it is woken, and the container had better ask again.
+    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId) -> Result<Asked, Refusal> {
+        let asked = self.asked(id, head, session)?;
+        if self.is_asleep(asked.app, &asked.session, asked.table_hash) { Err(OVERLOADED) } else { Ok(asked) }
+    }
+
     fn on_state_read(&mut self, id: u32, head: &FrameHead, session: &SessionId, read: &StateRead<'_>) {
-        let asked = self.asked(id, head, session);
+        let asked = self.asked_awake(id, head, session);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match read.op {
             READ_KEY => self.read_key(id, asked, read),
@@ -159,7 +165,7 @@ impl Shard {
             WRITE_COMMIT => Some(CommitWrites::decode(write.value)?),
             _ => None,
         };
-        let asked = self.asked(id, head, session);
+        let asked = self.asked_awake(id, head, session);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(id, asked, write),

@@ -1,0 +1,31 @@
+//! Ties the checkpoints' thread to the shards, before any function is installed. Called by `node`.
+
+use super::NodeError;
+use crate::config::Config;
+use crate::control::{CheckpointStatus, start_checkpoints};
+use crate::session::{LocalPlacement, Placement};
+use crate::shard::{RunningShards, ShardCommand};
+use std::sync::Arc;
+use std::time::Duration;
+use xfaas_common::ids::SessionId;
+
+/// How long a start waits for the store to be listed; requests of sessions that may sleep are refused until it is.
+const LIST_WAIT: Duration = Duration::from_secs(10);
+
+pub(super) fn start(config: &Config, shards: &RunningShards, placement: &Arc<LocalPlacement>) -> Result<Arc<CheckpointStatus>, NodeError> {
+    let (placement, doors) = (Arc::clone(placement), shards.doors.clone());
+    let owner = Box::new(move |session: &SessionId| placement.owner(placement.hash(session).slot()).0);
+    let wake = Arc::new(move |shard: u16| doors[usize::from(shard)].wake());
+    let started = start_checkpoints(config.checkpoints.clone(), shards.doors.len(), owner, wake);
+    let (checkpoint_doors, status) = started.map_err(|source| NodeError::Thread { source })?;
+    for (shard, (door, checkpoints)) in shards.doors.iter().zip(checkpoint_doors).enumerate() {
+        door.send(ShardCommand::Checkpoints(Box::new(checkpoints))).map_err(|_| NodeError::Stuck { shard })?;
+    }
+    Ok(status)
+}
+
+pub(super) fn wait(status: &CheckpointStatus) {
+    if !status.wait_listed(LIST_WAIT) {
+        tracing::error!("the store of checkpoints is not listed yet: sessions that are not in memory get 503 until it is");
+    }
+}

@@ -1,0 +1,376 @@
+//! Sessions that sleep: their state is in a checkpoint and not in memory. The next request wakes its session: it waits while the checkpoint is
+//! read elsewhere, the state is put into the region, and the request runs. docs/ARCHITECTURE.md, "Sessions that sleep".
+//! A stage of the loop; never waits for the store. `checkpoints.rs` is the other half: it writes checkpoints and lets sessions fall asleep.
+//! A session whose checkpoint cannot be read is refused and never begun anew.
+
+use super::turn::Shard;
+use crate::durable::{CheckpointAnswer, CheckpointDoor, CheckpointOrder, CheckpointWork, KnownCheckpoint};
+use crate::net::ErrorCode;
+use crate::session::{CallName, Finished, KnownSessions, NO_TICKET, Outcome};
+use crate::state::{Record, SessionKey};
+use crate::worker::{Call, FunctionManifest};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use xfaas_common::ids::SessionId;
+use xfaas_common::limits::{COLD_SESSIONS_MAX, COLD_WAIT_MS_MAX};
+
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
+const UNREADABLE: &str = "the session sleeps and its checkpoint cannot be read now: try again later";
+const UNLISTED: &str =
+    "the store of checkpoints was not listed yet, so it is not known whether the session has state there: try again later";
+const TOO_MANY: &str = "too many requests wait for sessions that are being loaded";
+
+/// What a shard knows of sessions beside their state.
+#[derive(Default)]
+pub(super) struct Lifecycle {
+    /// `None`: nothing is checkpointed, as in a container.
+    pub(super) door: Option<CheckpointDoor>,
+    /// It is not yet known which sessions have a checkpoint.
+    pub(super) is_listing: bool,
+    pub(super) apps: Vec<AppSessions>,
+    /// By the app's index: its place in `apps`. Apps whose sessions never sleep have none.
+    slots: Vec<Option<u16>>,
+    pub(super) tickets: Slab<Ticket>,
+    /// Tickets that are loads, and the calls that wait for them.
+    loads: usize,
+    parked: usize,
+    /// Sessions that sleep.
+    pub(super) asleep: u64,
+    pub(super) writing: super::checkpoints::Writing,
+}
+
+/// One app's sessions.
+pub(super) struct AppSessions {
+    pub(super) name: Arc<str>,
+    /// `None` while the app has no function.
+    pub(super) app: Option<u16>,
+    /// A session of it may sleep, on this or another shard.
+    had_checkpoints: bool,
+    pub(super) checkpoint_every_ns: Option<u64>,
+    pub(super) keep_alive_s: Option<u32>,
+    pub(super) sessions: KnownSessions,
+    pub(super) pass: super::checkpoints::Pass,
+}
+
+/// An order that is under way.
+pub(super) struct Ticket {
+    pub(super) slot: usize,
+    pub(super) session: SessionId,
+    pub(super) table_hash: u32,
+    pub(super) order: Ordered,
+}
+
+pub(super) enum Ordered {
+    Write { number: u32, sequence: u64, bytes: usize },
+    Load { calls: VecDeque<Box<Call>>, since_ns: u64 },
+}
+
+/// What becomes of a call.
+pub(super) enum Woken {
+    Run(Box<Call>),
+    /// Its session is being loaded.
+    Waits,
+    Over(Finished),
+}
+
+enum Whereabouts {
+    /// In memory, or the session has no state yet.
+    Here,
+    Asleep,
+    Unknown,
+}
+
+impl Lifecycle {
+    #[inline(always)]
+    fn concerns(&self, app: u16) -> bool {
+        self.is_listing || self.slot(app).is_some()
+    }
+
+    #[inline(always)]
+    fn slot(&self, app: u16) -> Option<usize> {
+        self.slots.get(usize::from(app)).copied().flatten().map(usize::from)
+    }
+
+    /// True when a session of the app may sleep: then only its owner knows what it holds.
+    pub(super) fn may_sleep(&self, app: u16) -> bool {
+        self.concerns(app)
+    }
+
+    /// True while calls wait for their sessions.
+    pub(super) fn has_parked(&self) -> bool {
+        self.parked > 0
+    }
+
+    /// True while the loop must not rest for long.
+    pub(super) fn has_work(&self) -> bool {
+        !self.tickets.is_empty() || self.apps.iter().any(|app| app.pass.is_under_way())
+    }
+
+    /// Calls of the app are looked at from now on, if its sessions may sleep.
+    fn note_slot(&mut self, slot: usize) {
+        let AppSessions { app: Some(app), had_checkpoints: true, .. } = self.apps[slot] else { return };
+        let index = usize::from(app);
+        if self.slots.len() <= index {
+            self.slots.resize(index + 1, None);
+        }
+        self.slots[index] = Some(slot as u16);
+    }
+
+    fn slot_named(&mut self, name: &str) -> usize {
+        if let Some(slot) = self.apps.iter().position(|app| &*app.name == name) {
+            return slot;
+        }
+        let (sessions, pass) = (KnownSessions::default(), super::checkpoints::Pass::default());
+        self.apps.push(AppSessions {
+            name: name.into(),
+            app: None,
+            had_checkpoints: false,
+            checkpoint_every_ns: None,
+            keep_alive_s: None,
+            sessions,
+            pass,
+        });
+        self.apps.len() - 1
+    }
+}
+
+impl Shard {
+    /// The app's sessions sleep and are checkpointed as the manifest says from now on.
+    pub(super) fn set_sleep_rules(&mut self, app: u16, manifest: &FunctionManifest) {
+        let lifecycle = &mut self.lifecycle;
+        if lifecycle.door.is_none() {
+            return;
+        }
+        let slot = lifecycle.slot_named(&manifest.app);
+        let sessions = &mut lifecycle.apps[slot];
+        sessions.app = Some(app);
+        sessions.checkpoint_every_ns = manifest.checkpoint_every_s().map(|every_s| u64::from(every_s) * SECOND_NS);
+        sessions.keep_alive_s = manifest.rules.keep_alive_s;
+        sessions.had_checkpoints |= manifest.may_sleep();
+        lifecycle.note_slot(slot);
+    }
+
+    /// Called for each call of a session of ours before it runs.
+    #[inline(always)]
+    pub(super) fn wake(&mut self, call: Box<Call>) -> Woken {
+        if !self.lifecycle.concerns(call.app) || call.is_hook() { Woken::Run(call) } else { self.wake_if_asleep(call) }
+    }
+
+    fn wake_if_asleep(&mut self, call: Box<Call>) -> Woken {
+        match self.whereabouts(call.app, &call.session, call.table_hash) {
+            Whereabouts::Here => Woken::Run(call),
+            Whereabouts::Unknown => self.refuse_cold(call, UNLISTED),
+            Whereabouts::Asleep => self.park_cold(call),
+        }
+    }
+
+    fn refuse_cold(&mut self, call: Box<Call>, detail: &'static str) -> Woken {
+        self.view.counters.cold_refused.add(1);
+        Woken::Over(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) })
+    }
+
+    /// A session is about to be used: where is it?
+    fn whereabouts(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Whereabouts {
+        let Shard { lifecycle, proxy, now_ns, .. } = self;
+        let is_in_region = || proxy.state().region(app).is_some_and(|region| region.find(session, table_hash).is_some());
+        let slot = lifecycle.slot(app);
+        let Some(known) = slot.and_then(|slot| lifecycle.apps[slot].sessions.find_mut(session, table_hash)) else {
+            return if !lifecycle.is_listing || is_in_region() { Whereabouts::Here } else { Whereabouts::Unknown };
+        };
+        known.used_s = (*now_ns / SECOND_NS) as u32;
+        if !known.is_in_memory && known.latest != 0 {
+            if !is_in_region() {
+                return Whereabouts::Asleep;
+            }
+            known.is_in_memory = true;
+            lifecycle.asleep -= 1;
+        }
+        Whereabouts::Here
+    }
+
+    fn park_cold(&mut self, call: Box<Call>) -> Woken {
+        let limits = &self.options.proxy;
+        let is_full = self.lifecycle.parked >= limits.queued_calls_max;
+        let calls_max = limits.namespace_queue_calls_max;
+        if is_full {
+            return self.refuse_cold(call, TOO_MANY);
+        }
+        match self.load(call.app, &call.session, call.table_hash) {
+            Some(calls) if calls.len() < calls_max => {
+                calls.push_back(call);
+                self.lifecycle.parked += 1;
+                Woken::Waits
+            }
+            _ => self.refuse_cold(call, TOO_MANY),
+        }
+    }
+
+    /// Has a session loaded that sleeps, unless it is under way. Output: the calls that wait for it. `None`: not now.
+    fn load(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Option<&mut VecDeque<Box<Call>>> {
+        let Lifecycle { door, apps, slots, tickets, loads, .. } = &mut self.lifecycle;
+        let slot = usize::from((*slots.get(usize::from(app))?)?);
+        let name = Arc::clone(&apps[slot].name);
+        let known = apps[slot].sessions.find_mut(session, table_hash)?;
+        if known.ticket == NO_TICKET {
+            if *loads >= COLD_SESSIONS_MAX {
+                return None;
+            }
+            let order = Ordered::Load { calls: VecDeque::new(), since_ns: self.now_ns };
+            let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
+            let work = CheckpointWork::Read { latest: known.latest, previous: known.previous };
+            let order = CheckpointOrder { ticket, app: name, session: *session, work };
+            if !door.as_ref().is_some_and(|door| door.send(order)) {
+                tickets.remove(ticket as usize);
+                return None;
+            }
+            known.ticket = ticket;
+            *loads += 1;
+        }
+        match &mut tickets[known.ticket as usize].order {
+            Ordered::Load { calls, .. } => Some(calls),
+            Ordered::Write { .. } => None,
+        }
+    }
+
+    /// True when the session sleeps or cannot be looked for: whoever asks, and cannot wait here, is to ask again. It is loaded meanwhile.
+    pub(super) fn is_asleep(&mut self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        if !self.lifecycle.concerns(app) {
+            return false;
+        }
+        match self.whereabouts(app, session, table_hash) {
+            Whereabouts::Here => false,
+            Whereabouts::Unknown => true,
+            Whereabouts::Asleep => {
+                self.load(app, session, table_hash);
+                true
+            }
+        }
+    }
+
+    /// Ends a call that waits for its session.
+    pub(super) fn cancel_cold(&mut self, name: &CallName) -> Option<Finished> {
+        let lifecycle = &mut self.lifecycle;
+        let slot = lifecycle.slot(name.app)?;
+        let ticket = lifecycle.apps[slot].sessions.find_mut(&name.session, name.table_hash)?.ticket;
+        let Ordered::Load { calls, .. } = &mut lifecycle.tickets.get_mut(ticket as usize)?.order else { return None };
+        let at = calls.iter().position(|call| call.origin == name.origin)?;
+        lifecycle.parked -= 1;
+        Some(Finished { call: calls.remove(at)?, outcome: Outcome::Cancelled })
+    }
+
+    /// Takes what the checkpoints' thread has done.
+    pub(super) fn step_lifecycle(&mut self) {
+        if self.lifecycle.tickets.is_empty() && !self.lifecycle.is_listing && self.draining_since_ns.is_none() {
+            return;
+        }
+        while let Some(answer) = self.lifecycle.door.as_ref().and_then(CheckpointDoor::answer) {
+            match answer {
+                CheckpointAnswer::Listed(known) => known.into_iter().for_each(|known| self.learn(&known)),
+                CheckpointAnswer::ListedAll(apps) => self.end_listing(&apps),
+                CheckpointAnswer::Written { ticket, is_stored } => self.on_written(ticket, is_stored),
+                CheckpointAnswer::Loaded { ticket, found } => self.on_loaded(ticket, found),
+            }
+        }
+        self.step_last_pass();
+    }
+
+    /// A session has checkpoints since before the start.
+    fn learn(&mut self, checkpoint: &KnownCheckpoint) {
+        let table_hash = self.placement.hash(&checkpoint.session).table_hash();
+        let now_s = (self.now_ns / SECOND_NS) as u32;
+        let lifecycle = &mut self.lifecycle;
+        let slot = lifecycle.slot_named(&checkpoint.app);
+        let known = lifecycle.apps[slot].sessions.find_or_insert(&checkpoint.session, table_hash, now_s);
+        (known.latest, known.previous, known.attempted) = (checkpoint.latest, checkpoint.previous, checkpoint.latest);
+        if !known.is_in_memory {
+            lifecycle.asleep += 1;
+        }
+    }
+
+    /// All sessions with checkpoints are known.
+    fn end_listing(&mut self, apps: &[Arc<str>]) {
+        let lifecycle = &mut self.lifecycle;
+        for name in apps {
+            let slot = lifecycle.slot_named(name);
+            lifecycle.apps[slot].had_checkpoints = true;
+            lifecycle.note_slot(slot);
+        }
+        lifecycle.is_listing = false;
+    }
+
+    fn on_loaded(&mut self, ticket: u32, found: Option<(u32, Vec<u8>)>) {
+        let Ticket { slot, session, table_hash, order } = self.lifecycle.tickets.remove(ticket as usize);
+        let Ordered::Load { calls, .. } = order else { unreachable!("a load is answered as a load") };
+        self.lifecycle.loads -= 1;
+        self.lifecycle.parked -= calls.len();
+        let is_there = match found {
+            Some((number, record)) => self.put_into_memory(slot, &session, table_hash, number, &record),
+            None => false,
+        };
+        if let Some(known) = self.lifecycle.apps[slot].sessions.find_mut(&session, table_hash) {
+            known.ticket = NO_TICKET;
+        }
+        for call in calls {
+            let finished = match is_there {
+                true => self.submit(call),
+                false => {
+                    self.view.counters.cold_refused.add(1);
+                    Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, UNREADABLE) })
+                }
+            };
+            if let Some(finished) = finished {
+                self.deliver(finished);
+            }
+        }
+    }
+
+    /// False: there is no room, or the app is gone; the session sleeps on.
+    fn put_into_memory(&mut self, slot: usize, session: &SessionId, table_hash: u32, number: u32, record: &[u8]) -> bool {
+        let Shard { lifecycle, proxy, view, now_ns, core, .. } = self;
+        let AppSessions { app, sessions, name, .. } = &mut lifecycle.apps[slot];
+        let (Some(app), Ok((record, _)), Some(known)) = (*app, Record::decode(record), sessions.find_mut(session, table_hash)) else {
+            return false;
+        };
+        let key = SessionKey { app, session, table_hash };
+        let mut namespace = None;
+        // By way of the log if the app has one: what it writes from now on is of use only on top of this.
+        let stored = proxy.with_state(|state, _| state.store_many(&key, &mut namespace, record.writes(), usize::MAX));
+        if let Err(error) = stored {
+            tracing::error!(shard = core.0, app = &**name, session = session.as_str(), %error, "a session cannot be loaded");
+            return false;
+        }
+        view.counters.cold_sessions.add(1);
+        let sequence = proxy.state().region(app).zip(namespace).and_then(|(region, namespace)| region.namespace_sequence(namespace));
+        if number == known.latest {
+            known.sequence = sequence;
+        } else {
+            // The latest one is damaged: this one is the latest that is any good, and is to be written anew.
+            (known.latest, known.previous, known.sequence) = (number, 0, None);
+        }
+        (known.is_in_memory, known.used_s) = (true, (*now_ns / SECOND_NS) as u32);
+        lifecycle.asleep -= 1;
+        true
+    }
+
+    /// Calls that have waited for too long are told so; the load goes on.
+    pub(super) fn sweep_loads(&mut self) {
+        if self.lifecycle.parked == 0 {
+            return;
+        }
+        let now_ns = self.now_ns;
+        let mut late = VecDeque::new();
+        for (_, ticket) in &mut self.lifecycle.tickets {
+            if let Ordered::Load { calls, since_ns } = &mut ticket.order
+                && now_ns.saturating_sub(*since_ns) > COLD_WAIT_MS_MAX * 1_000_000
+            {
+                late.append(calls);
+            }
+        }
+        self.lifecycle.parked -= late.len();
+        for call in late {
+            self.view.counters.cold_refused.add(1);
+            self.deliver(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, UNREADABLE) });
+        }
+    }
+}
