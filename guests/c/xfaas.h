@@ -1,4 +1,4 @@
-/* What a C function on xfaas uses: the four host calls of the paper's Table 1, a snapshot of several keys, and their numbers (CONTRACT
+/* What a C function on xfaas uses: the four host calls of the paper's Table 1, those beyond it, and their numbers (CONTRACT
  * section 3).
  *
  * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
@@ -60,5 +60,17 @@ XFAAS_IMPORT(write_state) int32_t xfaas_write_state(const char *key, const void 
  * NUL is the last). The answer holds for each key a little-endian uint32 length, or XFAAS_SNAPSHOT_MISSING, and the value's bytes. Copies
  * at most `buffer_bytes` of it. Returns its full length, or an error. */
 XFAAS_IMPORT(snapshot_read) int32_t xfaas_snapshot_read(const char *keys, int32_t keys_bytes, void *buffer, int32_t buffer_bytes);
+
+/* Reads a value of another session of the app, weakly: as `xfaas_read_state` with XFAAS_WEAK. `session`: 1-64 bytes and a NUL. The function must have
+ * been deployed with --read-sessions, else it returns XFAAS_BAD_ARGUMENT. */
+XFAAS_IMPORT(read_session) int32_t xfaas_read_session(const char *session, const char *key, void *buffer, int32_t buffer_bytes);
+
+/* Runs this function again, in this session and with the payload (at most 4,096 bytes) as its body, when `at_ms` has come (milliseconds since
+ * 1970-01-01 UTC): at least once, until it returns 0. Takes the place of the session's timer of the same name. `name`: 1-64 bytes and a NUL.
+ * Returns 0 or an error. */
+XFAAS_IMPORT(set_timer) int32_t xfaas_set_timer(const char *name, int64_t at_ms, const void *payload, int32_t payload_bytes);
+
+/* Takes the session's timer of that name away. Returns 0 or an error; XFAAS_NOT_FOUND when there is none. */
+XFAAS_IMPORT(cancel_timer) int32_t xfaas_cancel_timer(const char *name);
 
 #endif

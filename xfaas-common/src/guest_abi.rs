@@ -12,6 +12,12 @@ pub const READ_STATE: &str = "read_state";
 pub const WRITE_STATE: &str = "write_state";
 /// `snapshot_read(keys: i32, keys_len: i32, buf: i32, buf_len: i32) -> i32`
 pub const SNAPSHOT_READ: &str = "snapshot_read";
+/// `read_session(session: i32, key: i32, buf: i32, buf_len: i32) -> i32`
+pub const READ_SESSION: &str = "read_session";
+/// `set_timer(name: i32, at_ms: i64, payload: i32, payload_len: i32) -> i32`
+pub const SET_TIMER: &str = "set_timer";
+/// `cancel_timer(name: i32) -> i32`
+pub const CANCEL_TIMER: &str = "cancel_timer";
 /// Stands for the length of a missing key in the answer of `snapshot_read`.
 pub const SNAPSHOT_MISSING: u32 = u32::MAX;
 

@@ -23,6 +23,14 @@ pub const SESSION_KEYS_MAX: usize = 65_536;
 pub const SESSION_STATE_BYTES_MAX: usize = 64 << 20;
 /// Keys of one `snapshot_read`.
 pub const SNAPSHOT_KEYS_MAX: usize = 64;
+/// Bytes of a timer's name, 1..=64, and of its payload.
+pub const TIMER_NAME_BYTES_MAX: usize = 64;
+pub const TIMER_PAYLOAD_BYTES_MAX: usize = 4 << 10;
+/// Timers of one session, and of all sessions of a shard.
+pub const TIMERS_SESSION_MAX: usize = 64;
+pub const TIMERS_SHARD_MAX: usize = 1 << 18;
+/// Timers of a shard that run at once.
+pub const TIMERS_RUNNING_MAX: usize = 256;
 /// Bytes a guest may give as output.
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
 
@@ -121,6 +129,8 @@ const _: () = assert!(1 << SLOT_BITS == SLOTS);
 const _: () = assert!(CORES_MAX <= SLOTS, "every core must be able to own a slot");
 const _: () = assert!(SESSION_ID_BYTES_MAX.is_multiple_of(8), "the hash reads whole words");
 const _: () = assert!(KEY_BYTES_MAX == u8::MAX as usize, "a key's length travels in one byte");
+const _: () = assert!(TIMER_NAME_BYTES_MAX + 2 <= KEY_BYTES_MAX, "a timer is kept under a key of its session");
+const _: () = assert!(TIMERS_SESSION_MAX < SESSION_KEYS_MAX && TIMERS_RUNNING_MAX <= NAMESPACE_QUEUE_CALLS_MAX);
 const _: () = assert!(SNAPSHOT_KEYS_MAX * (VALUE_BYTES_MAX + 4) <= i32::MAX as usize, "a snapshot's length is an i32");
 const _: () = assert!(FUNCTIONS_MAX <= HOOK_APP as usize, "no app has the index of a hook's namespace");
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);

@@ -8,13 +8,20 @@ use std::ffi::CStr;
 use crate::error::Error;
 use crate::input::Input;
 use xfaas_common::guest_abi;
-use xfaas_common::limits::{KEY_BYTES_MAX, OUTPUT_BYTES_MAX, SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
+use xfaas_common::limits::{
+    KEY_BYTES_MAX, OUTPUT_BYTES_MAX, SESSION_ID_BYTES_MAX, SNAPSHOT_KEYS_MAX, TIMER_NAME_BYTES_MAX, TIMER_PAYLOAD_BYTES_MAX,
+    TIMERS_SESSION_MAX, VALUE_BYTES_MAX,
+};
 
 #[derive(Default)]
 struct Host {
     inputs: BTreeMap<i32, Vec<u8>>,
     output: Vec<u8>,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Values of other sessions, by session and key.
+    others: BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
+    /// Time and payload by name.
+    timers: BTreeMap<Vec<u8>, (i64, Vec<u8>)>,
 }
 
 thread_local! {
@@ -46,6 +53,16 @@ pub fn take_output() -> Vec<u8> {
 /// The value of a key, if it exists.
 pub fn value(key: &str) -> Option<Vec<u8>> {
     HOST.with_borrow(|host| host.state.get(key.as_bytes()).cloned())
+}
+
+/// Time and payload of a timer, if it is set. Nothing runs it here.
+pub fn timer(name: &str) -> Option<(i64, Vec<u8>)> {
+    HOST.with_borrow(|host| host.timers.get(name.as_bytes()).cloned())
+}
+
+/// Sets a value of another session.
+pub fn set_session_value(session: &str, key: &str, value: &[u8]) {
+    HOST.with_borrow_mut(|host| host.others.insert((session.into(), key.into()), value.to_vec()));
 }
 
 fn copy_out(bytes: &[u8], buffer: &mut [u8]) -> i32 {
@@ -84,6 +101,41 @@ pub(crate) fn read_state(key: &CStr, buffer: &mut [u8], mode: i32) -> i32 {
         return code;
     }
     HOST.with_borrow(|host| host.state.get(key.to_bytes()).map_or(guest_abi::NOT_FOUND, |value| copy_out(value, buffer)))
+}
+
+pub(crate) fn read_session(session: &CStr, key: &CStr, buffer: &mut [u8]) -> i32 {
+    let is_name = |session: &[u8]| !session.is_empty() && session.iter().all(u8::is_ascii_graphic);
+    if key.is_empty() || session.count_bytes() <= SESSION_ID_BYTES_MAX && !is_name(session.to_bytes()) {
+        return guest_abi::BAD_ARGUMENT;
+    }
+    if session.count_bytes() > SESSION_ID_BYTES_MAX || key.count_bytes() > KEY_BYTES_MAX {
+        return guest_abi::OVER_LIMIT;
+    }
+    let at = (session.to_bytes().to_vec(), key.to_bytes().to_vec());
+    HOST.with_borrow(|host| host.others.get(&at).map_or(guest_abi::NOT_FOUND, |value| copy_out(value, buffer)))
+}
+
+pub(crate) fn set_timer(name: &CStr, at_ms: i64, payload: &[u8]) -> i32 {
+    if name.is_empty() || at_ms < 0 {
+        return guest_abi::BAD_ARGUMENT;
+    }
+    HOST.with_borrow_mut(|host| {
+        let is_new = !host.timers.contains_key(name.to_bytes());
+        let is_full = is_new && host.timers.len() >= TIMERS_SESSION_MAX;
+        if name.count_bytes() > TIMER_NAME_BYTES_MAX || payload.len() > TIMER_PAYLOAD_BYTES_MAX || is_full {
+            return guest_abi::OVER_LIMIT;
+        }
+        host.timers.insert(name.to_bytes().to_vec(), (at_ms, payload.to_vec()));
+        guest_abi::OK
+    })
+}
+
+pub(crate) fn cancel_timer(name: &CStr) -> i32 {
+    match name.count_bytes() {
+        0 => guest_abi::BAD_ARGUMENT,
+        length_bytes if length_bytes > TIMER_NAME_BYTES_MAX => guest_abi::OVER_LIMIT,
+        _ => HOST.with_borrow_mut(|host| host.timers.remove(name.to_bytes()).map_or(guest_abi::NOT_FOUND, |_| guest_abi::OK)),
+    }
 }
 
 pub(crate) fn write_state(key: &CStr, value: &[u8], mode: i32) -> i32 {

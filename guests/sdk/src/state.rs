@@ -43,6 +43,17 @@ pub fn state<'b>(key: &CStr, buffer: &'b mut [u8], mode: Mode) -> Result<Option<
     }
 }
 
+/// Copies as much of a value of another session of the app as fits, read weakly. Output: its full length in bytes; `None` if the session or the key
+/// does not exist. Errors: `BadArgument` when the function was not deployed with `read_sessions` or the name is no session's, `OverLimit` (key over
+/// 255 bytes, name over 64), `Unreachable`.
+pub fn read_session(session: &CStr, key: &CStr, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+    match length(sys::read_session(session, key, buffer)) {
+        Ok(length_bytes) => Ok(Some(length_bytes)),
+        Err(Error::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Replaces the key's value, at most 1 MiB. A strong write ends the section that a strong read opened; without one it locks, writes
 /// and releases. Errors: `OverLimit` and nothing changed, `BadArgument` from a read-only function, `Deadlock`, `Unreachable`.
 pub fn write_state(key: &CStr, value: &[u8], mode: Mode) -> Result<(), Error> {
@@ -90,6 +101,19 @@ mod tests {
         assert_eq!(KeyBuffer::new(&[b'a'; 200], &[b'b'; 56]).err(), Some(Error::OverLimit));
         assert_eq!(KeyBuffer::new(b"", b"").err(), Some(Error::BadArgument));
         assert_eq!(KeyBuffer::new(b"a", b"b\0c").err(), Some(Error::BadArgument));
+    }
+
+    #[test]
+    fn a_value_of_another_session_is_found_by_session_and_key() {
+        crate::fake::reset();
+        crate::fake::set_session_value("other", "k", b"12345");
+        let mut buffer = [0; 4];
+        assert_eq!(read_session(c"other", c"k", &mut buffer), Ok(Some(5)));
+        assert_eq!(buffer, *b"1234");
+        assert_eq!(read_session(c"other", c"none", &mut buffer), Ok(None));
+        assert_eq!(read_session(c"nobody", c"k", &mut buffer), Ok(None));
+        assert_eq!(read_session(c"two words", c"k", &mut buffer), Err(Error::BadArgument));
+        assert_eq!(read_session(c"", c"k", &mut buffer), Err(Error::BadArgument));
     }
 
     #[test]

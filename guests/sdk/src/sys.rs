@@ -1,10 +1,14 @@
-//! The only file of the SDK with `unsafe`: the host's five imports, the exports behind `handler!` and `init!`, and scratch memory.
+//! The only file of the SDK with `unsafe`: the host's imports, the exports behind `handler!` and `init!`, and scratch memory.
 //! Called by the safe functions of `input.rs` and `state.rs`; knows no errors, only the host's numbers.
 
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use crate::fake::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
+pub(crate) use crate::fake::{
+    cancel_timer, read_input, read_session, read_state, set_output, set_timer, snapshot_read, with_scratch_memory, write_state,
+};
 #[cfg(target_arch = "wasm32")]
-pub(crate) use wasm::{read_input, read_state, set_output, snapshot_read, with_scratch_memory, write_state};
+pub(crate) use wasm::{
+    cancel_timer, read_input, read_session, read_state, set_output, set_timer, snapshot_read, with_scratch_memory, write_state,
+};
 
 use crate::error::Error;
 
@@ -56,6 +60,14 @@ mod wasm {
             pub fn read_state(key: *const core::ffi::c_char, buffer: *mut u8, buffer_bytes: i32, mode: i32) -> i32;
             pub fn write_state(key: *const core::ffi::c_char, value: *const u8, value_bytes: i32, mode: i32) -> i32;
             pub fn snapshot_read(keys: *const u8, keys_bytes: i32, buffer: *mut u8, buffer_bytes: i32) -> i32;
+            pub fn set_timer(name: *const core::ffi::c_char, at_ms: i64, payload: *const u8, payload_bytes: i32) -> i32;
+            pub fn cancel_timer(name: *const core::ffi::c_char) -> i32;
+            pub fn read_session(
+                session: *const core::ffi::c_char,
+                key: *const core::ffi::c_char,
+                buffer: *mut u8,
+                buffer_bytes: i32,
+            ) -> i32;
         }
     }
 
@@ -88,6 +100,23 @@ mod wasm {
         // - the host only reads `keys.len()` bytes of the keys, all inside the slice;
         // - it writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice.
         unsafe { host::snapshot_read(keys.as_ptr(), keys.len() as i32, buffer.as_mut_ptr(), buffer.len() as i32) }
+    }
+
+    pub(crate) fn read_session(session: &CStr, key: &CStr, buffer: &mut [u8]) -> i32 {
+        // SAFETY:
+        // - session and key are read up to their NULs, which `CStr` promises are there;
+        // - the host writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice.
+        unsafe { host::read_session(session.as_ptr(), key.as_ptr(), buffer.as_mut_ptr(), buffer.len() as i32) }
+    }
+
+    pub(crate) fn set_timer(name: &CStr, at_ms: i64, payload: &[u8]) -> i32 {
+        // SAFETY: the host only reads, the name up to the NUL that `CStr` promises and `payload.len()` bytes of the payload, and copies both.
+        unsafe { host::set_timer(name.as_ptr(), at_ms, payload.as_ptr(), payload.len() as i32) }
+    }
+
+    pub(crate) fn cancel_timer(name: &CStr) -> i32 {
+        // SAFETY: the host only reads the name, up to the NUL that `CStr` promises is there.
+        unsafe { host::cancel_timer(name.as_ptr()) }
     }
 
     /// Set while the scratch memory is lent, so that it is never lent twice.

@@ -178,6 +178,9 @@ pub(super) struct DeployArguments {
     /// A new worker for every invocation
     #[arg(long)]
     fresh: bool,
+    /// It may read other sessions of its app, by `read_session`
+    #[arg(long)]
+    read_sessions: bool,
     /// A longer invocation is stopped [default: 1000]
     #[arg(long, value_name = "N")]
     deadline_ms: Option<u32>,
@@ -218,6 +221,7 @@ impl DeployArguments {
             atomic: self.atomic,
             idempotent: self.idempotent,
             fresh: self.fresh,
+            read_sessions: self.read_sessions,
             deadline_ms: self.deadline_ms,
             memory_mib: self.memory_mib,
             workers_max: self.workers_max,
@@ -384,7 +388,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -392,6 +396,7 @@ mod tests {
             atomic: true,
             idempotent: true,
             fresh: true,
+            read_sessions: true,
             deadline_ms: Some(1),
             memory_mib: Some(2),
             workers_max: Some(3),

@@ -50,6 +50,7 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
             ("atomic", manifest.atomic),
             ("idempotent", manifest.idempotent),
             ("fresh", manifest.fresh),
+            ("read-sessions", manifest.read_sessions),
         ];
         let mut switches: Vec<String> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect();
         switches.extend((!manifest.rules.hint.is_default()).then(|| manifest.rules.hint.to_string()));

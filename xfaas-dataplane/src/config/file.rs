@@ -64,6 +64,8 @@ pub(super) struct FunctionEntry {
     idempotent: bool,
     #[serde(default)]
     fresh: bool,
+    #[serde(default)]
+    read_sessions: bool,
     deadline_ms: Option<u32>,
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
@@ -90,6 +92,7 @@ impl FunctionEntry {
             atomic: self.atomic,
             idempotent: self.idempotent,
             fresh: self.fresh,
+            read_sessions: self.read_sessions,
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),

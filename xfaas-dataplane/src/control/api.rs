@@ -13,6 +13,7 @@ pub struct DeployFlags {
     pub atomic: bool,
     pub idempotent: bool,
     pub fresh: bool,
+    pub read_sessions: bool,
     pub deadline_ms: Option<u32>,
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
@@ -35,6 +36,7 @@ impl DeployFlags {
             atomic: self.atomic,
             idempotent: self.idempotent,
             fresh: self.fresh,
+            read_sessions: self.read_sessions,
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
@@ -57,6 +59,7 @@ impl DeployFlags {
             ("atomic", self.atomic),
             ("idempotent", self.idempotent),
             ("fresh", self.fresh),
+            ("read_sessions", self.read_sessions),
             ("tokens", self.tokens),
         ];
         let numbers = [

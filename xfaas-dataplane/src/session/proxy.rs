@@ -235,6 +235,7 @@ impl Proxy {
             (true, Some(_)) => call.set_hook(&function.manifest),
             (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
         }
+        call.function_hash = function.hash;
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
         if let Some(requests_per_s) = function.manifest.rules.requests_per_s
             && !call.is_hook()

@@ -84,6 +84,7 @@ impl Shard {
         let busy = self.proxy.is_busy()
             || self.rpc.is_busy()
             || self.logging.has_held()
+            || !self.session_reads.is_empty()
             || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;

@@ -120,6 +120,14 @@ pub struct ShardCounters {
     pub local_reads: Count,
     /// `xfaas_local_reads_given_up_total`: those of them that had to be run anew by the owner.
     pub local_reads_given_up: Count,
+    /// `xfaas_session_reads_asked_total`: reads of another shard's session, by `read_session`, that its owner had to answer.
+    pub session_reads_asked: Count,
+    /// `xfaas_timers`, that wait or run; `xfaas_timers_overdue`: failed since their time, or a second late.
+    pub timers: Count,
+    pub timers_overdue: Count,
+    /// `xfaas_timers_fired_total`: invocations of timers; `xfaas_timers_failed_total`: tries in vain, those without an invocation too.
+    pub timers_fired: Count,
+    pub timers_failed: Count,
     /// `xfaas_moved_total`: connections given to the shard that owns their session.
     pub moved: Count,
     /// `xfaas_shed_total`: requests answered 503 because a queue, mailbox or pool was full.
@@ -216,6 +224,13 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_local_reads_given_up_total", "Calls begun beside their session's owner and run anew by it.", |c| {
         c.local_reads_given_up.get() as f64
     }),
+    counter("xfaas_session_reads_asked_total", "Reads of another shard's session that its owner had to answer.", |c| {
+        c.session_reads_asked.get() as f64
+    }),
+    gauge("xfaas_timers", "Timers of sessions that wait or run.", |c| c.timers.get() as f64),
+    gauge("xfaas_timers_overdue", "Timers that failed since their time, or are a second late.", |c| c.timers_overdue.get() as f64),
+    counter("xfaas_timers_fired_total", "Invocations of timers.", |c| c.timers_fired.get() as f64),
+    counter("xfaas_timers_failed_total", "Timers that were tried in vain.", |c| c.timers_failed.get() as f64),
     counter("xfaas_moved_total", "Connections moved to the shard that owns their session.", |c| c.moved.get() as f64),
     counter("xfaas_shed_total", "Requests answered 503 because a queue, mailbox or pool was full.", |c| c.shed.get() as f64),
     counter("xfaas_replays_total", "Duplicates of idempotent datagrams answered from memory.", |c| c.replays.get() as f64),

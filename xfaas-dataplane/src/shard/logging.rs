@@ -168,6 +168,7 @@ impl Shard {
             self.deliver_now(finished);
         }
         self.release_held_rpc();
+        self.release_session_answers();
     }
 
     /// The log could not be written for long: those who wait are told that their call ran, and no more.
@@ -177,6 +178,7 @@ impl Shard {
             self.deliver_now(Finished { call, outcome });
         }
         self.shut_held_rpc();
+        self.drop_session_answers();
     }
 
     fn take_log_answers(&mut self) {

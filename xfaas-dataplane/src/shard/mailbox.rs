@@ -3,6 +3,7 @@
 use super::connection::MovedConnection;
 use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
+use super::session_reads::{SessionAnswer, SessionQuestion};
 use crate::session::{AliasChange, CallName, Finished};
 use crate::state::RegionReader;
 use crate::sys::Waker;
@@ -21,6 +22,10 @@ pub(super) enum Message {
     Cancel(Box<CallName>),
     /// The answer to an `Invoke`.
     Done(Finished),
+    /// A guest asks for a value of a session of the receiver's.
+    ReadSession(Box<SessionQuestion>),
+    /// The answer to it.
+    SessionRead(SessionAnswer),
     /// The state of a connection whose descriptor arrives, or has arrived, by ring message.
     Moved(Box<MovedConnection>),
     /// The same of a container's connection.

@@ -15,9 +15,11 @@ mod primary;
 mod read_only;
 mod replay;
 mod rpc;
+mod session_reads;
 mod start;
 mod sweep;
 mod tag;
+mod timers;
 mod turn;
 mod tx;
 

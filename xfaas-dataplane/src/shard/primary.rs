@@ -6,7 +6,9 @@ use super::tag::{LinkOperation, Operation};
 use super::turn::Shard;
 use crate::net::ErrorCode;
 use crate::rpc::{Event, Health, Link};
-use crate::session::{ContainerPlacement, EndedInvocation, Finished, Outcome, Primary, RemoteAnswer, RemoteTicket, invocation_of};
+use crate::session::{
+    ContainerPlacement, ContainerPlaces, EndedInvocation, Finished, Outcome, Primary, RemoteAnswer, RemoteTicket, invocation_of,
+};
 use crate::state::RegionReader;
 use crate::sys::Completion;
 use crate::worker::{Call, RemoteOperation, RemoteRequest, StateAt};
@@ -88,7 +90,7 @@ impl Container {
 
     /// Requests of parked calls, and ends of invocations, become frames. Those that cannot be sent go to `refused`.
     fn encode(&mut self, ticket: RemoteTicket, call: &mut Call) -> Sent {
-        let Some(socket) = self.link_to(call.remote.shard) else { return Sent::Unreachable };
+        let Some(socket) = self.link_to(call.remote.asked_shard()) else { return Sent::Unreachable };
         if !call.remote.may_go_over(socket.number) {
             return Sent::Unreachable;
         }
@@ -96,8 +98,10 @@ impl Container {
             return Sent::NoRoom;
         }
         call.remote.note_sent(socket.number);
-        let is_read =
-            matches!(call.remote.request().operation, RemoteOperation::ReadWeak | RemoteOperation::ReadStrong | RemoteOperation::Snapshot);
+        let is_read = matches!(
+            call.remote.request().operation,
+            RemoteOperation::ReadWeak | RemoteOperation::ReadStrong | RemoteOperation::Snapshot | RemoteOperation::OtherSession
+        );
         socket.link.ask(ticket, |request_id, out| encode_request(call, request_id, out));
         Sent::Done { is_read }
     }
@@ -119,7 +123,11 @@ enum Sent {
 }
 
 fn encode_request(call: &Call, request_id: u64, out: &mut Vec<u8>) {
-    let asker = Asker { request_id, function: call.function_hash, session: call.session };
+    let asker = Asker {
+        request_id,
+        function: call.function_hash,
+        session: call.remote.other_session().map_or(call.session, |other| other.session),
+    };
     let invocation = invocation_of(call);
     // 0: the primary's own bound on waiting for a lock holds, since that time does not count.
     let left_ns = call.deadline_ns.saturating_sub(call.taken_ns(crate::sys::clock::monotonic_ns()));
@@ -128,7 +136,7 @@ fn encode_request(call: &Call, request_id: u64, out: &mut Vec<u8>) {
     let read = |mode: i32, op| StateRead { invocation, deadline_ms, mode: mode as u8, op, bytes_max, key };
     let write = |mode: i32, op| StateWrite { invocation, deadline_ms, mode: mode as u8, op, key, value };
     match operation {
-        RemoteOperation::ReadWeak => read(MODE_WEAK, READ_KEY).encode(&asker, out),
+        RemoteOperation::ReadWeak | RemoteOperation::OtherSession => read(MODE_WEAK, READ_KEY).encode(&asker, out),
         RemoteOperation::ReadStrong => read(MODE_STRONG, READ_KEY).encode(&asker, out),
         RemoteOperation::Snapshot => read(MODE_WEAK, READ_SNAPSHOT).encode(&asker, out),
         RemoteOperation::WriteWeak => write(MODE_WEAK, WRITE_KEY).encode(&asker, out),
@@ -164,6 +172,7 @@ impl Shard {
             PrimaryCommand::Join(primary) => {
                 let lost: Vec<u32> = container.by_shard.iter().flatten().copied().collect();
                 container.by_shard = vec![None; usize::from(primary.shards())];
+                self.proxy.set_places(Box::new(ContainerPlaces(Arc::clone(&primary))));
                 self.placement = Arc::new(ContainerPlacement::new(Some(Arc::clone(&primary)), self.core));
                 self.limits.session_header = primary.session_header.clone();
                 self.proxy.set_lock_wait_ns(primary.lock_wait_ns);
@@ -272,7 +281,7 @@ impl Shard {
         }
     }
 
-    fn deliver_all(&mut self, mut finished: Vec<Finished>) {
+    pub(super) fn deliver_all(&mut self, mut finished: Vec<Finished>) {
         for call in finished.drain(..) {
             self.deliver(call);
         }
@@ -321,7 +330,7 @@ impl Shard {
     /// Sends what calls asked since the last turn, one send a connection. Called once a turn, when no guest runs any more.
     pub(super) fn pump_primary(&mut self) {
         if self.container.is_none() {
-            return;
+            return self.ask_owners();
         }
         // A refused commit ends its call, and the connection's next request may ask something in turn.
         while self.encode_requests() {}
@@ -374,7 +383,7 @@ impl Shard {
     /// Timed work: pings, silent connections, requests that wait in vain.
     pub(super) fn sweep_primary(&mut self) {
         let now_ns = self.now_ns;
-        let Some(container) = &mut self.container else { return };
+        let Some(container) = &mut self.container else { return self.sweep_asked() };
         let mut silent = Vec::new();
         for (id, socket) in &mut container.sockets {
             if !socket.is_lost && socket.link.tick(now_ns) == Health::Silent {

@@ -5,7 +5,7 @@ use super::mailbox::{CommandDoor, Mailboxes, Post};
 use super::primary::{Container, OnLost};
 use super::turn::{Shard, ShardParts};
 use crate::durable::Recovered;
-use crate::session::{ContainerPlacement, Placement, Proxy, ProxyOptions, TokenKey};
+use crate::session::{ContainerPlacement, NodePlaces, Placement, Proxy, ProxyOptions, TokenKey};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
@@ -208,7 +208,10 @@ impl Seed {
         let Ok(rings) = self.all_rings.recv() else { return Ok(()) };
         let mut state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
         state.set_hash_tag(self.options.hash_tag);
-        let proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
+        let mut proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
+        if self.plan.container.is_none() {
+            proxy.set_places(Box::new(NodePlaces { placement: Arc::clone(&self.placement), core: self.core }));
+        }
         let container = self.plan.container.map(Container::new);
         let shard = Shard::new(ShardParts {
             core: self.core,

@@ -53,6 +53,7 @@ impl Shard {
         self.sweep_primary();
         self.sweep_connections();
         self.sweep_rpc();
+        self.publish_timers();
         let stats = self.proxy.state().stats();
         self.view.counters.sessions.set(stats.total.sessions);
         self.view.counters.state_bytes.set(stats.total.bytes_live);

@@ -8,6 +8,7 @@ use super::mailbox::{CommandDoor, Message, Post};
 use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
+use super::session_reads::SessionReads;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{ErrorCode, HttpLimits, http_date};
@@ -65,6 +66,7 @@ pub struct Shard {
     pub(super) udp: OwnedFd,
     pub(super) rpc: Rpc,
     pub(super) logging: Logging,
+    pub(super) session_reads: SessionReads,
     pub(super) flows: Option<FlowTable>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
@@ -140,6 +142,7 @@ impl Shard {
             udp,
             rpc: Rpc::new(rpc),
             logging: Logging::default(),
+            session_reads: SessionReads::default(),
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
@@ -186,6 +189,7 @@ impl Shard {
             self.on_completion(completion);
         }
         self.take_mail();
+        self.fire_timers();
         self.run_slices();
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
@@ -226,7 +230,8 @@ impl Shard {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
-        Duration::from_nanos(due_ns.saturating_sub(self.now_ns))
+        let rest = Duration::from_nanos(due_ns.saturating_sub(self.now_ns));
+        self.timer_wait().map_or(rest, |wait| wait.min(rest))
     }
 
     fn sweep_interval_ns(&self) -> u64 {
@@ -279,6 +284,8 @@ impl Shard {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Cancel(name)) => self.cancel(&name),
                     Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
+                    Some(Message::ReadSession(question)) => self.on_session_question(&question),
+                    Some(Message::SessionRead(answer)) => self.on_session_answer(&answer),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     None => break,
@@ -350,6 +357,7 @@ impl Shard {
                 self.resume(connection, generation);
             }
             Origin::Datagram { .. } => self.reply_datagram(finished),
+            Origin::Timer { .. } => self.end_timer(finished),
             Origin::None => self.keep_call(finished.call),
         }
     }

@@ -13,6 +13,7 @@
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
 //! journal  the writes that the shard's log is to get
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
+//! places   the shard that has a session                              timers   what sessions want done later (session_timers)
 //! reshard  moves sessions when the number of shards has changed        shard_state   a region an app, and the locks
 //! ```
 //!
@@ -36,6 +37,7 @@ mod lock;
 mod memory;
 mod namespace;
 mod open;
+mod places;
 mod reader;
 mod readers;
 mod region;
@@ -43,11 +45,13 @@ mod reshard;
 mod reshard_files;
 mod scan;
 mod section;
+mod session_timers;
 mod shard_state;
 mod snapshot;
 mod space;
 mod sparse;
 mod table;
+mod timers;
 mod transaction;
 mod value;
 mod walk;
@@ -79,6 +83,7 @@ pub use self::journal::{BATCH_HEAD_BYTES, BadRecord, Journal, Record, record_ses
 pub use self::layout::{REGION_BYTES_MIN, RegionOptions};
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
+pub use self::places::{SessionPlace, SessionPlaces};
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
 pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey, fragmentation};
@@ -86,3 +91,4 @@ pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
 pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
+pub use self::timers::{DueTimer, TimerKey, TimerQueue, TimerRecord, timer_name};

@@ -11,8 +11,11 @@ use super::error::RegionError;
 use super::journal::Journal;
 use super::layout::RegionOptions;
 use super::lock::LockTable;
+use super::places::SessionPlaces;
 use super::readers::Readers;
 use super::region::{Region, RegionStats};
+use super::session_timers::TimerScan;
+use super::timers::TimerQueue;
 
 /// Regions asked at once whether they need compaction.
 const COMPACT_REGIONS_MAX: usize = 16;
@@ -22,21 +25,25 @@ pub struct ShardState {
     pub locks: LockTable,
     /// Of the other shards' regions.
     pub readers: Readers,
+    /// Where other sessions than a call's own are; `None` until the shard knows.
+    pub places: Option<Box<dyn SessionPlaces>>,
     /// Writes of the apps whose durability is `sync`.
     pub journal: Journal,
+    pub timers: TimerQueue,
+    pub(super) timer_scan: TimerScan,
     directory: PathBuf,
     shard: u16,
     region_bytes_max: u64,
     hash_tag: u64,
     /// By the app's index.
-    regions: Vec<Option<OpenApp>>,
+    pub(super) regions: Vec<Option<OpenApp>>,
     /// Index of the region that compaction looks at next.
     compact_next: usize,
 }
 
-struct OpenApp {
+pub(super) struct OpenApp {
     name: String,
-    region: Region,
+    pub(super) region: Region,
 }
 
 /// Sums over the regions of a shard.
@@ -55,7 +62,10 @@ impl ShardState {
         ShardState {
             locks,
             readers,
+            places: None,
             journal: Journal::default(),
+            timers: TimerQueue::default(),
+            timer_scan: TimerScan::default(),
             directory,
             shard,
             region_bytes_max,
@@ -91,6 +101,7 @@ impl ShardState {
             self.regions.resize_with(index + 1, || None);
         }
         self.regions[index] = Some(OpenApp { name: name.to_owned(), region });
+        self.begin_timer_scan(app);
         Ok(())
     }
 

@@ -5,29 +5,46 @@
 use super::fiber::{Progress, WorkerData};
 use super::host_calls::{self, NEEDS_OWNER, PARK};
 use super::lend;
+use super::read_session;
 use super::snapshot;
+use super::timers;
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut, UpdateDeadline};
-use xfaas_common::guest_abi::{IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_STATE, SET_OUTPUT, SNAPSHOT_READ, WRITE_STATE};
+use xfaas_common::guest_abi::{
+    CANCEL_TIMER, IMPORT_MODULE, MODE_STRONG, READ_INPUT, READ_SESSION, READ_STATE, SET_OUTPUT, SET_TIMER, SNAPSHOT_READ, WRITE_STATE,
+};
 
 /// The import module of what `rewrite` adds to a guest; a guest's own imports from it are refused.
 pub(super) const HOST_MODULE: &str = "xfaas:host";
 /// `done(code: i32)`: an invocation is over.
 pub(super) const HOST_DONE: &str = "done";
 
-/// A function that guests may import from `xfaas`: all parameters are `i32`, and so is the one result.
+/// A function that guests may import from `xfaas`: all parameters are `i32` but perhaps one, and so is the one result.
 pub(super) struct HostFunction {
     pub(super) name: &'static str,
     pub(super) parameters: usize,
+    /// The parameter that is an `i64`.
+    pub(super) wide: Option<usize>,
     /// It may return `PARK`, so calls go through a shim.
     pub(super) may_park: bool,
 }
 
-pub(super) const HOST_FUNCTIONS: [HostFunction; 5] = [
-    HostFunction { name: READ_INPUT, parameters: 3, may_park: false },
-    HostFunction { name: SET_OUTPUT, parameters: 2, may_park: false },
-    HostFunction { name: READ_STATE, parameters: 4, may_park: true },
-    HostFunction { name: WRITE_STATE, parameters: 4, may_park: true },
-    HostFunction { name: SNAPSHOT_READ, parameters: 4, may_park: true },
+impl HostFunction {
+    /// For each parameter whether it is an `i64`.
+    pub(super) fn are_wide(&self) -> impl Iterator<Item = bool> + use<> {
+        let wide = self.wide;
+        (0..self.parameters).map(move |index| wide == Some(index))
+    }
+}
+
+pub(super) const HOST_FUNCTIONS: [HostFunction; 8] = [
+    HostFunction { name: READ_INPUT, parameters: 3, wide: None, may_park: false },
+    HostFunction { name: SET_OUTPUT, parameters: 2, wide: None, may_park: false },
+    HostFunction { name: READ_STATE, parameters: 4, wide: None, may_park: true },
+    HostFunction { name: WRITE_STATE, parameters: 4, wide: None, may_park: true },
+    HostFunction { name: SNAPSHOT_READ, parameters: 4, wide: None, may_park: true },
+    HostFunction { name: READ_SESSION, parameters: 4, wide: None, may_park: true },
+    HostFunction { name: SET_TIMER, parameters: 4, wide: Some(1), may_park: false },
+    HostFunction { name: CANCEL_TIMER, parameters: 1, wide: None, may_park: false },
 ];
 
 /// The ticks a guest may run before its slice is over.
@@ -83,6 +100,30 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
             park_if_told(&mut caller, result)
         },
     )?;
+    linker.func_wrap(
+        IMPORT_MODULE,
+        READ_SESSION,
+        |mut caller: Caller<'_, WorkerData>, session: i32, key: i32, buf: i32, buf_len: i32| {
+            let memory = memory(&mut caller)?;
+            let result = lend::borrow(|lent, _| read_session::read_session(lent, memory, session, key, buf, buf_len))?;
+            if result == NEEDS_OWNER {
+                return Err(NeedsOwner { for_lock: false }.into());
+            }
+            park_if_told(&mut caller, result)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORT_MODULE,
+        SET_TIMER,
+        |mut caller: Caller<'_, WorkerData>, name: i32, at_ms: i64, payload: i32, payload_len: i32| {
+            let memory = memory(&mut caller)?;
+            Ok(lend::borrow(|lent, _| timers::set_timer(lent, memory, name, at_ms, payload, payload_len))?)
+        },
+    )?;
+    linker.func_wrap(IMPORT_MODULE, CANCEL_TIMER, |mut caller: Caller<'_, WorkerData>, name: i32| {
+        let memory = memory(&mut caller)?;
+        Ok(lend::borrow(|lent, _| timers::cancel_timer(lent, memory, name))?)
+    })?;
     linker
         .func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;
     Ok(())

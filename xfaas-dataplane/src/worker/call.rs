@@ -3,8 +3,9 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
+use super::timers::committed;
 use crate::net::Request;
-use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
+use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError, timer_name};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::{HOOK_APP, HOOK_DEADLINE_MS_DEFAULT, SESSION_STATE_BYTES_MAX};
@@ -28,6 +29,10 @@ pub enum Origin {
         peer: Peer,
         request_id: u64,
     },
+    /// A timer of the session; nobody waits.
+    Timer {
+        number: u64,
+    },
 }
 
 /// Where the state of a call's session is, seen from the shard that runs it.
@@ -50,7 +55,7 @@ pub struct Call {
     pub app: u16,
     /// The function's index on this node.
     pub function: u16,
-    /// The function's name as a datagram gives it, to be repeated in the answer.
+    /// The function's name as a datagram gives it: repeated in its answer, said to a primary, and kept with timers.
     pub function_hash: FunctionHash,
     pub session: SessionId,
     /// The well-mixed half of the session's keyed hash.
@@ -62,6 +67,8 @@ pub struct Call {
     pub namespace: Option<NamespaceRef>,
     pub read_only: bool,
     pub atomic: bool,
+    /// It may read other sessions of its app.
+    pub reads_sessions: bool,
     /// Bytes of keys and values that the session may hold.
     pub session_bytes_max: usize,
     /// The reply's body: the last `set_output`.
@@ -103,6 +110,7 @@ impl Default for Call {
             namespace: None,
             read_only: false,
             atomic: false,
+            reads_sessions: false,
             session_bytes_max: SESSION_STATE_BYTES_MAX,
             output: Vec::new(),
             served_by: 0,
@@ -151,6 +159,7 @@ impl Call {
     pub fn set_function(&mut self, manifest: &FunctionManifest) {
         self.read_only = manifest.read_only;
         self.atomic = manifest.atomic;
+        self.reads_sessions = manifest.read_sessions;
         self.session_bytes_max = manifest.state_mib as usize * (1 << 20);
         self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
     }
@@ -204,10 +213,22 @@ impl Call {
         if self.overlay.is_empty() {
             return Ok(());
         }
-        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
-        let writes = self.overlay.writes().map(|(key, value)| (key, Some(value)));
-        let committed = state.store_many(&session, &mut self.namespace, writes, self.session_bytes_max);
+        let committed = self.store_all(state);
         self.overlay.clear();
         committed
+    }
+
+    fn store_all(&mut self, state: &mut ShardState) -> Result<(), StateError> {
+        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
+        let writes = self.overlay.writes().map(|(key, value)| committed(key, value));
+        let has_timers = writes.clone().any(|(key, _)| timer_name(key).is_some());
+        if has_timers && !state.has_room_for_timers(&session, self.overlay.timers()) {
+            return Err(StateError::TooManyKeys);
+        }
+        state.store_many(&session, &mut self.namespace, writes.clone(), self.session_bytes_max)?;
+        if has_timers {
+            state.note_timer_writes(&session, writes);
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The host functions of CONTRACT.md section 3 but for `snapshot`'s, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
+//! The host functions of CONTRACT.md section 3 but for those of `snapshot`, `read_session` and `timers`, on a guest's memory and what is lent to it. Every pointer and length is hostile here.
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::call::StateAt;
@@ -19,14 +19,14 @@ pub(super) const PARK: i32 = i32::MIN;
 pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
 
 /// A key copied out of the guest's memory: the guest's buffer may overlap it.
-struct Key {
+pub(super) struct Key {
     bytes: [u8; KEY_BYTES_MAX],
     length: usize,
 }
 
 impl Key {
     /// Errors: -2 when the pointer is outside memory, the key empty, or memory ends before the NUL; -3 when 256 bytes hold no NUL.
-    fn read(memory: &[u8], pointer: i32) -> Result<Key, i32> {
+    pub(super) fn read(memory: &[u8], pointer: i32) -> Result<Key, i32> {
         let rest = memory.get(pointer as u32 as usize..).ok_or(BAD_ARGUMENT)?;
         let window = &rest[..rest.len().min(KEY_BYTES_MAX + 1)];
         match window.iter().position(|byte| *byte == 0) {
@@ -41,7 +41,7 @@ impl Key {
         }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }
@@ -203,7 +203,7 @@ fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError
 }
 
 /// Keeps the write in the call until it is committed.
-fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+pub(super) fn store_later(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {
     let namespace = find_namespace(lent);
     let Lent { call, state } = lent;
     let region = state.region(call.app).ok_or(StateError::RegionFull)?;

@@ -59,8 +59,10 @@ pub(super) fn run(
 /// Instantiates, which runs the start function, then runs what is to be run once.
 fn initialize(store: &mut Store<StoreLimits>, module: &Module, shape: &Shape) -> wasmtime::Result<Instance> {
     let mut linker = Linker::new(store.engine());
-    for HostFunction { name, parameters, .. } in HOST_FUNCTIONS {
-        let ty = FuncType::new(store.engine(), vec![ValType::I32; parameters], [ValType::I32]);
+    for function in HOST_FUNCTIONS {
+        let HostFunction { name, .. } = function;
+        let parameters = function.are_wide().map(|is_wide| if is_wide { ValType::I64 } else { ValType::I32 });
+        let ty = FuncType::new(store.engine(), parameters, [ValType::I32]);
         linker.func_new(IMPORT_MODULE, name, ty, move |_, _, _| Err(CalledImport { name }.into()))?;
     }
     let instance = linker.instantiate(&mut *store, module)?;

@@ -59,6 +59,9 @@ pub struct FunctionManifest {
     pub idempotent: bool,
     /// Every call gets a worker of its own.
     pub fresh: bool,
+    /// It may read other sessions of its app.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub read_sessions: bool,
     /// A call that runs longer is stopped. Waiting for a lock does not count.
     pub deadline_ms: u32,
     /// Linear memory of one worker.
@@ -88,6 +91,8 @@ struct ManifestText {
     idempotent: bool,
     #[serde(default)]
     fresh: bool,
+    #[serde(default)]
+    read_sessions: bool,
     deadline_ms: Option<u32>,
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
@@ -112,6 +117,7 @@ impl From<ManifestText> for FunctionManifest {
             atomic: text.atomic,
             idempotent: text.idempotent,
             fresh: text.fresh,
+            read_sessions: text.read_sessions,
             deadline_ms: text.deadline_ms.unwrap_or(DEADLINE_MS_DEFAULT),
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
@@ -138,6 +144,7 @@ impl FunctionManifest {
             atomic: false,
             idempotent: false,
             fresh: false,
+            read_sessions: false,
             deadline_ms: DEADLINE_MS_DEFAULT,
             memory_mib: MEMORY_MIB_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,

@@ -19,10 +19,12 @@ mod manifest;
 mod overlay;
 mod prepared;
 mod program;
+mod read_session;
 mod remote;
 mod rewrite;
 mod shape;
 mod snapshot;
+mod timers;
 mod trap;
 
 #[cfg(test)]

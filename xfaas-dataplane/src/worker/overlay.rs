@@ -1,7 +1,7 @@
 //! The writes of an invocation of an `--atomic` function: seen by its own reads at once, by others when `handle` has returned 0.
 //! Buffers are kept for the next invocation, so a warm call allocates nothing.
 
-use crate::state::StateError;
+use crate::state::{StateError, timer_name};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use xfaas_common::limits::SESSION_KEYS_MAX;
@@ -114,6 +114,11 @@ impl Overlay {
     /// Keys and values, in the order of each key's first write.
     pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
+    }
+
+    /// Names of the timers that are set.
+    pub(super) fn timers(&self) -> impl Iterator<Item = &[u8]> {
+        self.writes().filter(|(_, value)| !value.is_empty()).filter_map(|(key, _)| timer_name(key))
     }
 
     pub(super) fn clear(&mut self) {

@@ -8,6 +8,7 @@ use super::overlay::Overlay;
 use super::overlay::SessionSize;
 use crate::state::{KeyList, SnapshotSink, SnapshotWriter};
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
+use xfaas_common::ids::SessionId;
 use xfaas_common::limits::VALUE_BYTES_MAX;
 use xfaas_common::rpc::{COMMIT_BYTES_MAX, COMMIT_HEAD_BYTES, COMMIT_WRITE_HEAD_BYTES, CommitWrites, REPLY_VALUE_BYTES_MAX};
 
@@ -26,6 +27,8 @@ pub enum RemoteOperation {
     WriteStrong,
     /// Reads several keys as they are at one moment.
     Snapshot,
+    /// Reads a key of another session, weakly.
+    OtherSession,
     /// All writes of an atomic invocation, and its end.
     Commit,
 }
@@ -51,6 +54,15 @@ enum Stage {
     Answered(i32),
 }
 
+/// A session other than the call's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherSession {
+    pub session: SessionId,
+    pub table_hash: u32,
+    /// The shard that owns it.
+    pub shard: u16,
+}
+
 /// A call's dealings with its primary. Reused with the call: buffers stay.
 #[derive(Default)]
 pub struct RemoteAccess {
@@ -59,6 +71,8 @@ pub struct RemoteAccess {
     stage: Stage,
     operation: RemoteOperation,
     bytes_max: u32,
+    /// What `OtherSession` asks for.
+    other: Option<OtherSession>,
     key: Vec<u8>,
     /// Of a write before it is answered, of a read afterwards.
     value: Vec<u8>,
@@ -79,6 +93,7 @@ pub struct RemoteAccess {
 impl RemoteAccess {
     pub(super) fn reset(&mut self) {
         self.stage = Stage::Idle;
+        self.other = None;
         self.key.clear();
         self.value.clear();
         self.value.shrink_to(BUFFER_BYTES_KEPT_MAX);
@@ -99,11 +114,25 @@ impl RemoteAccess {
         RemoteRequest { operation: self.operation, bytes_max: self.bytes_max, key: &self.key, value: &self.value }
     }
 
+    /// The session that is asked for, where it is not the call's own.
+    pub fn other_session(&self) -> Option<OtherSession> {
+        self.other.filter(|_| self.operation == RemoteOperation::OtherSession)
+    }
+
+    /// The shard of the primary that is asked.
+    pub fn asked_shard(&self) -> u16 {
+        self.other_session().map_or(self.shard, |other| other.shard)
+    }
+
     /// True when the primary may let the request wait for a lock: that time does not count towards the deadline.
     pub fn may_wait_for_lock(&self) -> bool {
         match self.operation {
             RemoteOperation::ReadStrong | RemoteOperation::WriteStrong => !self.held.contains(&self.key),
-            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Snapshot | RemoteOperation::Commit => false,
+            RemoteOperation::ReadWeak
+            | RemoteOperation::WriteWeak
+            | RemoteOperation::Snapshot
+            | RemoteOperation::OtherSession
+            | RemoteOperation::Commit => false,
         }
     }
 
@@ -158,7 +187,7 @@ impl RemoteAccess {
         match self.operation {
             RemoteOperation::ReadStrong | RemoteOperation::WriteStrong => true,
             RemoteOperation::Commit => self.owes_end || self.is_lost,
-            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Snapshot => false,
+            RemoteOperation::ReadWeak | RemoteOperation::WriteWeak | RemoteOperation::Snapshot | RemoteOperation::OtherSession => false,
         }
     }
 
@@ -199,7 +228,19 @@ impl RemoteAccess {
         self.is_asked()
     }
 
-    fn take_answer(&mut self) -> Option<i32> {
+    /// Asks for a key of another session. Output: what the guest's shim must be told.
+    pub(super) fn ask_session(&mut self, session: SessionId, shard: u16, table_hash: u32, bytes_max: usize, key: &[u8]) -> i32 {
+        self.other = Some(OtherSession { session, table_hash, shard });
+        self.ask(RemoteOperation::OtherSession, bytes_max, key, &[])
+    }
+
+    /// Copies what fits of the answer's value, of which no more came than was asked for.
+    pub(super) fn copy_answer(&self, buffer: &mut [u8]) {
+        let copied = self.value.len().min(buffer.len());
+        buffer[..copied].copy_from_slice(&self.value[..copied]);
+    }
+
+    pub(super) fn take_answer(&mut self) -> Option<i32> {
         let Stage::Answered(result) = self.stage else { return None };
         self.stage = Stage::Idle;
         Some(result)
@@ -219,8 +260,7 @@ pub(super) fn read(lent: &mut Lent, key: &[u8], buffer: &mut [u8], mode: i32) ->
         if let Some(value) = call.overlay.get(key) {
             return copy(value, buffer);
         }
-        let copied = call.remote.value.len().min(buffer.len());
-        buffer[..copied].copy_from_slice(&call.remote.value[..copied]);
+        call.remote.copy_answer(buffer);
         return result;
     }
     if mode == MODE_STRONG && !call.remote.held.contains(key) {

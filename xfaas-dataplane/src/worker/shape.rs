@@ -123,12 +123,13 @@ impl Parts<'_> {
         let full_name = || format!("{}.{}", import.module, import.name);
         let known = HOST_FUNCTIONS.iter().find(|known| import.module == IMPORT_MODULE && import.name == known.name);
         let known = known.ok_or_else(|| LoadError::UnknownImport { name: full_name() })?;
-        let expected = || signature(&vec![ValType::I32; known.parameters], &[ValType::I32]);
+        let parameters: Vec<ValType> = known.are_wide().map(|is_wide| if is_wide { ValType::I64 } else { ValType::I32 }).collect();
+        let expected = || signature(&parameters, &[ValType::I32]);
         let TypeRef::Func(type_index) = import.ty else {
             return Err(LoadError::ImportType { name: full_name(), expected: expected(), found: "not a function".to_owned() });
         };
         let ty = self.function_type(type_index).ok_or_else(|| LoadError::NotWasm { reason: "an import has no type".to_owned() })?;
-        if ty.params().len() != known.parameters || ty.params().iter().any(|ty| *ty != ValType::I32) || ty.results() != [ValType::I32] {
+        if ty.params() != parameters || ty.results() != [ValType::I32] {
             return Err(LoadError::ImportType { name: full_name(), expected: expected(), found: signature(ty.params(), ty.results()) });
         }
         Ok(Import { type_index, parameters: known.parameters as u32, may_park: known.may_park })

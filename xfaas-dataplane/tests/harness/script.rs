@@ -17,6 +17,9 @@ const TEXT: &str = r#"(module
   (import "xfaas" "read_state" (func $read_state (param i32 i32 i32 i32) (result i32)))
   (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
   (import "xfaas" "snapshot_read" (func $snapshot_read (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "read_session" (func $read_session (param i32 i32 i32 i32) (result i32)))
+  (import "xfaas" "set_timer" (func $set_timer (param i32 i64 i32 i32) (result i32)))
+  (import "xfaas" "cancel_timer" (func $cancel_timer (param i32) (result i32)))
   (memory (export "memory") 20)
   (func (export "handle") (result i32)
     (local $at i32) (local $out i32) (local $result i32) (local $op i32) (local $a i32) (local $b i32) (local $c i32) (local $d i32)
@@ -30,8 +33,17 @@ const TEXT: &str = r#"(module
       (local.set $c (i32.load offset=12 (local.get $at)))
       (local.set $d (i32.load offset=16 (local.get $at)))
       (local.set $at (i32.add (local.get $at) (i32.const 20)))
-      block $done block $end block $results block $trap block $spin block $forever block $input block $output block $read block $write block $snapshot
-        (br_table $end $results $trap $spin $forever $input $output $read $write $snapshot (local.get $op))
+      block $done block $end block $results block $trap block $spin block $forever block $input block $output block $read block $write block $snapshot block $session block $timer block $cancel
+        (br_table $end $results $trap $spin $forever $input $output $read $write $snapshot $session $timer $cancel (local.get $op))
+      end
+        (local.set $result (call $cancel_timer (local.get $a)))
+        br $done
+      end
+        (local.set $result (call $set_timer (local.get $a) (i64.load (local.get $d)) (local.get $b) (local.get $c)))
+        br $done
+      end
+        (local.set $result (call $read_session (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
+        br $done
       end
         (local.set $result (call $snapshot_read (local.get $a) (local.get $b) (local.get $c) (local.get $d)))
         br $done
@@ -119,6 +131,45 @@ impl Script {
         let list: Vec<u8> = keys.iter().flat_map(|key| [key.as_bytes(), b"\0"].concat()).collect();
         let at = self.data(&list);
         self.step([9, at, list.len() as i32, BUFFER, 65_536])
+    }
+
+    /// Reads a key of another session into the buffer.
+    pub fn session(mut self, session: &str, key: &str) -> Script {
+        let (session, key) = (self.key(session), self.key(key));
+        self.step([10, session, key, BUFFER, 65_536])
+    }
+
+    /// The same of at most `bytes_max` bytes, to `address` of the guest's memory.
+    pub fn session_to(mut self, address: i32, bytes_max: i32, session: &str, key: &str) -> Script {
+        let (session, key) = (self.key(session), self.key(key));
+        self.step([10, session, key, address, bytes_max])
+    }
+
+    /// The same with the guest's arguments as they are.
+    pub fn session_at(self, session: i32, key: i32, buffer: i32, bytes_max: i32) -> Script {
+        self.step([10, session, key, buffer, bytes_max])
+    }
+
+    /// Sets a timer with that payload.
+    pub fn timer(mut self, name: &str, at_ms: i64, payload: &[u8]) -> Script {
+        let (name, payload_at) = (self.key(name), self.data(payload));
+        self.timer_at(name, at_ms, payload_at, payload.len() as i32)
+    }
+
+    /// The same with the guest's pointers as they are.
+    pub fn timer_at(mut self, name: i32, at_ms: i64, payload: i32, payload_bytes: i32) -> Script {
+        let at = self.data(&at_ms.to_le_bytes());
+        self.step([11, name, payload, payload_bytes, at])
+    }
+
+    pub fn cancel_timer(mut self, name: &str) -> Script {
+        let name = self.key(name);
+        self.step([12, name, 0, 0, 0])
+    }
+
+    /// The same with the guest's pointer as it is.
+    pub fn cancel_timer_at(self, name: i32) -> Script {
+        self.step([12, name, 0, 0, 0])
     }
 
     pub fn write(mut self, key: &str, value: &[u8], mode: i32) -> Script {

@@ -54,6 +54,8 @@ struct OfferText {
     atomic: bool,
     idempotent: bool,
     fresh: bool,
+    #[serde(default)]
+    read_sessions: bool,
     deadline_ms: u32,
     memory_mib: u32,
     workers_max: u16,
@@ -114,6 +116,7 @@ impl From<OfferText> for Offer {
             atomic: text.atomic,
             idempotent: text.idempotent,
             fresh: text.fresh,
+            read_sessions: text.read_sessions,
             deadline_ms: text.deadline_ms,
             memory_mib: text.memory_mib,
             workers_max: text.workers_max,

@@ -2,7 +2,7 @@
 //! for a call that cannot go on here. DESIGN.md section 5. Called by `proxy` and by the shard's loop.
 
 use super::{Phase, Proxy};
-use crate::state::RegionReader;
+use crate::state::{RegionReader, SessionPlaces};
 use crate::worker::Call;
 use std::collections::VecDeque;
 
@@ -33,6 +33,11 @@ impl Proxy {
         for (shard, reader) in readers {
             state.readers.set(app, shard, reader);
         }
+    }
+
+    /// Tells guests' calls where other sessions than their own are.
+    pub fn set_places(&mut self, places: Box<dyn SessionPlaces>) {
+        self.state.as_mut().expect("lent only while a guest runs").places = Some(places);
     }
 
     /// A reader of this shard's region of an app, for its neighbours.

@@ -1,0 +1,114 @@
+//! Reads of other shards' sessions that guests could not do in the owner's region themselves: the owner is asked by mailbox.
+//! A stage of the loop; the worker that asks is parked by the proxy, as one that asks a primary is.
+
+use super::mailbox::Message;
+use super::turn::Shard;
+use crate::session::{RemoteAnswer, RemoteTicket};
+use crate::state::SessionKey;
+use std::collections::VecDeque;
+use xfaas_common::guest_abi::NOT_FOUND;
+use xfaas_common::ids::SessionId;
+
+/// A question to the owner of a session.
+pub(super) struct SessionQuestion {
+    from: u16,
+    ticket: RemoteTicket,
+    app: u16,
+    session: SessionId,
+    table_hash: u32,
+    key: Box<[u8]>,
+    bytes_max: u32,
+}
+
+/// The answer: the result as the guest gets it, and the value's first bytes.
+pub(super) struct SessionAnswer {
+    ticket: RemoteTicket,
+    result: i32,
+    value: Vec<u8>,
+}
+
+/// Answers that wait for a position of the log; no more than there are parked workers on the other shards.
+#[derive(Default)]
+pub(super) struct SessionReads {
+    held: VecDeque<(u64, u16, SessionAnswer)>,
+}
+
+impl SessionReads {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+}
+
+impl Shard {
+    /// Sends what parked calls of this node's shard ask. Called once a turn.
+    pub(super) fn ask_owners(&mut self) {
+        for _ in 0..self.proxy.count_unsent_remote() {
+            let Some((ticket, call)) = self.proxy.next_remote() else { return };
+            let Some(other) = call.remote.other_session() else {
+                unreachable!("where there is no primary only other sessions are asked for");
+            };
+            let request = call.remote.request();
+            let question = SessionQuestion {
+                from: self.core.0,
+                ticket,
+                app: call.app,
+                session: other.session,
+                table_hash: other.table_hash,
+                key: request.key.into(),
+                bytes_max: request.bytes_max,
+            };
+            let owner = usize::from(other.shard);
+            self.view.counters.session_reads_asked.add(1);
+            self.post.send(owner, Message::ReadSession(Box::new(question)));
+        }
+    }
+
+    /// A neighbour asks for a value of a session of ours.
+    pub(super) fn on_session_question(&mut self, question: &SessionQuestion) {
+        let SessionQuestion { from, ticket, app, session, table_hash, key, bytes_max } = question;
+        let state = self.proxy.state();
+        let place = SessionKey { app: *app, session, table_hash: *table_hash };
+        let region = state.region(*app).zip(state.find_namespace(&place, &mut None));
+        let found = region.and_then(|(region, namespace)| Some((region, namespace, region.value_bytes(namespace, key)?)));
+        let mut answer = SessionAnswer { ticket: *ticket, result: NOT_FOUND, value: Vec::new() };
+        if let Some((region, namespace, value_bytes)) = found {
+            answer.result = value_bytes as i32;
+            answer.value.resize(value_bytes.min(*bytes_max as usize), 0);
+            region.read(namespace, key, &mut answer.value);
+        }
+        match state.journal.position_of(*app) {
+            Some(position) if self.logging.is_behind(position) => self.session_reads.held.push_back((position, *from, answer)),
+            _ => self.post.send(usize::from(*from), Message::SessionRead(answer)),
+        }
+    }
+
+    /// Answers leave whose position is on the disk by now.
+    pub(super) fn release_session_answers(&mut self) {
+        while let Some((position, ..)) = self.session_reads.held.front()
+            && !self.logging.is_behind(*position)
+        {
+            let Some((_, from, answer)) = self.session_reads.held.pop_front() else { return };
+            self.post.send(usize::from(from), Message::SessionRead(answer));
+        }
+    }
+
+    /// The log could not be written for long: those who asked get -5 when their time is over.
+    pub(super) fn drop_session_answers(&mut self) {
+        self.session_reads.held.clear();
+    }
+
+    pub(super) fn on_session_answer(&mut self, answer: &SessionAnswer) {
+        let value = RemoteAnswer::Result(answer.result, &answer.value);
+        if let Some(finished) = self.proxy.answer_remote(answer.ticket, value, crate::sys::clock::monotonic_ns()) {
+            self.deliver(finished);
+        }
+    }
+
+    /// Timed work: questions that wait in vain.
+    pub(super) fn sweep_asked(&mut self) {
+        let now_ns = self.now_ns;
+        let mut finished = std::mem::take(&mut self.finished);
+        self.proxy.sweep_remote(now_ns, |_| now_ns, &mut finished);
+        self.deliver_all(finished);
+    }
+}

@@ -1,0 +1,123 @@
+//! The host functions `set_timer` and `cancel_timer`. CONTRACT.md section 3, "Timers".
+//! Called by `abi`. Every pointer and length is hostile here, as in `host_calls`: -2 wins over -3.
+
+use super::call::StateAt;
+use super::host_calls::{span, store_later};
+use super::lend::Lent;
+use crate::state::{SessionKey, TimerKey, TimerRecord, timer_name};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
+use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_PAYLOAD_BYTES_MAX};
+
+/// A timer's name, copied out of the guest's memory.
+struct Name {
+    bytes: [u8; TIMER_NAME_BYTES_MAX],
+    length: usize,
+}
+
+impl Name {
+    /// Errors: -2 when the pointer is outside memory, the name empty, or memory ends before the NUL; -3 when 65 bytes hold no NUL.
+    fn read(memory: &[u8], pointer: i32) -> Result<Name, i32> {
+        let rest = memory.get(pointer as u32 as usize..).ok_or(BAD_ARGUMENT)?;
+        let window = &rest[..rest.len().min(TIMER_NAME_BYTES_MAX + 1)];
+        match window.iter().position(|byte| *byte == 0) {
+            Some(0) => Err(BAD_ARGUMENT),
+            Some(length) => {
+                let mut bytes = [0; TIMER_NAME_BYTES_MAX];
+                bytes[..length].copy_from_slice(&window[..length]);
+                Ok(Name { bytes, length })
+            }
+            None if window.len() > TIMER_NAME_BYTES_MAX => Err(OVER_LIMIT),
+            None => Err(BAD_ARGUMENT),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// What is wrong with who asks, whatever the arguments.
+fn refusal(lent: &Lent) -> Option<i32> {
+    if lent.call.read_only || lent.call.is_hook() {
+        return Some(BAD_ARGUMENT);
+    }
+    (lent.call.state_at != StateAt::Here).then_some(UNREACHABLE)
+}
+
+/// `set_timer(name, at_ms, payload, payload_len)`: 0. In an atomic function it takes effect with the other writes.
+pub(super) fn set_timer(lent: &mut Lent, memory: &[u8], name: i32, at_ms: i64, payload: i32, payload_len: i32) -> i32 {
+    let name = Name::read(memory, name);
+    let (Some(span), false) = (span(memory, payload, payload_len), matches!(name, Err(BAD_ARGUMENT)) || at_ms < 0) else {
+        return BAD_ARGUMENT;
+    };
+    // What is wrong with the arguments does not depend on where it runs; whether it may write does not depend on them.
+    let refusal = refusal(lent);
+    if refusal == Some(BAD_ARGUMENT) {
+        return BAD_ARGUMENT;
+    }
+    let name = match name {
+        Ok(name) if span.len() <= TIMER_PAYLOAD_BYTES_MAX => name,
+        _ => return OVER_LIMIT,
+    };
+    if let Some(code) = refusal {
+        return code;
+    }
+    let record = TimerRecord { function: lent.call.function_hash, at_ms, payload: &memory[span] };
+    let set = if lent.call.atomic { set_later(lent, name.as_bytes(), &record) } else { set_now(lent, name.as_bytes(), &record) };
+    if set { OK } else { OVER_LIMIT }
+}
+
+/// False: over a limit.
+fn set_now(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
+    let Lent { call, state } = lent;
+    let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    state.set_timer(&session, &mut call.namespace, name, record, call.session_bytes_max).is_ok()
+}
+
+/// Keeps the timer in the call until it is committed. False: over a limit.
+fn set_later(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
+    let Lent { call, state } = lent;
+    let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    let others = call.overlay.timers().filter(|other| *other != name);
+    state.has_room_for_timers(&session, others.chain(std::iter::once(name)))
+        && store_later(lent, TimerKey::new(name).as_bytes(), &record.encode()).is_ok()
+}
+
+/// `cancel_timer(name)`: 0, or -1 when there is none.
+pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
+    let name = Name::read(memory, name);
+    if let Some(BAD_ARGUMENT) = refusal(lent) {
+        return BAD_ARGUMENT;
+    }
+    let name = match name {
+        Ok(name) => name,
+        Err(code) => return code,
+    };
+    if let Some(code) = refusal(lent) {
+        return code;
+    }
+    let (name, key) = (name.as_bytes(), TimerKey::new(name.as_bytes()));
+    let Lent { call, state } = lent;
+    let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
+    let is_there = match call.overlay.get(key.as_bytes()) {
+        Some(own) => !own.is_empty(),
+        None => state.has_timer(&session, &mut call.namespace, name),
+    };
+    if !is_there {
+        return NOT_FOUND;
+    }
+    let is_done = match call.atomic {
+        true => store_later(lent, key.as_bytes(), CANCELLED).is_ok(),
+        false => state.remove_timer(&session, &mut call.namespace, name).is_ok(),
+    };
+    if is_done { OK } else { OVER_LIMIT }
+}
+
+/// Stands in an atomic invocation's writes for a timer that is cancelled: no record is empty.
+const CANCELLED: &[u8] = b"";
+
+/// A buffered write as it is committed: `None` deletes.
+pub(super) fn committed<'w>(key: &'w [u8], value: &'w [u8]) -> (&'w [u8], Option<&'w [u8]>) {
+    let is_cancelled = value == CANCELLED && timer_name(key).is_some();
+    (key, (!is_cancelled).then_some(value))
+}
