@@ -17,7 +17,8 @@ use crate::{build, paths, rights, setup};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
-    /// state), `soak` (its fragmentation), or another one of bench/src/bin.
+    /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
+    /// `policies` (keep-alive policies on a trace), or another one of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -14,8 +14,8 @@ use xfaas_bench::settings::{Cpus, on_cpu, xfaas_files};
 /// reading and writing it, weakly (rmw) or in a critical section (rmw_linear), with workers_max 1, 2, 4 and 8.
 ///
 /// Shown is by when how many were answered, as a table and as a picture. A session's workers share its shard's core: more of them change which
-/// answer comes when, not when the last one comes. `updates` is how far the number came: rmw may lose some as soon as a request is sliced
-/// (after 1 ms of work), rmw_linear never does; if it did, that would be an error.
+/// answer comes when, not when the last one comes. `updates` is how far the number came: rmw may lose some as soon as a request is sliced,
+/// rmw_linear never does; if it did, that would be an error.
 ///
 /// `XFAAS_BIN` and `XFAAS_GUESTS` say where the parts are, if not in `target/`.
 #[derive(Parser)]

@@ -33,7 +33,14 @@ pub fn plot(rows: &[BurstRow], path: &Path) -> Result<(), PlotError> {
             .x_label_area_size(40)
             .y_label_area_size(50)
             .build_cartesian_2d(0.0..end_ms, 0.0..requests as f64)?;
-        chart.configure_mesh().x_desc("ms since the burst began").y_desc("requests answered").light_line_style(TRANSPARENT).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("ms since the burst began")
+            .y_desc("requests answered")
+            .x_label_formatter(&|ms| format!("{ms:.0}"))
+            .y_label_formatter(&|count| format!("{count:.0}"))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         let of_mode = rows.iter().filter(|row| row.function == mode.name());
         for (row, colour) in of_mode.zip(COLOURS.iter().cycle()) {
             let steps = row.delays_ms.iter().enumerate().flat_map(|(done, at_ms)| [(*at_ms, done as f64), (*at_ms, done as f64 + 1.0)]);
@@ -41,10 +48,16 @@ pub fn plot(rows: &[BurstRow], path: &Path) -> Result<(), PlotError> {
             let colour = *colour;
             chart
                 .draw_series(line)?
-                .label(format!("workers_max {}", row.workers_max))
+                .label(format!("{} workers", row.workers_max))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         }
-        chart.configure_series_labels().position(SeriesLabelPosition::LowerRight).border_style(BLACK).background_style(WHITE).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .margin(30)
+            .border_style(BLACK)
+            .background_style(WHITE)
+            .draw()?;
     }
     Ok(root.present()?)
 }
@@ -62,7 +75,7 @@ mod tests {
         let rows: Vec<BurstRow> = Mode::ALL.into_iter().flat_map(|mode| [1, 2, 4, 8].map(|workers| row(mode, workers))).collect();
         plot(&rows, &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.matches("workers_max").count(), 8);
+        assert_eq!(text.matches(" workers").count(), 8);
         assert!(text.contains("rmw_linear") && text.trim_end().ends_with("</svg>"));
         assert!(plot(&rows, Path::new("/nonexistent/bursts.svg")).is_err());
     }

@@ -1,7 +1,7 @@
-//! One request on each of many connections, all sent at once, and when each reply came.
+//! One request on each of many connections, all sent at once, and when each reply came. Polls, as the other loads do.
 
 use super::check::excerpt;
-use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX, WAIT};
+use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX};
 use super::reply::parse_reply;
 use rustix::io::Errno;
 use std::net::{SocketAddr, TcpStream};
@@ -45,6 +45,7 @@ pub fn run_burst(target: SocketAddr, request: &[u8], plan: &LoadPlan<'_>) -> Res
         submission_entries: 1_024,
         completion_entries: 16_384,
         files: connections as u32,
+        polls: true,
         groups: vec![GroupOptions {
             buffers: (connections * 2).next_power_of_two().clamp(64, 8_192) as u16,
             buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -70,7 +71,7 @@ pub fn run_burst(target: SocketAddr, request: &[u8], plan: &LoadPlan<'_>) -> Res
 
 impl Burst<'_> {
     fn turn(&mut self) -> Result<(), LoadError> {
-        self.ring.wait(1, Some(WAIT))?;
+        self.ring.poll()?;
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion)?;
         }
