@@ -262,3 +262,19 @@ fn a_container_without_its_primary_answers_unreachable_or_refuses() {
     eventually("the container noticed", || !container.is_ready());
     container.post("script", &me, &Script::new().session(&near, "k").end()).assert_error(503, "no_primary");
 }
+
+#[test]
+fn a_session_that_sleeps_is_loaded_to_be_read() {
+    let script = Script::function("script").app("app").with("keep_alive_s = 1").with("read_sessions = true").with("deadline_ms = 20000");
+    let node = Node::builder().guests(&["counter-rmw"]).function(script).start();
+    let [me, near, far] = sessions(&node);
+    for session in [&near, &far] {
+        assert_eq!(results(&node.post("script", session, &Script::new().write("k", b"hello", 0).end())), [0]);
+    }
+    eventually("they sleep", || node.metrics().sum("xfaas_sessions_asleep", &[]) == 2.0);
+    for session in [&near, &far] {
+        let script = Script::new().session(session, "k").session(session, "none").session("nobody", "k");
+        assert_eq!(results(&node.post("script", &me, &script.end())), [5, NOT_FOUND, NOT_FOUND]);
+    }
+    assert!(node.metrics().sum(ASKED, &[]) >= 2.0, "their owners were asked");
+}

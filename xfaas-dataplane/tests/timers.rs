@@ -270,3 +270,14 @@ fn a_container_sets_no_timers() {
     }
     assert_eq!(results(&container.post("reader", "s", &Script::new().timer("n", 1, b"").end())), [BAD_ARGUMENT]);
 }
+
+#[test]
+fn a_session_with_a_timer_sleeps_only_when_it_has_fired() {
+    let node = Node::builder().function(alarm().with("keep_alive_s = 1")).start();
+    set(&node, "later", now_ms() + 4_000, b"f");
+    set(&node, "at-once", 1, b"f");
+    eventually("one without timers sleeps", || metric(&node, "xfaas_sessions_asleep") >= 1.0);
+    eventually("the other's timer has fired", || metric(&node, FIRED) == 2.0);
+    eventually("both sleep", || metric(&node, "xfaas_sessions_asleep") == 2.0);
+    assert_eq!((seen(&node, "later").0, seen(&node, "at-once").0), (1, 1));
+}

@@ -152,15 +152,18 @@ impl Shard {
         if known.ticket != NO_TICKET {
             return Ok(());
         }
-        let is_idle = keep_alive_s.is_some_and(|keep_alive_s| {
-            match proxy.last_use(app, session, table_hash) {
-                LastUse::Now => known.used_s = now_s,
-                LastUse::SinceNs(since_ns) => known.used_s = known.used_s.max((since_ns / SECOND_NS) as u32),
-                LastUse::Forgotten => {}
-            }
-            // The second in which it was used last is not over everywhere.
-            now_s.saturating_sub(known.used_s) > keep_alive_s
-        });
+        // One that is to wake by itself stays awake.
+        let has_timers = proxy.state().timers.has_any(app, session);
+        let is_idle = !has_timers
+            && keep_alive_s.is_some_and(|keep_alive_s| {
+                match proxy.last_use(app, session, table_hash) {
+                    LastUse::Now => known.used_s = now_s,
+                    LastUse::SinceNs(since_ns) => known.used_s = known.used_s.max((since_ns / SECOND_NS) as u32),
+                    LastUse::Forgotten => {}
+                }
+                // The second in which it was used last is not over everywhere.
+                now_s.saturating_sub(known.used_s) > keep_alive_s
+            });
         let is_stored = known.sequence == Some(sequence);
         if is_stored && is_idle {
             self.drop_from_memory(slot, app, session, table_hash, namespace);

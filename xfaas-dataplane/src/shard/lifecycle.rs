@@ -74,6 +74,16 @@ pub(super) enum Woken {
     Over(Finished),
 }
 
+/// Where a session is that something else than a call of it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Roused {
+    Awake,
+    /// It is being loaded.
+    Waking,
+    /// It sleeps, or may, and cannot be loaded now.
+    NotNow,
+}
+
 enum Whereabouts {
     /// In memory, or the session has no state yet.
     Here,
@@ -153,8 +163,9 @@ impl Shard {
 
     /// Called for each call of a session of ours before it runs.
     #[inline(always)]
-    pub(super) fn wake(&mut self, call: Box<Call>) -> Woken {
-        if !self.lifecycle.concerns(call.app) || call.is_hook() { Woken::Run(call) } else { self.wake_if_asleep(call) }
+    pub(super) fn wake(&mut self, mut call: Box<Call>) -> Woken {
+        call.others_may_sleep = self.lifecycle.concerns(call.app);
+        if !call.others_may_sleep || call.is_hook() { Woken::Run(call) } else { self.wake_if_asleep(call) }
     }
 
     fn wake_if_asleep(&mut self, call: Box<Call>) -> Woken {
@@ -235,16 +246,19 @@ impl Shard {
 
     /// True when the session sleeps or cannot be looked for: whoever asks, and cannot wait here, is to ask again. It is loaded meanwhile.
     pub(super) fn is_asleep(&mut self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        self.rouse(app, session, table_hash) != Roused::Awake
+    }
+
+    /// Has a session loaded if it sleeps, for something else than a call of it. `answer_roused` is called when that is over.
+    pub(super) fn rouse(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Roused {
         if !self.lifecycle.concerns(app) {
-            return false;
+            return Roused::Awake;
         }
         match self.whereabouts(app, session, table_hash) {
-            Whereabouts::Here => false,
-            Whereabouts::Unknown => true,
-            Whereabouts::Asleep => {
-                self.load(app, session, table_hash);
-                true
-            }
+            Whereabouts::Here => Roused::Awake,
+            Whereabouts::Unknown => Roused::NotNow,
+            Whereabouts::Asleep if self.load(app, session, table_hash).is_some() => Roused::Waking,
+            Whereabouts::Asleep => Roused::NotNow,
         }
     }
 
@@ -323,6 +337,7 @@ impl Shard {
                 self.deliver(finished);
             }
         }
+        self.answer_roused(&session, is_there);
     }
 
     /// False: there is no room, or the app is gone; the session sleeps on.
@@ -340,6 +355,7 @@ impl Shard {
             tracing::error!(shard = core.0, app = &**name, session = session.as_str(), %error, "a session cannot be loaded");
             return false;
         }
+        proxy.with_state(|state, _| state.load_timers(&key));
         view.counters.cold_sessions.add(1);
         let sequence = proxy.state().region(app).zip(namespace).and_then(|(region, namespace)| region.namespace_sequence(namespace));
         if number == known.latest {

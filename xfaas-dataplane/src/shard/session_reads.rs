@@ -1,12 +1,13 @@
 //! Reads of other shards' sessions that guests could not do in the owner's region themselves: the owner is asked by mailbox.
 //! A stage of the loop; the worker that asks is parked by the proxy, as one that asks a primary is.
 
+use super::lifecycle::Roused;
 use super::mailbox::Message;
 use super::turn::Shard;
 use crate::session::{RemoteAnswer, RemoteTicket};
 use crate::state::SessionKey;
 use std::collections::VecDeque;
-use xfaas_common::guest_abi::NOT_FOUND;
+use xfaas_common::guest_abi::{NOT_FOUND, UNREACHABLE};
 use xfaas_common::ids::SessionId;
 
 /// A question to the owner of a session.
@@ -27,15 +28,18 @@ pub(super) struct SessionAnswer {
     value: Vec<u8>,
 }
 
-/// Answers that wait for a position of the log; no more than there are parked workers on the other shards.
+/// What waits here; no more than there are parked workers on all shards.
 #[derive(Default)]
 pub(super) struct SessionReads {
+    /// Answers that wait for a position of the log.
     held: VecDeque<(u64, u16, SessionAnswer)>,
+    /// Questions whose session is being loaded.
+    waking: Vec<Box<SessionQuestion>>,
 }
 
 impl SessionReads {
     pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.waking.is_empty()
     }
 }
 
@@ -59,12 +63,45 @@ impl Shard {
             };
             let owner = usize::from(other.shard);
             self.view.counters.session_reads_asked.add(1);
-            self.post.send(owner, Message::ReadSession(Box::new(question)));
+            match Box::new(question) {
+                question if owner == self.core.index() => self.on_session_question(question),
+                question => self.post.send(owner, Message::ReadSession(question)),
+            }
         }
     }
 
-    /// A neighbour asks for a value of a session of ours.
-    pub(super) fn on_session_question(&mut self, question: &SessionQuestion) {
+    /// A neighbour, or a call of ours, asks for a value of a session of ours.
+    pub(super) fn on_session_question(&mut self, question: Box<SessionQuestion>) {
+        match self.rouse(question.app, &question.session, question.table_hash) {
+            Roused::Awake => self.read_for(&question),
+            Roused::Waking => self.session_reads.waking.push(question),
+            Roused::NotNow => {
+                let answer = SessionAnswer { ticket: question.ticket, result: UNREACHABLE, value: Vec::new() };
+                self.answer_session_question(question.from, answer);
+            }
+        }
+    }
+
+    /// The load of a session is over: who asked for its values gets them, or hears that they cannot be had.
+    pub(super) fn answer_roused(&mut self, session: &SessionId, is_there: bool) {
+        let waking = std::mem::take(&mut self.session_reads.waking);
+        for question in waking {
+            if question.session != *session {
+                self.session_reads.waking.push(question);
+            } else if is_there {
+                self.on_session_question(question);
+            } else {
+                let answer = SessionAnswer { ticket: question.ticket, result: UNREACHABLE, value: Vec::new() };
+                self.answer_session_question(question.from, answer);
+            }
+        }
+    }
+
+    fn answer_session_question(&mut self, to: u16, answer: SessionAnswer) {
+        if to == self.core.0 { self.on_session_answer(&answer) } else { self.post.send(usize::from(to), Message::SessionRead(answer)) }
+    }
+
+    fn read_for(&mut self, question: &SessionQuestion) {
         let SessionQuestion { from, ticket, app, session, table_hash, key, bytes_max } = question;
         let state = self.proxy.state();
         let place = SessionKey { app: *app, session, table_hash: *table_hash };
@@ -78,7 +115,7 @@ impl Shard {
         }
         match state.journal.position_of(*app) {
             Some(position) if self.logging.is_behind(position) => self.session_reads.held.push_back((position, *from, answer)),
-            _ => self.post.send(usize::from(*from), Message::SessionRead(answer)),
+            _ => self.answer_session_question(*from, answer),
         }
     }
 
@@ -88,7 +125,7 @@ impl Shard {
             && !self.logging.is_behind(*position)
         {
             let Some((_, from, answer)) = self.session_reads.held.pop_front() else { return };
-            self.post.send(usize::from(from), Message::SessionRead(answer));
+            self.answer_session_question(from, answer);
         }
     }
 

@@ -151,6 +151,11 @@ impl TimerQueue {
         held + more <= TIMERS_SESSION_MAX && self.timers + more <= TIMERS_SHARD_MAX
     }
 
+    /// True when a session has a timer.
+    pub fn has_any(&self, app: u16, session: &SessionId) -> bool {
+        self.timers > 0 && self.sessions.contains_key(&(app, *session))
+    }
+
     pub fn contains(&self, app: u16, session: &SessionId, name: &[u8]) -> bool {
         self.sessions.get(&(app, *session)).is_some_and(|timers| timers.iter().any(|timer| *timer.name == *name))
     }

@@ -69,6 +69,8 @@ pub struct Call {
     pub atomic: bool,
     /// It may read other sessions of its app.
     pub reads_sessions: bool,
+    /// Sessions of its app may be in a checkpoint and not in memory: that one is not found does not mean that it has no state.
+    pub others_may_sleep: bool,
     /// Bytes of keys and values that the session may hold.
     pub session_bytes_max: usize,
     /// The reply's body: the last `set_output`.
@@ -111,6 +113,7 @@ impl Default for Call {
             read_only: false,
             atomic: false,
             reads_sessions: false,
+            others_may_sleep: false,
             session_bytes_max: SESSION_STATE_BYTES_MAX,
             output: Vec::new(),
             served_by: 0,

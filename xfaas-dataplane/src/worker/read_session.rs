@@ -4,7 +4,7 @@
 //! The value goes straight from the owner's region into the guest's memory wherever that region can be read here. Where it cannot, or its owner
 //! disturbed the read at every try, the worker is parked and the owner asked: by mailbox within a node, by RPC from a container.
 
-use super::call::StateAt;
+use super::call::{Call, StateAt};
 use super::host_calls::{Key, read_state, span};
 use super::lend::Lent;
 use crate::state::SessionPlace;
@@ -39,19 +39,29 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
     }
     let Some(places) = &state.places else { return UNREACHABLE };
     let SessionPlace { table_hash, shard } = places.place(&named);
-    let Some(shard) = shard else {
-        let Some(region) = state.region(call.app) else { return NOT_FOUND };
-        let length = region.find(&named, table_hash).and_then(|namespace| region.read(namespace, state_key.as_bytes(), buffer));
-        return length.map_or(NOT_FOUND, |length| length as i32);
+    let found = match shard {
+        None => state.region(call.app).and_then(|region| region.read(region.find(&named, table_hash)?, state_key.as_bytes(), buffer)),
+        // Where writes wait for the log, only the owner knows which of them are safe to show.
+        Some(_) if state.journal.logs(call.app) => return ask(call, shard, table_hash, named, buffer, &state_key),
+        Some(shard) => match state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer) {
+            Ok(length) => {
+                call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
+                length
+            }
+            Err(_) => return ask(call, Some(shard), table_hash, named, buffer, &state_key),
+        },
     };
-    // Where writes wait for the log, only the owner knows which of them are safe to show.
-    if !state.journal.logs(call.app)
-        && let Ok(length) = state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer)
-    {
-        call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
-        return length.map_or(NOT_FOUND, |length| length as i32);
+    match found {
+        Some(length) => length as i32,
+        None if call.others_may_sleep => ask(call, shard, table_hash, named, buffer, &state_key),
+        None => NOT_FOUND,
     }
-    call.remote.ask_session(named, shard, table_hash, buffer.len(), state_key.as_bytes())
+}
+
+/// Has the owner asked, which may be this shard: the session may have to be loaded first.
+fn ask(call: &mut Call, shard: Option<u16>, table_hash: u32, named: SessionId, buffer: &[u8], key: &Key) -> i32 {
+    let shard = shard.unwrap_or(call.served_by);
+    call.remote.ask_session(named, shard, table_hash, buffer.len(), key.as_bytes())
 }
 
 /// Errors: -2 when the pointer is outside memory, the name empty or no session's, or memory ends before the NUL; -3 when 65 bytes hold no NUL.
