@@ -6,14 +6,14 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, NodeBuilder, Script, eventually, guest};
+use harness::{Container, Function, Node, NodeBuilder, Script, eventually, guest};
 use std::path::{Path, PathBuf};
 
 const NAP: &str = "keep_alive_s = 1";
 
 fn counters(keys: &[&str]) -> NodeBuilder {
     let counter = |name: &str| keys.iter().fold(Function::guest(name).app("counted"), |function, key| function.with(key));
-    Node::builder().function(counter("counter-rmw-linear")).function(counter("counter-read"))
+    Node::builder().function(counter("counter-rmw-linear")).function(counter("counter-read").with("read_only = true"))
 }
 
 /// What a reboot does.
@@ -63,7 +63,7 @@ fn an_idle_session_leaves_memory_and_comes_back_with_all_its_keys() {
     let fill = values.iter().fold(Script::new(), |script, (key, value)| script.write(key, value, 0));
     assert_eq!(node.post("script", "sleeper/1", &fill.end()).status, 200);
     eventually("it sleeps", || asleep(&node) == 1.0);
-    assert_eq!(node.metrics().sum("xfaas_sessions", &[]), 0.0);
+    eventually("its memory is free", || node.metrics().sum("xfaas_sessions", &[]) == 0.0);
     assert_eq!(objects(&node).len(), 1);
     for round in 0..2 {
         for (key, value) in &values {
@@ -96,6 +96,27 @@ fn requests_that_come_while_a_session_is_loaded_wait_for_the_one_load() {
     values.sort_unstable();
     assert_eq!(values, (2..=17).collect::<Vec<u64>>());
     assert_eq!(node.metrics().sum("xfaas_cold_sessions_total", &[]), loaded + 1.0);
+    eventually("it sleeps", || asleep(&node) == 1.0);
+    // On connections of their own, and so on either shard: a reader beside the owner would find nothing.
+    for _ in 0..8 {
+        assert_eq!(node.post("counter-read", "many", b"").body, b"17");
+    }
+}
+
+#[test]
+fn containers_wake_sessions_and_never_find_them_empty() {
+    let node = counters(&[NAP]).start();
+    let container = Container::join(&node, &[]);
+    eventually("it counts", || container.post("counter-rmw-linear", "far", b"").body == b"1");
+    for round in 1..=2 {
+        eventually("it sleeps", || asleep(&node) == 1.0);
+        let (function, expected) = if round == 1 { ("counter-read", "1") } else { ("counter-rmw-linear", "2") };
+        eventually("it is woken", || {
+            let reply = container.post(function, "far", b"");
+            assert!(reply.status == 503 || reply.body == expected.as_bytes(), "{reply:?}");
+            reply.status == 200
+        });
+    }
 }
 
 #[test]
