@@ -84,6 +84,16 @@ fn an_idle_session_leaves_memory_and_comes_back_with_all_its_keys() {
 }
 
 #[test]
+fn a_session_without_a_key_sleeps_too() {
+    let node = Node::builder().function(Script::function("script").with(NAP).with("state_mib = 1")).shards(1).start();
+    let refused = Script::new().write_bytes("big", 1 << 20).end(); // with its key it does not fit
+    assert_eq!(Script::results(&node.post("script", "empty", &refused).body), [-3]);
+    eventually("it sleeps", || asleep(&node) == 1.0);
+    let write = Script::new().read("big", 0).write("small", b"1", 0).end();
+    assert_eq!(Script::results(&node.post("script", "empty", &write).body), [-1, 0]);
+}
+
+#[test]
 fn requests_that_come_while_a_session_is_loaded_wait_for_the_one_load() {
     let node = counters(&[NAP]).start();
     assert_eq!(count_up(&node, "many"), 1);
