@@ -267,6 +267,23 @@ fn a_kill_between_checkpoint_and_drop_leaves_the_session_as_memory_has_it() {
 }
 
 #[test]
+fn kills_while_many_sessions_fall_asleep_lose_none_of_them() {
+    let mut node = counters(&[NAP]).start();
+    let mut client = node.connect();
+    for round in 1..=4_u64 {
+        for session in 0..100 {
+            let name = format!("n{session}");
+            let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", &name)], b"");
+            assert_eq!((reply.status, String::from_utf8_lossy(&reply.body).trim()), (200, round.to_string().as_str()), "{name}");
+        }
+        eventually("some sleep", || asleep(&node) >= 20.0 * round as f64);
+        node.kill();
+        node.start();
+        client = node.connect();
+    }
+}
+
+#[test]
 fn sync_apps_sleep_and_lose_nothing_with_their_memory() {
     let mut node = counters(&["durability = \"sync\"", NAP]).shards(1).start();
     for round in 0..3 {
