@@ -99,7 +99,7 @@ pub const KNOWN_SESSIONS_MAX: usize = 16 << 20;
 pub const COLD_SESSIONS_MAX: usize = 128;
 /// How long a request waits for its session to be loaded.
 pub const COLD_WAIT_MS_MAX: u64 = 5_000;
-/// How long one operation of the store may take.
+/// How long one operation of the store may take, beside the time for the bytes.
 pub const STORE_MS_MAX: u64 = 10_000;
 /// How long an orderly stop waits for checkpoints.
 pub const STOP_CHECKPOINTS_MS_MAX: u64 = 60_000;

@@ -6,14 +6,14 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, NodeBuilder, Script, eventually, guest};
+use harness::{Container, Function, Node, NodeBuilder, Script, eventually, guest};
 use std::path::{Path, PathBuf};
 
 const NAP: &str = "keep_alive_s = 1";
 
 fn counters(keys: &[&str]) -> NodeBuilder {
     let counter = |name: &str| keys.iter().fold(Function::guest(name).app("counted"), |function, key| function.with(key));
-    Node::builder().function(counter("counter-rmw-linear")).function(counter("counter-read"))
+    Node::builder().function(counter("counter-rmw-linear")).function(counter("counter-read").with("read_only = true"))
 }
 
 /// What a reboot does.
@@ -63,7 +63,7 @@ fn an_idle_session_leaves_memory_and_comes_back_with_all_its_keys() {
     let fill = values.iter().fold(Script::new(), |script, (key, value)| script.write(key, value, 0));
     assert_eq!(node.post("script", "sleeper/1", &fill.end()).status, 200);
     eventually("it sleeps", || asleep(&node) == 1.0);
-    assert_eq!(node.metrics().sum("xfaas_sessions", &[]), 0.0);
+    eventually("its memory is free", || node.metrics().sum("xfaas_sessions", &[]) == 0.0);
     assert_eq!(objects(&node).len(), 1);
     for round in 0..2 {
         for (key, value) in &values {
@@ -84,6 +84,16 @@ fn an_idle_session_leaves_memory_and_comes_back_with_all_its_keys() {
 }
 
 #[test]
+fn a_session_without_a_key_sleeps_too() {
+    let node = Node::builder().function(Script::function("script").with(NAP).with("state_mib = 1")).shards(1).start();
+    let refused = Script::new().write_bytes("big", 1 << 20).end(); // with its key it does not fit
+    assert_eq!(Script::results(&node.post("script", "empty", &refused).body), [-3]);
+    eventually("it sleeps", || asleep(&node) == 1.0);
+    let write = Script::new().read("big", 0).write("small", b"1", 0).end();
+    assert_eq!(Script::results(&node.post("script", "empty", &write).body), [-1, 0]);
+}
+
+#[test]
 fn requests_that_come_while_a_session_is_loaded_wait_for_the_one_load() {
     let node = counters(&[NAP]).start();
     assert_eq!(count_up(&node, "many"), 1);
@@ -96,6 +106,27 @@ fn requests_that_come_while_a_session_is_loaded_wait_for_the_one_load() {
     values.sort_unstable();
     assert_eq!(values, (2..=17).collect::<Vec<u64>>());
     assert_eq!(node.metrics().sum("xfaas_cold_sessions_total", &[]), loaded + 1.0);
+    eventually("it sleeps", || asleep(&node) == 1.0);
+    // On connections of their own, and so on either shard: a reader beside the owner would find nothing.
+    for _ in 0..8 {
+        assert_eq!(node.post("counter-read", "many", b"").body, b"17");
+    }
+}
+
+#[test]
+fn containers_wake_sessions_and_never_find_them_empty() {
+    let node = counters(&[NAP]).start();
+    let container = Container::join(&node, &[]);
+    eventually("it counts", || container.post("counter-rmw-linear", "far", b"").body == b"1");
+    for round in 1..=2 {
+        eventually("it sleeps", || asleep(&node) == 1.0);
+        let (function, expected) = if round == 1 { ("counter-read", "1") } else { ("counter-rmw-linear", "2") };
+        eventually("it is woken", || {
+            let reply = container.post(function, "far", b"");
+            assert!(reply.status == 503 || reply.body == expected.as_bytes(), "{reply:?}");
+            reply.status == 200
+        });
+    }
 }
 
 #[test]
@@ -233,6 +264,23 @@ fn a_kill_between_checkpoint_and_drop_leaves_the_session_as_memory_has_it() {
     node.kill();
     node.start();
     assert_eq!(count_up(&node, "k"), 5);
+}
+
+#[test]
+fn kills_while_many_sessions_fall_asleep_lose_none_of_them() {
+    let mut node = counters(&[NAP]).start();
+    let mut client = node.connect();
+    for round in 1..=4_u64 {
+        for session in 0..100 {
+            let name = format!("n{session}");
+            let reply = client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", &name)], b"");
+            assert_eq!((reply.status, String::from_utf8_lossy(&reply.body).trim()), (200, round.to_string().as_str()), "{name}");
+        }
+        eventually("some sleep", || asleep(&node) >= 20.0 * round as f64);
+        node.kill();
+        node.start();
+        client = node.connect();
+    }
 }
 
 #[test]

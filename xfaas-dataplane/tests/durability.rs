@@ -125,7 +125,7 @@ fn no_kill_with_loss_of_memory_loses_an_acknowledged_write() {
 
 #[test]
 fn the_log_gives_way_to_snapshots_while_the_node_runs() {
-    let mut node = sync_counters().limit("log_mib = 1").start();
+    let mut node = sync_counters().limit("log_mib = 1").shards(1).start();
     let mut client = node.connect();
     // Each write alone takes a page of the log: 600 are more than twice the limit.
     for _ in 0..600 {

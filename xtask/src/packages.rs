@@ -167,7 +167,11 @@ pub fn s3_server() -> PathBuf {
 /// Installs the S3-compatible server that tests start, moto, from Python's registry.
 pub fn install_s3_server() -> Result<()> {
     let folder = s3_server();
-    step("python3 -m venv target/s3-server", || run_quiet(Command::new("python3").args(["-m", "venv"]).arg(&folder)))?;
+    let make = || run_quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder)).map(drop);
+    if make().is_err() && has_apt() {
+        apt_install(&["python3-venv".to_owned()])?; // Debian's python3 comes without
+    }
+    step("python3 -m venv target/s3-server", make)?;
     let mut command = Command::new(folder.join("bin/pip"));
     command.args(["install", "--quiet", "--disable-pip-version-check", S3_SERVER]);
     step("pip install moto (a minute)", || run_quiet(&mut command)).map(drop)

@@ -57,6 +57,7 @@ struct Line {
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.check {
         install_missing()?;
+        install_for_tests();
     }
     let found = toolchain::find();
     let lines = check(&found);
@@ -116,10 +117,14 @@ fn install_missing() -> Result<()> {
     if paths::find_program("cargo-fuzz").is_none() && toolchain::nightly_root().is_some() {
         report(packages::install_cargo_fuzz());
     }
-    if !has_s3_server() && paths::find_program("python3").is_some() {
+    Ok(())
+}
+
+/// Installs what only tests need, if it is missing. A failure is told: the tests that need it then say so too.
+pub fn install_for_tests() {
+    if !has_s3_server() {
         report(packages::install_s3_server());
     }
-    Ok(())
 }
 
 fn has_s3_server() -> bool {

@@ -23,6 +23,7 @@ pub struct Arguments {
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
+    setup::install_for_tests();
     build::ebpf_and_guests(&tools)?;
     let filter = arguments.filter.as_deref();
     let mut failures = Failures::default();

@@ -35,7 +35,7 @@ pub struct CheckpointStatus {
     fault: Mutex<Option<String>>,
     probing: AtomicBool,
     listed: (Mutex<bool>, Condvar),
-    /// Apps that had checkpoints at the start.
+    /// Apps that have checkpoints.
     apps: Mutex<BTreeSet<String>>,
     pub written: AtomicU64,
     pub written_bytes: AtomicU64,
@@ -51,7 +51,14 @@ impl CheckpointStatus {
         fault.as_ref().map_or(Ok(()), |fault| Err(format!("sessions stay in memory, and those that sleep get 503: {fault}")))
     }
 
-    /// True when an app had checkpoints at the start.
+    fn note_app(&self, app: &str) {
+        let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
+        if !apps.contains(app) {
+            apps.insert(app.to_owned());
+        }
+    }
+
+    /// True when an app has checkpoints, of whatever age.
     pub fn has(&self, app: &str) -> bool {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner).contains(app)
     }
@@ -215,6 +222,7 @@ impl Office {
                 let written = store.put(name, record).await;
                 self.answer(shard, CheckpointAnswer::Written { ticket, is_stored: written.is_ok() });
                 if self.works(written, store).is_some() {
+                    self.status.note_app(&app);
                     self.status.written.fetch_add(1, Ordering::Relaxed);
                     self.status.written_bytes.fetch_add(bytes, Ordering::Relaxed);
                     self.collect(&app, &session, needless(number, latest, previous), store).await;

@@ -49,7 +49,7 @@ pub trait Shards: Send + Sync + 'static {
     /// Sessions with state, at most `query.limit`.
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError>;
 
-    /// True when an app had checkpoints at the start: not all of its sessions are in memory.
+    /// True when an app has checkpoints: not all of its sessions may be in memory.
     fn has_checkpoints(&self, _app: &str) -> bool {
         false
     }

@@ -17,12 +17,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use xfaas_common::ids::{SessionId, is_name};
-use xfaas_common::limits::STORE_MS_MAX;
+use xfaas_common::limits::{CHECKPOINT_BYTES_MAX, STORE_MS_MAX};
 
 const BUCKETS: u32 = 1_024;
 /// Read at once while checkpoints are deleted.
 const DELETES_MAX: usize = 8;
 const RETRIES_MAX: usize = 2;
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
+/// What a store is expected to move at least: 1 MB/s.
+const STORE_BYTES_PER_MS: u64 = 1_000;
 /// Written to see whether a store that failed takes objects again.
 const PROBE: &str = "probe";
 
@@ -74,8 +77,8 @@ pub enum StoreFault {
         #[source]
         source: object_store::Error,
     },
-    #[error("the store of checkpoints: {operation} {object} took longer than {STORE_MS_MAX} ms")]
-    Slow { operation: &'static str, object: String },
+    #[error("the store of checkpoints: to {operation} {object} took longer than {waited_ms} ms")]
+    Slow { operation: &'static str, object: String, waited_ms: u64 },
     #[error("the checkpoint {object} is damaged")]
     Damaged {
         object: String,
@@ -112,6 +115,7 @@ impl CheckpointStore {
             StorePlace::Folder(path) => {
                 let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
                 made.map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
+                remove_drafts(path).map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
                 let open = |source| StoreFault::Store { operation: "open", object: path.display().to_string(), source };
                 Arc::new(LocalFileSystem::new_with_prefix(path).map_err(open)?.with_fsync(true))
             }
@@ -131,14 +135,16 @@ impl CheckpointStore {
 
     async fn put_bytes(&self, object: &str, bytes: Vec<u8>) -> Result<(), StoreFault> {
         let path = path_of(object)?;
-        within_time("write", object, self.objects.put(&path, PutPayload::from(bytes))).await.map(drop)
+        let wait = time_for(bytes.len() as u64);
+        within(wait, "write", object, self.objects.put(&path, PutPayload::from(bytes))).await.map(drop)
     }
 
     /// The record of a checkpoint. Errors: it is damaged, or cannot be read.
     pub async fn get(&self, name: CheckpointName<'_>) -> Result<Vec<u8>, StoreFault> {
         let object = object_of(&name);
         let path = path_of(&object)?;
-        let bytes = within_time("read", &object, async { self.objects.get(&path).await?.bytes().await }).await?;
+        let found = within_time("read", &object, self.objects.get(&path)).await?;
+        let bytes = within(time_for(found.meta.size), "read", &object, found.bytes()).await?;
         decode_checkpoint(&bytes, &name).map_err(|source| StoreFault::Damaged { object, source })
     }
 
@@ -178,26 +184,53 @@ impl CheckpointStore {
     }
 }
 
+/// How long it may take to write or read so many bytes.
+fn time_for(bytes: u64) -> Duration {
+    Duration::from_millis(STORE_MS_MAX + bytes.min(CHECKPOINT_BYTES_MAX as u64) / STORE_BYTES_PER_MS)
+}
+
 async fn within_time<T>(
     operation: &'static str,
     object: &str,
     work: impl Future<Output = Result<T, object_store::Error>>,
 ) -> Result<T, StoreFault> {
-    let done = tokio::time::timeout(Duration::from_millis(STORE_MS_MAX), work).await;
-    let done = done.map_err(|_| StoreFault::Slow { operation, object: object.to_owned() })?;
+    within(time_for(0), operation, object, work).await
+}
+
+async fn within<T>(
+    wait: Duration,
+    operation: &'static str,
+    object: &str,
+    work: impl Future<Output = Result<T, object_store::Error>>,
+) -> Result<T, StoreFault> {
+    let done = tokio::time::timeout(wait, work).await;
+    let done = done.map_err(|_| StoreFault::Slow { operation, object: object.to_owned(), waited_ms: wait.as_millis() as u64 })?;
     done.map_err(|source| StoreFault::Store { operation, object: object.to_owned(), source })
+}
+
+/// Removes what kills left half written: `object_store` writes a file under a name with a `#`, which none of ours has, and renames it.
+fn remove_drafts(folder: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_drafts(&entry.path())?;
+        } else if entry.file_name().as_encoded_bytes().contains(&b'#') {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn open_bucket(place: &S3Place) -> Result<PrefixStore<object_store::aws::AmazonS3>, StoreFault> {
     let failed = |source| StoreFault::Store { operation: "open", object: format!("s3://{}", place.bucket), source };
     // Refused when a provider is there already, which then does the same.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let timeout = Duration::from_millis(STORE_MS_MAX);
+    let timeout = time_for(CHECKPOINT_BYTES_MAX as u64);
     let retry = RetryConfig { max_retries: RETRIES_MAX, retry_timeout: timeout, ..RetryConfig::default() };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&place.bucket)
         .with_retry(retry)
-        .with_client_options(ClientOptions::new().with_timeout(timeout).with_connect_timeout(timeout / 4))
+        .with_client_options(ClientOptions::new().with_timeout(timeout).with_connect_timeout(CONNECT_WAIT))
         .with_allow_http(place.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")));
     if let Some(endpoint) = &place.endpoint {
         builder = builder.with_endpoint(endpoint);
@@ -295,6 +328,10 @@ mod tests {
         runtime().block_on(async {
             store.probe().await.unwrap();
             store.put(name, b"no record".to_vec()).await.unwrap();
+            let draft = folder.path().join("a/b/x#1");
+            std::fs::write(&draft, b"half").unwrap();
+            CheckpointStore::open(&StorePlace::Folder(folder.path().join("a/b"))).unwrap();
+            assert!(!draft.exists());
             let mut all = Vec::new();
             store.list(|found| all.push(found)).await.unwrap();
             assert_eq!(all, [ListedCheckpoint { app: "..".to_owned(), session, number: 3 }]);

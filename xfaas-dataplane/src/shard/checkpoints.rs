@@ -38,10 +38,6 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn is_under_way(&self) -> bool {
-        self.bucket.is_some()
-    }
-
     /// Begins if it is time. Output: the part that comes next.
     fn begin(&mut self, checkpoint_every_ns: Option<u64>, keep_alive_s: Option<u32>, now_ns: u64) -> Option<usize> {
         if self.bucket.is_none() && now_ns >= self.next_ns {
@@ -63,6 +59,8 @@ impl Pass {
 pub(super) struct Writing {
     bytes: usize,
     writes: usize,
+    /// A pass is under way.
+    pub(super) is_looking: bool,
     /// Nothing is tried before.
     retry_at_ns: u64,
     retry_ns: u64,
@@ -105,6 +103,7 @@ impl Shard {
             return;
         }
         let until_ns = clock::monotonic_ns() + STEP_NS_MAX;
+        let mut is_looking = false;
         for slot in 0..self.lifecycle.apps.len() {
             let AppSessions { checkpoint_every_ns, keep_alive_s, pass, .. } = &mut self.lifecycle.apps[slot];
             let Some(mut bucket) = pass.begin(*checkpoint_every_ns, *keep_alive_s, self.now_ns) else { continue };
@@ -113,7 +112,9 @@ impl Shard {
                 bucket += 1;
             }
             self.lifecycle.apps[slot].pass.bucket = (bucket < SESSION_BUCKETS).then_some(bucket);
+            is_looking |= bucket < SESSION_BUCKETS;
         }
+        self.lifecycle.writing.is_looking = is_looking;
     }
 
     /// Looks at a part of an app's sessions. Errors: not all could be handed over; what was is not looked at again.

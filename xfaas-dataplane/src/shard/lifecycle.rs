@@ -9,6 +9,7 @@ use crate::net::ErrorCode;
 use crate::session::{CallName, Finished, KnownSessions, NO_TICKET, Outcome};
 use crate::state::{Record, SessionKey};
 use crate::worker::{Call, FunctionManifest};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(super) struct Lifecycle {
     /// It is not yet known which sessions have a checkpoint.
     pub(super) is_listing: bool,
     pub(super) apps: Vec<AppSessions>,
+    /// Places in `apps` by name. Only operators name apps, so the hash needs no key.
+    by_name: FxHashMap<Arc<str>, usize>,
     /// By the app's index: its place in `apps`. Apps whose sessions never sleep have none.
     slots: Vec<Option<u16>>,
     pub(super) tickets: Slab<Ticket>,
@@ -114,7 +117,7 @@ impl Lifecycle {
 
     /// True while the loop must not rest for long.
     pub(super) fn has_work(&self) -> bool {
-        !self.tickets.is_empty() || self.apps.iter().any(|app| app.pass.is_under_way())
+        !self.tickets.is_empty() || self.writing.is_looking
     }
 
     /// Calls of the app are looked at from now on, if its sessions may sleep.
@@ -128,12 +131,14 @@ impl Lifecycle {
     }
 
     fn slot_named(&mut self, name: &str) -> usize {
-        if let Some(slot) = self.apps.iter().position(|app| &*app.name == name) {
-            return slot;
+        if let Some(slot) = self.by_name.get(name) {
+            return *slot;
         }
+        let name: Arc<str> = name.into();
+        self.by_name.insert(Arc::clone(&name), self.apps.len());
         let (sessions, pass) = (KnownSessions::default(), super::checkpoints::Pass::default());
         self.apps.push(AppSessions {
-            name: name.into(),
+            name,
             app: None,
             had_checkpoints: false,
             checkpoint_every_ns: None,
