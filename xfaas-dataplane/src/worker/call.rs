@@ -3,9 +3,8 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
-use super::timers::committed;
 use crate::net::Request;
-use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError, timer_name};
+use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::{HOOK_APP, HOOK_DEADLINE_MS_DEFAULT, SESSION_STATE_BYTES_MAX};
@@ -213,22 +212,9 @@ impl Call {
         if self.overlay.is_empty() {
             return Ok(());
         }
-        let committed = self.store_all(state);
+        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
+        let committed = state.commit(&session, &mut self.namespace, self.overlay.writes(), self.session_bytes_max);
         self.overlay.clear();
         committed
-    }
-
-    fn store_all(&mut self, state: &mut ShardState) -> Result<(), StateError> {
-        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
-        let writes = self.overlay.writes().map(|(key, value)| committed(key, value));
-        let has_timers = writes.clone().any(|(key, _)| timer_name(key).is_some());
-        if has_timers && !state.has_room_for_timers(&session, self.overlay.timers()) {
-            return Err(StateError::TooManyKeys);
-        }
-        state.store_many(&session, &mut self.namespace, writes.clone(), self.session_bytes_max)?;
-        if has_timers {
-            state.note_timer_writes(&session, writes);
-        }
-        Ok(())
     }
 }

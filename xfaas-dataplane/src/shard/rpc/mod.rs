@@ -17,6 +17,7 @@ mod invocations;
 mod moving;
 mod offer;
 mod stage;
+mod timers;
 
 pub use self::counters::{EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
 pub use self::offer::ContainerOffer;
