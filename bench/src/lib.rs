@@ -1,14 +1,17 @@
 //! What xfaas is measured with: a load generator, the bare io_uring echo it is held against, and the processes under test.
 //! Used by the binaries and benches of this package only. Everything here talks to loopback and is bounded in count and time.
 
+pub mod bursts;
 pub mod fork;
 pub mod guest;
 pub mod limit;
 pub mod load;
 pub mod network;
+pub mod policies;
 pub mod read_scaling;
 pub mod report;
 pub mod servers;
+pub mod sessions;
 pub mod settings;
 pub mod soak;
 pub mod state;

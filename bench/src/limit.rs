@@ -115,6 +115,7 @@ pub fn serve(address: SocketAddr, reply: Vec<u8>, ready: impl FnOnce()) -> Resul
         completion_entries: 8_192,
         files: LIMIT_CONNECTIONS_MAX,
         groups: vec![GroupOptions { buffers: RECEIVE_BUFFERS, buffer_bytes: RECEIVE_BUFFER_BYTES }],
+        polls: false,
     })?;
     let mut echo = Echo {
         ring,

@@ -13,12 +13,14 @@ pub struct SessionId {
 impl SessionId {
     /// Input: any bytes. Output: `None` when empty, longer than 64 bytes, or holding a byte outside 0x21-0x7E.
     pub fn new(text: &[u8]) -> Option<SessionId> {
-        if text.is_empty() || text.len() > SESSION_ID_BYTES_MAX || !text.iter().all(u8::is_ascii_graphic) {
+        if text.is_empty() || text.len() > SESSION_ID_BYTES_MAX {
             return None;
         }
-        let mut bytes = [0; SESSION_ID_BYTES_MAX];
+        let mut bytes = [0_u8; SESSION_ID_BYTES_MAX];
         bytes[..text.len()].copy_from_slice(text);
-        Some(SessionId { length: text.len() as u8, bytes })
+        // Of the padded form, whose length is fixed: that compiles to a few vector instructions. The padding is not visible.
+        let visible = bytes.iter().fold(0_u8, |visible, byte| visible + u8::from(byte.is_ascii_graphic()));
+        (usize::from(visible) == text.len()).then_some(SessionId { length: text.len() as u8, bytes })
     }
 
     pub fn as_bytes(&self) -> &[u8] {
@@ -93,7 +95,20 @@ impl FunctionHash {
 
 /// True for `[A-Za-z0-9_.-]{1,64}`: the names of functions and apps.
 pub fn is_name(text: &[u8]) -> bool {
-    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.iter().all(|byte| NAME_BYTES[usize::from(*byte)])
+}
+
+/// Whether a name may hold each byte.
+static NAME_BYTES: [bool; 256] = name_bytes();
+
+const fn name_bytes() -> [bool; 256] {
+    let mut are_name_bytes = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        are_name_bytes[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        byte += 1;
+    }
+    are_name_bytes
 }
 
 #[cfg(test)]

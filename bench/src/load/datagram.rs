@@ -3,7 +3,7 @@
 
 use super::check::{BodyRule, excerpt};
 use super::measure::{LoadReport, Recorder};
-use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX, WAIT};
+use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX};
 use super::random::Random;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -73,6 +73,7 @@ pub fn run_datagrams(load: &DatagramLoad<'_>, plan: &LoadPlan<'_>) -> Result<Loa
         completion_entries: 16_384,
         files: 1,
         groups: vec![GroupOptions { buffers, buffer_bytes: RECEIVE_BUFFER_BYTES }],
+        polls: true,
     })?;
     let socket = connect(load.target).map_err(|source| LoadError::Connect { target: load.target, source })?;
     ring.adopt(SOCKET_FILE, socket.as_fd())?;
@@ -110,7 +111,7 @@ fn connect(target: SocketAddr) -> std::io::Result<Socket> {
 
 impl Generator<'_> {
     fn turn(&mut self) -> Result<(), LoadError> {
-        self.ring.wait(1, Some(WAIT))?;
+        self.ring.poll()?;
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion)?;
         }

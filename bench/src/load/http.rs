@@ -1,8 +1,9 @@
 //! Closed loop over HTTP/1.1: each connection sends its next request when the reply to the last one is there and good.
+//! It polls and never sleeps: waking a sleeping neighbour core is dear, dearer still under a hypervisor, and would be the server's to pay.
 
 use super::check::{Expect, excerpt};
 use super::measure::{LoadReport, Recorder};
-use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX, WAIT};
+use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX};
 use super::random::Random;
 use super::reply::parse_reply;
 use rustix::io::Errno;
@@ -59,6 +60,7 @@ pub fn run_http(load: &HttpLoad<'_>, plan: &LoadPlan<'_>) -> Result<LoadReport, 
         completion_entries: 8_192,
         files: load.connections as u32,
         groups: vec![GroupOptions { buffers, buffer_bytes: RECEIVE_BUFFER_BYTES }],
+        polls: true,
     })?;
     for i in 0..load.connections {
         let stream = connect(load.target)?;
@@ -93,7 +95,7 @@ fn connect(target: SocketAddr) -> Result<TcpStream, LoadError> {
 
 impl Generator<'_> {
     fn turn(&mut self) -> Result<(), LoadError> {
-        self.ring.wait(1, Some(WAIT))?;
+        self.ring.poll()?;
         while let Some(completion) = self.ring.next_completion() {
             let connection = completion.tag.0 as u32 as usize;
             match completion.tag.0 >> TAG_KIND_SHIFT {

@@ -19,8 +19,6 @@ pub struct LoadPlan<'a> {
 
 /// A server that answers nothing for this long has failed.
 pub(super) const SILENCE_NS_MAX: u64 = 5_000_000_000;
-/// How long one wait for completions may take, so that an interrupt is seen.
-pub(super) const WAIT: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {

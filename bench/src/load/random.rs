@@ -1,22 +1,31 @@
-//! Which session comes next: uniform, repeatable, cheap. Not for secrets.
+//! Which session comes next, and what a made-up trace holds: uniform, repeatable, cheap. Not for secrets.
 
 /// SplitMix64. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-pub(super) struct Random {
+pub(crate) struct Random {
     state: u64,
 }
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Random {
+    pub(crate) fn new(seed: u64) -> Random {
         Random { state: seed }
     }
 
     /// Uniform in `0..count`; `count` at least 1 and at most 2^32. Source: Lemire, "Fast random integer generation in an interval",
     /// TOMACS 2019, without the rejection: the bias is below 2^-32 * count.
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        (((self.next() >> 32) * count as u64) >> 32) as usize
+    }
+
+    /// Uniform in `0.0..1.0`, 53 bits.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((((z ^ (z >> 31)) >> 32) * count as u64) >> 32) as usize
+        z ^ (z >> 31)
     }
 }
 

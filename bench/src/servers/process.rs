@@ -61,6 +61,17 @@ impl Server {
         self.address
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the process at once, as the kernel does it, with no word to it.
+    pub fn kill(mut self) -> Result<(), ServerError> {
+        let failed = |source| ServerError::File { operation: "kill the process of", path: self.directory.path().to_owned(), source };
+        self.child.kill().map_err(failed)?;
+        self.child.wait().map_err(failed).map(drop)
+    }
+
     /// Starts `command` with its output in `directory`. Waits until `is_ready` of `address`, at most 20 s.
     /// Errors: it ends, or does not answer in time; its log is in the error.
     pub(super) fn start(

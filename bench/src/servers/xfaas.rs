@@ -24,12 +24,18 @@ pub struct XfaasFiles {
 }
 
 impl XfaasFiles {
+    /// Errors: the program is not there.
+    pub(super) fn check_binary(&self) -> Result<(), ServerError> {
+        if self.binary.is_file() {
+            return Ok(());
+        }
+        let hint = "build it with `cargo build --release -p xfaas-dataplane`, or say where it is with XFAAS_BIN";
+        Err(ServerError::Missing { path: self.binary.clone(), hint })
+    }
+
     /// Errors: the first file that is not there.
     pub fn check(&self) -> Result<(), ServerError> {
-        if !self.binary.is_file() {
-            let hint = "build it with `cargo build --release -p xfaas-dataplane`, or say where it is with XFAAS_BIN";
-            return Err(ServerError::Missing { path: self.binary.clone(), hint });
-        }
+        self.check_binary()?;
         FUNCTIONS.iter().try_for_each(|(function, _)| self.guest(function).map(drop))
     }
 
@@ -103,7 +109,13 @@ fn answers_for_every_function(http: SocketAddr) -> bool {
     })
 }
 
-fn configuration_text((directory, shared): (&Path, &Path), http: SocketAddr, admin: SocketAddr, rpc: SocketAddr, cpu: u16) -> String {
+pub(super) fn configuration_text(
+    (directory, shared): (&Path, &Path),
+    http: SocketAddr,
+    admin: SocketAddr,
+    rpc: SocketAddr,
+    cpu: u16,
+) -> String {
     // The sessions' state lies in the directory too: a benchmark must leave nothing behind.
     let (state, shared) = (quoted(&directory.join("state")), quoted(shared));
     format!(
@@ -114,7 +126,7 @@ fn configuration_text((directory, shared): (&Path, &Path), http: SocketAddr, adm
 }
 
 /// A path as a TOML basic string, which takes what a JSON string is.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     serde_json::Value::from(path.to_string_lossy().into_owned()).to_string()
 }
 

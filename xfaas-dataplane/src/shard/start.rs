@@ -244,5 +244,6 @@ fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {
         completion_entries: COMPLETION_ENTRIES,
         files: options.connections_max as u32 + FILES_SPARE,
         groups: vec![streams, datagrams, rpc],
+        polls: false,
     })
 }

@@ -35,6 +35,8 @@ pub struct RingOptions {
     pub files: u32,
     /// Group `i` of provided buffers.
     pub groups: Vec<GroupOptions>,
+    /// For a loop that never sleeps: the kernel says in shared memory when `poll` has something to do.
+    pub polls: bool,
 }
 
 /// A connection's descriptor inside the ring.
@@ -106,12 +108,17 @@ pub struct Ring {
 impl Ring {
     /// Makes a ring for the calling thread, which must be the only one to use it. Errors: `Feature` names what the kernel lacks.
     pub fn new(options: &RingOptions) -> Result<Ring, RingError> {
-        let ring = IoUring::builder()
+        let mut builder = IoUring::builder();
+        builder
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
             .setup_submit_all()
-            .setup_cqsize(options.completion_entries)
+            .setup_cqsize(options.completion_entries);
+        if options.polls {
+            builder.setup_taskrun_flag();
+        }
+        let ring = builder
             .build(options.submission_entries)
             .map_err(|source| RingError::Feature { feature: "IORING_SETUP_SINGLE_ISSUER and IORING_SETUP_DEFER_TASKRUN", source })?;
         // Saves the descriptor look-up at each enter; a kernel or sandbox without it still works.
@@ -330,6 +337,15 @@ impl Ring {
             Err(source) => return Err(RingError::Operation { operation: "wait for completions", source }),
         }
         Ok(())
+    }
+
+    /// Hands over what was pushed and takes what is there, without waiting. A system call only where there is either; for a ring that `polls`.
+    pub fn poll(&mut self) -> Result<(), RingError> {
+        match self.ring.submit() {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(source) => Err(RingError::Operation { operation: "hand over operations", source }),
+        }
     }
 
     /// As `wait` for one completion, but those of the sends being handed over do not count: nearly all of them complete while they are handed
