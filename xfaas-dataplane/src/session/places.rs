@@ -14,7 +14,7 @@ pub struct NodePlaces {
 }
 
 impl SessionPlaces for NodePlaces {
-    fn place(&self, session: &SessionId) -> SessionPlace {
+    fn place(&self, _app: u16, session: &SessionId) -> SessionPlace {
         let hash = self.placement.hash(session);
         let owner = self.placement.owner(hash.slot());
         SessionPlace { table_hash: hash.table_hash(), shard: (owner != self.core).then_some(owner.0) }
@@ -25,7 +25,7 @@ impl SessionPlaces for NodePlaces {
 pub struct ContainerPlaces(pub Arc<Primary>);
 
 impl SessionPlaces for ContainerPlaces {
-    fn place(&self, session: &SessionId) -> SessionPlace {
+    fn place(&self, _app: u16, session: &SessionId) -> SessionPlace {
         let table_hash = session_hash(self.0.keys(), session.padded(), session.length()).table_hash();
         SessionPlace { table_hash, shard: Some(self.0.shard_of(table_hash)) }
     }

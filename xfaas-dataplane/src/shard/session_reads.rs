@@ -64,9 +64,14 @@ impl Shard {
     }
 
     /// A neighbour asks for a value of a session of ours.
-    pub(super) fn on_session_question(&mut self, question: &SessionQuestion) {
-        let SessionQuestion { from, ticket, app, session, table_hash, key, bytes_max } = question;
+    pub(super) fn on_session_question(&mut self, question: Box<SessionQuestion>) {
+        let SessionQuestion { from, ticket, app, session, table_hash, key, bytes_max } = &*question;
         let state = self.proxy.state();
+        let place = state.places.as_ref().map(|places| places.place(*app, session));
+        if let Some(shard) = place.and_then(|place| place.shard) {
+            // It was, when it was asked for.
+            return self.post.send(usize::from(shard), Message::ReadSession(question));
+        }
         let place = SessionKey { app: *app, session, table_hash: *table_hash };
         let region = state.region(*app).zip(state.find_namespace(&place, &mut None));
         let found = region.and_then(|(region, namespace)| Some((region, namespace, region.value_bytes(namespace, key)?)));

@@ -284,7 +284,7 @@ impl Shard {
                     Some(Message::Invoke(call)) => self.on_invoke(call),
                     Some(Message::Cancel(name)) => self.cancel(&name),
                     Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
-                    Some(Message::ReadSession(question)) => self.on_session_question(&question),
+                    Some(Message::ReadSession(question)) => self.on_session_question(question),
                     Some(Message::SessionRead(answer)) => self.on_session_answer(&answer),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),

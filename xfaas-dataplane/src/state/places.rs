@@ -13,5 +13,5 @@ pub struct SessionPlace {
 
 /// Knows the place of every session. Must neither block nor allocate.
 pub trait SessionPlaces: Send {
-    fn place(&self, session: &SessionId) -> SessionPlace;
+    fn place(&self, app: u16, session: &SessionId) -> SessionPlace;
 }

@@ -64,7 +64,7 @@ impl ShardState {
             readers,
             places: None,
             journal: Journal::default(),
-            timers: TimerQueue::default(),
+            timers: TimerQueue::of_shard(shard),
             timer_scan: TimerScan::default(),
             directory,
             shard,

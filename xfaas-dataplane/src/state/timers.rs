@@ -115,12 +115,18 @@ pub struct TimerQueue {
     /// Of those that do not run, by time and number.
     waiting: BTreeMap<(i64, u64), (u16, SessionId)>,
     timers: usize,
+    /// Of the last timer that was set.
     number: u64,
     running: usize,
     failing: usize,
 }
 
 impl TimerQueue {
+    /// The timers of a shard. Their numbers are not those of another shard, so that a run that went there with its session ends nothing else.
+    pub fn of_shard(shard: u16) -> TimerQueue {
+        TimerQueue { number: u64::from(shard) << 48, ..TimerQueue::default() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.timers == 0
     }
@@ -162,6 +168,11 @@ impl TimerQueue {
         }
         let held = self.sessions.get(&(app, *session)).map_or(0, Vec::len);
         more <= fewer || (held + more - fewer <= TIMERS_SESSION_MAX && self.timers + more - fewer <= TIMERS_SHARD_MAX)
+    }
+
+    /// True when the session has a timer.
+    pub fn has_any(&self, app: u16, session: &SessionId) -> bool {
+        self.sessions.contains_key(&(app, *session))
     }
 
     pub fn contains(&self, app: u16, session: &SessionId, name: &[u8]) -> bool {
@@ -386,6 +397,7 @@ mod tests {
         assert!(has_room(3, &[(b"new", true), (b"0", false)]) && !has_room(3, &[(b"new", true), (b"none", false)]));
         queue.set(3, &a, b"0", 6);
         assert_eq!(queue.len(), TIMERS_SESSION_MAX);
+        assert!(queue.has_any(3, &a) && !queue.has_any(2, &a));
         queue.forget_app(3);
         assert!(queue.is_empty());
     }

@@ -12,6 +12,9 @@ use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OVER_LIMIT, UN
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::SESSION_ID_BYTES_MAX;
 
+/// Places at which a session is looked for before its owner is asked.
+const LOOKS_MAX: usize = 4;
+
 /// `read_session(session, key, buf, buf_len)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` while the owner is
 /// asked; `NEEDS_OWNER` as `read_state` when the session is the call's own.
 pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key: i32, buf: i32, buf_len: i32) -> i32 {
@@ -38,20 +41,34 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
         return result;
     }
     let Some(places) = &state.places else { return UNREACHABLE };
-    let SessionPlace { table_hash, shard } = places.place(&named);
-    let Some(shard) = shard else {
-        let Some(region) = state.region(call.app) else { return NOT_FOUND };
-        let length = region.find(&named, table_hash).and_then(|namespace| region.read(namespace, state_key.as_bytes(), buffer));
-        return length.map_or(NOT_FOUND, |length| length as i32);
-    };
-    // Where writes wait for the log, only the owner knows which of them are safe to show.
-    if !state.journal.logs(call.app)
-        && let Ok(length) = state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer)
-    {
-        call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
-        return length.map_or(NOT_FOUND, |length| length as i32);
+    let mut place = places.place(call.app, &named);
+    for _ in 0..LOOKS_MAX {
+        let SessionPlace { table_hash, shard } = place;
+        let read = match shard {
+            None => Ok(state.region(call.app).and_then(|region| {
+                let namespace = region.find(&named, table_hash)?;
+                region.read(namespace, state_key.as_bytes(), buffer)
+            })),
+            // Where writes wait for the log, only the owner knows which of them are safe to show.
+            Some(_) if state.journal.logs(call.app) => break,
+            Some(shard) => state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer),
+        };
+        let Ok(length) = read else { break };
+        if let Some(length) = length {
+            call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
+            return length as i32;
+        }
+        // It may just have left the place where it was looked for.
+        let now = places.place(call.app, &named);
+        if now == place {
+            call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
+            return NOT_FOUND;
+        }
+        place = now;
     }
-    call.remote.ask_session(named, shard, table_hash, buffer.len(), state_key.as_bytes())
+    // Without a shard it has just come here, and is this one's to be asked for.
+    let shard = place.shard.unwrap_or(call.served_by);
+    call.remote.ask_session(named, shard, place.table_hash, buffer.len(), state_key.as_bytes())
 }
 
 /// Errors: -2 when the pointer is outside memory, the name empty or no session's, or memory ends before the NUL; -3 when 65 bytes hold no NUL.
