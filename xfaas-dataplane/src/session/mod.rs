@@ -7,6 +7,8 @@ mod hint;
 mod idle;
 mod namespace;
 mod outcome;
+mod pin_book;
+mod pins;
 mod placement;
 mod primary;
 mod proxy;
@@ -16,7 +18,11 @@ pub use self::alias::{AliasChange, AliasTable};
 pub use self::fresh::FreshIds;
 pub use self::hint::named_session;
 pub use self::outcome::{Finished, Outcome};
+pub use self::pin_book::{PIN_BOOK, PinBook, PinError};
+pub use self::pins::{MoveClaim, PinBoard, PinView};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::primary::{ContainerPlacement, Primary};
-pub use self::proxy::{CallName, EndedInvocation, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, invocation_of};
+pub use self::proxy::{
+    CallName, EndedInvocation, HotNamespace, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, UsedLimits, invocation_of,
+};
 pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

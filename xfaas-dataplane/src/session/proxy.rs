@@ -4,12 +4,14 @@
 mod beside;
 mod cancel;
 mod limits;
+mod moving;
 mod remote;
 mod secondary;
 
 pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 pub use self::cancel::CallName;
+pub use self::moving::{HotNamespace, UsedLimits};
 
 use self::beside::Beside;
 use self::secondary::{RemoteCalls, RemoteWait, failed_with};
@@ -238,10 +240,12 @@ impl Proxy {
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
         if let Some(requests_per_s) = function.manifest.rules.requests_per_s
             && !call.is_hook()
+            && !call.is_admitted
             && !self.take_request(id, requests_per_s, now_ns)
         {
             return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
         }
+        call.is_admitted = true;
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
@@ -332,6 +336,7 @@ impl Proxy {
         let call = slot.call.take().expect("a runnable worker has a call");
         let state = self.state.take().expect("one guest runs at a time on a shard");
         let (namespace, function) = (slot.namespace, slot.function);
+        self.namespaces.get_mut(namespace).count_slice();
         // All hooks of an app have one namespace, whose time is nobody's share.
         let share = self.share_of(function).filter(|_| !call.is_hook());
         let from_ns = share.map_or(0, |_| crate::sys::clock::monotonic_ns());

@@ -4,6 +4,8 @@ use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use crate::state::fragmentation;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::limits::FUNCTIONS_MAX;
@@ -290,11 +292,14 @@ pub struct ShardView {
     pub counters: ShardCounters,
     /// Entry `i`: the function with index `i`.
     pub functions: Box<[FunctionCounters]>,
+    /// Where the kernel says how long the shard's thread was on a CPU.
+    pub schedstat: OnceLock<PathBuf>,
 }
 
 impl ShardView {
     pub fn new() -> ShardView {
-        ShardView { counters: ShardCounters::default(), functions: (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect() }
+        let functions = (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect();
+        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new() }
     }
 }
 
