@@ -396,3 +396,65 @@ fn a_hot_session_moves_by_itself_to_a_core_with_room() {
     assert!((1..4).contains(&cores), "{cores} of 4 moved:\n{}", node.log());
     assert!(node.log().contains("moved a hot session to a core with room"), "{}", node.log());
 }
+
+#[test]
+fn a_client_that_goes_while_its_call_waits_for_the_move_is_forgotten() {
+    let node = builder().limit("lock_wait_ms = 60000").start();
+    let core = core_of(&node, "script", "s");
+    let send = |body: &[u8]| {
+        let mut client = node.connect();
+        client.send(&request("POST", "/f/script", &[("x-session-id", "s")], body));
+        client
+    };
+    let cancelled = |calls: f64| eventually("calls are cancelled", || node.metrics().sum("xfaas_cancelled_total", &[]) == calls);
+    let runs_forever = send(&Script::new().write("running", b"r", 0).spin_forever());
+    eventually("the call runs", || node.post("look", "s", &Script::new().read("running", 0).end()).body == 1i32.to_le_bytes());
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| move_to(&node, "state", "s", 1 - core));
+        // Until the move has begun, these run.
+        eventually("calls wait for the move", || {
+            send(&Script::new().end());
+            node.metrics().sum("xfaas_calls_held_for_move", &[]) > 0.0
+        });
+        let stays = send(&Script::new().write("stays", b"s", 0).end());
+        let goes = send(&Script::new().write("goes", b"g", 0).end());
+        // Both wait, whichever shard their connections are on: this one is answered beside them.
+        node.post("look", "s", &Script::new().read("stays", 0).end()).assert_ok(&(-1i32).to_le_bytes());
+        socket2::SockRef::from(goes.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(goes);
+        cancelled(1.0);
+        socket2::SockRef::from(runs_forever.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(runs_forever);
+        cancelled(2.0);
+        assert_eq!(moving.join().unwrap()["to"], 1 - core);
+        let mut stays = stays;
+        assert_eq!(stays.reply().header("x-xfaas-core"), Some((1 - core).to_string().as_str()), "it ran where the session is now");
+    });
+    let reply = node.post("script", "s", &Script::new().read("stays", 0).read("goes", 0).end());
+    assert_eq!(Script::results(&reply.body), [1, -1]);
+}
+
+#[test]
+fn another_number_of_shards_brings_moved_sessions_home() {
+    let mut node = builder().start();
+    let sessions: Vec<String> = (0..6).map(|i| format!("s{i}")).collect();
+    for session in &sessions {
+        node.post("counter-rmw-linear", session, b"").assert_ok(b"1");
+        let core = core_of(&node, "counter-rmw-linear", session);
+        move_to(&node, "counter", session, 1 - core);
+    }
+    let text = std::fs::read_to_string(node.config()).unwrap();
+    let line = text.lines().find(|line| line.starts_with("cpus = ")).unwrap();
+    let one = format!("{}]", &line[..line.find(',').unwrap()]);
+    for (restart, line) in [one.as_str(), line, line].iter().enumerate() {
+        node.kill();
+        let now = text.lines().map(|own| if own.starts_with("cpus = ") { line } else { own }).collect::<Vec<_>>().join("\n");
+        std::fs::write(node.config(), now).unwrap();
+        node.start();
+        for session in &sessions {
+            node.post("counter-rmw-linear", session, b"").assert_ok((restart + 3).to_string().as_bytes());
+        }
+        assert_eq!(node.metrics().sum("xfaas_pinned_sessions", &[]), 0.0);
+        assert_eq!(std::fs::read_dir(node.shared_memory()).unwrap().count(), 1, "one folder");
+    }
+}

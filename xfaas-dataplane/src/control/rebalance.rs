@@ -43,7 +43,7 @@ struct Watch {
     shards: Arc<dyn Shards>,
     moves_hot: bool,
     looked_at: Instant,
-    /// Time on the CPU of each shard's thread at the last look, nanoseconds.
+    /// `Shards::busy_ns` at the last look.
     busy_ns: Vec<u64>,
     /// Looks in a row that found the same shard too busy.
     hot: Option<(usize, u32)>,

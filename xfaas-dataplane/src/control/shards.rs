@@ -62,7 +62,7 @@ pub trait Shards: Send + Sync + 'static {
     /// The sessions that ran most on a shard since this was asked last, the hottest first.
     fn hottest(&self, shard: u16) -> Result<Vec<HotSession>, ShardsError>;
 
-    /// Nanoseconds that each shard's thread was on a CPU; empty where that is not to be had.
+    /// Nanoseconds that each shard's thread was on its CPU or waited for it; empty where that is not to be had.
     fn busy_ns(&self) -> Vec<u64>;
 
     /// Counters and gauges of all shards as they are now; never reset by reading.

@@ -73,19 +73,24 @@ impl ShardsDoor {
         self.doors[usize::from(shard)].send(ShardCommand::Hottest(answer)).map_err(|_| ShardsError::Busy { shard, waited_ms: 0 })?;
         let waited_ms = super::door::COMMAND_MS_MAX;
         let answer = answered.recv_timeout(Duration::from_millis(waited_ms));
-        let (hottest, all) = answer.map_err(|_| ShardsError::Busy { shard, waited_ms })?;
+        let (hottest, all_ns) = answer.map_err(|_| ShardsError::Busy { shard, waited_ms })?;
         let names = self.names();
         let named = hottest.into_iter().filter_map(|hot| {
             // The namespace of an app's hooks has no name here, and cannot be moved.
             let app = names.apps.get(&hot.app)?.clone();
-            Some(HotSession { app, session: hot.session.to_string(), part: hot.slices as f64 / all.max(1) as f64 })
+            Some(HotSession { app, session: hot.session.to_string(), part: hot.ran_ns as f64 / all_ns.max(1) as f64 })
         });
         Ok(named.collect())
     }
 
-    /// Time on the CPU of each shard's thread; empty where the kernel does not say.
+    /// How long each shard's thread ran or waited for its CPU, which others may use too; empty where the kernel does not say.
     pub(super) fn busy_of_all(&self) -> Vec<u64> {
-        let read = |path: &std::path::PathBuf| std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok();
+        // Documentation/scheduler/sched-stats.rst: time on the CPU, and on a run queue, nanoseconds.
+        let read = |path: &std::path::PathBuf| {
+            let text = std::fs::read_to_string(path).ok()?;
+            let mut numbers = text.split_ascii_whitespace().map_while(|number| number.parse::<u64>().ok());
+            Some(numbers.next()?.saturating_add(numbers.next()?))
+        };
         self.views.iter().map(|view| view.schedstat.get().and_then(read)).collect::<Option<_>>().unwrap_or_default()
     }
 

@@ -25,8 +25,8 @@ pub(super) struct Namespace {
     pub(super) running: u16,
     /// Calls that wait for a worker, oldest first.
     pub(super) waiting: VecDeque<Box<Call>>,
-    /// Slices run since the balancer asked last.
-    pub(super) slices: u32,
+    /// Time of the core since the balancer asked last, while it is asking: nanoseconds.
+    pub(super) ran_ns: u64,
     /// Requests of late, where the app has `requests_per_s`.
     pub(super) requests: Budget,
     /// Time of the core of late, where the app has a `cpu_share`.
@@ -36,10 +36,6 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn count_slice(&mut self) {
-        self.slices = self.slices.wrapping_add(1);
-    }
-
     /// When nothing of what it used of late counts any more; 0: nothing ever did.
     fn settled_at_ns(&self) -> u64 {
         self.requests.empty_at_ns().max(self.core_time.empty_at_ns())
@@ -84,7 +80,7 @@ impl NamespaceTable {
             idle: Vec::new(),
             running: 0,
             waiting: VecDeque::new(),
-            slices: 0,
+            ran_ns: 0,
             requests: Budget::default(),
             core_time: Budget::default(),
             is_cooling: false,

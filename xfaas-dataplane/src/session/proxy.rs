@@ -116,6 +116,8 @@ pub struct Proxy {
     granted_remote: Vec<CallToken>,
     parked: usize,
     queued: usize,
+    /// Until then the balancer wants to know what each namespace runs.
+    measured_until_ns: u64,
     stats: ProxyStats,
 }
 
@@ -141,6 +143,7 @@ impl Proxy {
             granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
+            measured_until_ns: 0,
             stats: ProxyStats::default(),
         }
     }
@@ -336,13 +339,16 @@ impl Proxy {
         let call = slot.call.take().expect("a runnable worker has a call");
         let state = self.state.take().expect("one guest runs at a time on a shard");
         let (namespace, function) = (slot.namespace, slot.function);
-        self.namespaces.get_mut(namespace).count_slice();
         // All hooks of an app have one namespace, whose time is nobody's share.
         let share = self.share_of(function).filter(|_| !call.is_hook());
-        let from_ns = share.map_or(0, |_| crate::sys::clock::monotonic_ns());
+        let is_measured = now_ns < self.measured_until_ns;
+        let from_ns = if share.is_some() || is_measured { crate::sys::clock::monotonic_ns() } else { 0 };
         let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
         if let Some(share) = share {
             self.charge_core_time(namespace, share, from_ns);
+        }
+        if is_measured {
+            self.measure(namespace, from_ns);
         }
         let Lent { mut call, state } = lent;
         self.state = Some(state);

@@ -33,7 +33,7 @@ impl Shard {
                 }
                 ShardCommand::Move(order, claim, answer) => self.begin_move(order, claim, answer),
                 ShardCommand::Containers(answer) => drop(answer.try_send(self.rpc.greeted())),
-                ShardCommand::Hottest(answer) => drop(answer.try_send(self.proxy.take_hottest(HOTTEST))),
+                ShardCommand::Hottest(answer) => drop(answer.try_send(self.proxy.take_hottest(HOTTEST, self.now_ns))),
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();

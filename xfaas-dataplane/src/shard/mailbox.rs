@@ -124,7 +124,7 @@ pub enum ShardCommand {
     Move(MoveOrder, MoveClaim, MoveAnswer),
     /// How many containers' connections are in use.
     Containers(SyncSender<usize>),
-    /// The namespaces that ran most since this was asked last, and the slices of all.
+    /// The namespaces that ran most since this was asked last, and what all ran, nanoseconds.
     Hottest(SyncSender<(Vec<HotNamespace>, u64)>),
     /// What containers are told from now on; answered when those that are connected will hear of it.
     Offer(Arc<ContainerOffer>, SyncSender<()>),

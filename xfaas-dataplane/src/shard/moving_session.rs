@@ -154,8 +154,10 @@ impl Moves {
         leaving.chain(self.arriving.iter_mut().map(|arriving| &mut arriving.arrived))
     }
 
-    fn held_back(&mut self) -> usize {
-        self.queues().map(|queue| queue.len()).sum()
+    /// Calls that wait for a move to end.
+    pub(super) fn held_back(&self) -> usize {
+        let leaving = self.leaving.as_ref().map_or(0, |leaving| leaving.waiting.len() + leaving.arrived.len());
+        leaving + self.arriving.as_ref().map_or(0, |arriving| arriving.arrived.len())
     }
 
     /// The call of a client that is gone, if it waits here.
@@ -185,6 +187,7 @@ impl Shard {
     /// Takes a call that waits for a move away from there.
     pub(super) fn cancel_held_back(&mut self, name: &CallName) -> Option<Finished> {
         let call = self.moves.take(name)?;
+        self.proxy.note_cancelled();
         Some(Finished { call, outcome: Outcome::Cancelled })
     }
 

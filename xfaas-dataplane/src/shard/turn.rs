@@ -383,6 +383,7 @@ impl Shard {
     fn publish(&self) {
         let counters = &self.view.counters;
         counters.publish_proxy(&self.proxy.stats());
+        counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
         self.rpc.publish(&counters.rpc);

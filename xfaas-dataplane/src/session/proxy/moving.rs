@@ -2,9 +2,15 @@
 
 use super::Proxy;
 use crate::session::budget::Budget;
+use crate::session::namespace::NamespaceId;
 use crate::worker::Call;
 use std::collections::VecDeque;
 use xfaas_common::ids::SessionId;
+
+/// How long it is measured what each namespace runs after somebody asked.
+const MEASURED_NS: u64 = 3_000_000_000;
+/// Roughly what a request costs its core beside its guest: packets, system calls.
+const SLICE_COST_NS: u64 = 8_000;
 
 /// What a namespace used of its limits of late: it goes along, or a move would be a way around them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +24,8 @@ pub struct UsedLimits {
 pub struct HotNamespace {
     pub app: u16,
     pub session: SessionId,
-    pub slices: u64,
+    /// Time of the core, nanoseconds.
+    pub ran_ns: u64,
 }
 
 impl Proxy {
@@ -29,6 +36,11 @@ impl Proxy {
         self.queued -= waiting.len();
         self.namespaces.remove_if_empty(id);
         waiting
+    }
+
+    /// Counts a call that its client gave up while it waited for a move.
+    pub fn note_cancelled(&mut self) {
+        self.stats.cancelled += 1;
     }
 
     /// True when the session has a worker or a call here.
@@ -65,19 +77,27 @@ impl Proxy {
         self.namespaces.remove_if_empty(id);
     }
 
-    /// The namespaces that ran most since this was asked last, the hottest first, and what all ran.
-    pub fn take_hottest(&mut self, count: usize) -> (Vec<HotNamespace>, u64) {
+    /// The namespaces that ran most since this was asked last, the hottest first, and what all ran. Nothing is measured until it is asked,
+    /// nor when it was not asked for a while.
+    pub fn take_hottest(&mut self, count: usize, now_ns: u64) -> (Vec<HotNamespace>, u64) {
+        self.measured_until_ns = now_ns + MEASURED_NS;
         let mut hot = Vec::new();
-        let mut all = 0;
+        let mut all_ns = 0;
         self.namespaces.each_mut(|namespace| {
-            let slices = u64::from(std::mem::take(&mut namespace.slices));
-            all += slices;
-            if slices > 0 {
-                hot.push(HotNamespace { app: namespace.app, session: namespace.session, slices });
+            let ran_ns = std::mem::take(&mut namespace.ran_ns);
+            all_ns += ran_ns;
+            if ran_ns > 0 {
+                hot.push(HotNamespace { app: namespace.app, session: namespace.session, ran_ns });
             }
         });
-        hot.sort_unstable_by_key(|namespace| std::cmp::Reverse(namespace.slices));
+        hot.sort_unstable_by_key(|namespace| std::cmp::Reverse(namespace.ran_ns));
         hot.truncate(count);
-        (hot, all)
+        (hot, all_ns)
+    }
+
+    /// Notes a slice that a worker of the namespace ran from `from_ns` until now.
+    pub(super) fn measure(&mut self, id: NamespaceId, from_ns: u64) {
+        let ran_ns = crate::sys::clock::monotonic_ns().saturating_sub(from_ns);
+        self.namespaces.get_mut(id).ran_ns += ran_ns + SLICE_COST_NS;
     }
 }
