@@ -111,10 +111,7 @@ impl Node {
         crate::control::private_directory(&config.shared_memory_dir)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        make_directory(&region_directory)?;
-        let pins = moves::settle(config, &keys)?;
-        let recovered = bring_up_regions(config, &region_directory, &placement, &pins)?;
-        let board = Arc::new(PinBoard::new(pins));
+        let (recovered, board) = bring_up_regions(config, &region_directory, &placement)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -278,11 +275,13 @@ fn bring_up_regions(
     config: &Config,
     region_directory: &std::path::Path,
     placement: &LocalPlacement,
-    pins: &PinBook,
-) -> Result<Arc<Recovered>, NodeError> {
+) -> Result<(Arc<Recovered>, Arc<PinBoard>), NodeError> {
+    make_directory(region_directory)?;
+    let pins = moves::settle(config, placement.keys())?;
     let whole = whole_apps(config, placement)?;
-    reshard::bring_home(config, placement, pins)?;
-    recover_logs(config, region_directory, placement, pins, &whole)
+    reshard::bring_home(config, placement, &pins)?;
+    let recovered = recover_logs(config, region_directory, placement, &pins, &whole)?;
+    Ok((recovered, Arc::new(PinBoard::new(pins))))
 }
 
 /// Apps whose regions, of another number of shards, have all that their log has.

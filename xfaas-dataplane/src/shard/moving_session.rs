@@ -21,11 +21,12 @@ use super::turn::Shard;
 use crate::net::ErrorCode;
 use crate::session::{CallName, Finished, MoveClaim, Outcome, UsedLimits};
 use crate::state::StateKey;
-use crate::worker::{Call, Durability, Origin, StateAt};
+use crate::worker::{Call, Function, Origin, StateAt};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use xfaas_common::ids::{CoreIndex, SessionId};
-use xfaas_common::limits::{KEY_BYTES_MAX, MOVE_PIECE_BYTES, MOVE_PIECE_KEYS_MAX};
+use xfaas_common::limits::{FUNCTIONS_MAX, KEY_BYTES_MAX, MOVE_PIECE_BYTES, MOVE_PIECE_KEYS_MAX};
 
 /// Which session is to go where.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ pub enum MoveRefusal {
     NotHere,
     #[error("the session has neither state nor calls: see `xfaas sessions`")]
     UnknownSession,
+    #[error("no function of its app runs: see `xfaas functions`")]
+    NoFunction,
     #[error("its app has durability sync, whose log belongs to the core: such sessions cannot be moved")]
     Durable,
     #[error("the session's calls did not end within lock_wait_ms: try again when it is less busy")]
@@ -197,13 +200,14 @@ impl Shard {
         let table_hash = hash.table_hash();
         let state = self.proxy.state();
         let has_state = state.region(order.app).is_some_and(|region| region.find(&order.session, table_hash).is_some());
-        let is_durable = (0..xfaas_common::limits::FUNCTIONS_MAX as u16)
-            .filter_map(|index| self.proxy.function(index))
-            .any(|function| function.app == order.app && function.manifest.durability != Durability::Memory);
+        let is_durable = state.journal.logs(order.app);
+        let has_function = self.function_of(order.app).is_some();
         let refusal = if self.pins.owner(&*self.placement, &order.app_name, &order.session, hash) != self.core || order.to == self.core.0 {
             Some(MoveRefusal::NotHere)
         } else if self.draining_since_ns.is_some() {
             Some(MoveRefusal::Draining)
+        } else if !has_function {
+            Some(MoveRefusal::NoFunction)
         } else if !has_state && !self.proxy.is_active(order.app, &order.session, table_hash) {
             Some(MoveRefusal::UnknownSession)
         } else if is_durable {
@@ -308,6 +312,9 @@ impl Shard {
             self.moves.arriving = Some(Box::new(Arriving { app, session, arrived: VecDeque::new() }));
         }
         self.proxy.with_state(|state, _| {
+            if state.journal.logs(app) {
+                return Err(MoveRefusal::Durable); // since the move began
+            }
             let region = state.region_mut(app).ok_or(MoveRefusal::NoRoom)?;
             let mut bytes = &piece.bytes[..];
             for (key_bytes, value_bytes) in &piece.lengths {
@@ -451,14 +458,18 @@ impl Shard {
         self.submit(call)
     }
 
+    /// Some function of an app.
+    fn function_of(&self, app: u16) -> Option<&Arc<Function>> {
+        (0..FUNCTIONS_MAX as u16).filter_map(|index| self.proxy.function(index)).find(|function| function.app == app)
+    }
+
     /// A cancellation goes after a call that was sent on.
     pub(super) fn pass_on_cancel(&mut self, name: &CallName) {
         self.pins.refresh();
         if self.pins.generation() == 0 {
             return;
         }
-        let functions = (0..xfaas_common::limits::FUNCTIONS_MAX as u16).filter_map(|index| self.proxy.function(index));
-        let Some(function) = functions.into_iter().find(|function| function.app == name.app) else { return };
+        let Some(function) = self.function_of(name.app) else { return };
         let owner = self.pins.owner(&*self.placement, &function.manifest.app, &name.session, self.placement.hash(&name.session));
         if owner != self.core {
             self.post.send(owner.index(), Message::Cancel(Box::new(*name)));

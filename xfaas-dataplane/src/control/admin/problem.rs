@@ -87,7 +87,7 @@ impl From<MoveError> for ApiError {
         let (status, code) = match &error {
             MoveError::BadSession { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
             MoveError::UnknownCore { .. } => (StatusCode::BAD_REQUEST, "no_core"),
-            MoveError::UnknownApp { .. } => (StatusCode::NOT_FOUND, "no_app"),
+            MoveError::UnknownApp { .. } | MoveError::Refused { refusal: MoveRefusal::NoFunction } => (StatusCode::NOT_FOUND, "no_app"),
             MoveError::Refused { refusal: MoveRefusal::UnknownSession } => (StatusCode::NOT_FOUND, "no_session"),
             MoveError::SameCore { .. } => (StatusCode::CONFLICT, "same_core"),
             MoveError::Containers { .. } => (StatusCode::CONFLICT, "containers"),

@@ -94,7 +94,8 @@ impl Shard {
     }
 
     pub(super) fn welcome(&mut self, id: u32, request_id: u64) {
-        if self.pins.board().keeps_containers_out() {
+        // One that was let in may ask again while somebody finds out that it is here.
+        if !self.rpc.connections[id as usize].greeted && self.pins.board().keeps_containers_out() {
             let (status, text) = SESSIONS_MOVED;
             return self.refuse_request(id, request_id, status, text);
         }
