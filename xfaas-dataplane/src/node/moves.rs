@@ -5,9 +5,14 @@ use crate::config::Config;
 use crate::session::{LocalPlacement, PIN_BOOK, PinBook, PinError, Placement};
 use crate::state::{REGION_BYTES_MIN, Region, RegionError, RegionOptions};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::{CoreIndex, SessionId};
 use xfaas_common::limits::CORES_MAX;
+
+/// A killed process's lock goes when the kernel has taken all of it apart, which may be a moment after its end.
+const IN_USE_MAX: Duration = Duration::from_secs(1);
+const IN_USE_RETRY: Duration = Duration::from_millis(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MovesError {
@@ -90,10 +95,14 @@ fn open(folder: &Path, placement: &LocalPlacement, app: &str, shard: u16) -> Res
     }
     // No larger than it is.
     let options = RegionOptions { app, shard, bytes_max: REGION_BYTES_MIN, hash_tag: placement.fingerprint() };
-    match Region::open_or_create(&path, &options) {
-        Ok(region) => Ok(Some(region)),
-        Err(error) if error.is_about_content() => Ok(None),
-        Err(source) => Err(MovesError::Region { path, source }),
+    let deadline = Instant::now() + IN_USE_MAX;
+    loop {
+        match Region::open_or_create(&path, &options) {
+            Ok(region) => return Ok(Some(region)),
+            Err(error) if error.is_about_content() => return Ok(None),
+            Err(RegionError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(IN_USE_RETRY),
+            Err(source) => return Err(MovesError::Region { path, source }),
+        }
     }
 }
 
