@@ -150,6 +150,24 @@ fn a_timer_fires_after_the_process_was_killed() {
 }
 
 #[test]
+fn a_timer_goes_along_when_its_session_moves() {
+    let mut node = Node::builder().shard_setting("rebalance = false").function(alarm()).start();
+    set(&node, "s", now_ms() + HOUR_MS, b"f");
+    let home: u16 = node.post("alarm", "s", b"g").header("x-xfaas-core").unwrap().parse().unwrap();
+    let timers = |node: &Node, core: u16| node.metrics().sum("xfaas_timers", &[("shard", &core.to_string())]);
+    for core in [1 - home, home, 1 - home] {
+        node.cli_json(&["sessions", "move", "alarm", "s", "--core", &core.to_string()]);
+        eventually("the timer is there", || (timers(&node, core), timers(&node, 1 - core)) == (1.0, 0.0));
+    }
+    node.kill();
+    node.start();
+    eventually("it is found there", || (timers(&node, home), timers(&node, 1 - home)) == (0.0, 1.0));
+    set(&node, "s", 1, b"f2");
+    eventually("it has fired", || seen(&node, "s") == (1, [0, 0, 0, 1, b'2']));
+    eventually("it is gone", || metric(&node, "xfaas_timers") == 0.0);
+}
+
+#[test]
 fn a_timer_of_a_synced_app_fires_after_the_machine_lost_its_memory() {
     let mut node = Node::builder().function(alarm().with("durability = \"sync\"")).start();
     set(&node, "s", now_ms() + HOUR_MS, b"f");

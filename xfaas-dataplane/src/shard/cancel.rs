@@ -38,8 +38,10 @@ impl Shard {
 
     /// Ends a call that runs here, unless it is over.
     pub(super) fn cancel(&mut self, name: &CallName) {
-        if let Some(finished) = self.proxy.cancel(name, clock::monotonic_ns()) {
-            self.deliver(finished);
+        let held_back = self.cancel_held_back(name);
+        match held_back.or_else(|| self.proxy.cancel(name, clock::monotonic_ns())) {
+            Some(finished) => self.deliver(finished),
+            None => self.pass_on_cancel(name),
         }
     }
 }

@@ -67,7 +67,7 @@ impl Shard {
     pub(super) fn on_session_question(&mut self, question: Box<SessionQuestion>) {
         let SessionQuestion { from, ticket, app, session, table_hash, key, bytes_max } = &*question;
         let state = self.proxy.state();
-        let place = state.places.as_ref().map(|places| places.place(*app, session));
+        let place = state.places.as_ref().map(|places| places.place(state.app_name(*app), session));
         if let Some(shard) = place.and_then(|place| place.shard) {
             // It was, when it was asked for.
             return self.post.send(usize::from(shard), Message::ReadSession(question));

@@ -112,6 +112,11 @@ impl ShardState {
         }
     }
 
+    /// The name of an app whose region is open, else an empty one.
+    pub fn app_name(&self, app: u16) -> &str {
+        self.regions.get(usize::from(app)).and_then(Option::as_ref).map_or("", |open| &open.name)
+    }
+
     #[inline(always)]
     pub fn region(&self, app: u16) -> Option<&Region> {
         Some(&self.regions.get(usize::from(app))?.as_ref()?.region)

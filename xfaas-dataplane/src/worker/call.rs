@@ -64,6 +64,10 @@ pub struct Call {
     pub state_at: StateAt,
     /// Where the session's state lies in this shard's region, once known.
     pub namespace: Option<NamespaceRef>,
+    /// It was held against its app's `requests_per_s`: not again when it goes on elsewhere.
+    pub is_admitted: bool,
+    /// What was known of moved sessions when it was decided where it runs, where that is beside its session's owner.
+    pub pins_seen: u64,
     pub read_only: bool,
     pub atomic: bool,
     /// It may read other sessions of its app.
@@ -107,6 +111,8 @@ impl Default for Call {
             token: CallToken(0),
             state_at: StateAt::Here,
             namespace: None,
+            is_admitted: false,
+            pins_seen: 0,
             read_only: false,
             atomic: false,
             reads_sessions: false,
@@ -143,6 +149,7 @@ impl Call {
         self.token = CallToken(0);
         self.state_at = StateAt::Here;
         self.namespace = None;
+        self.is_admitted = false;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;
@@ -179,6 +186,7 @@ impl Call {
     pub fn end_hook(&mut self) {
         self.output.clear();
         self.namespace = None;
+        self.is_admitted = false;
         (self.started_ns, self.waited_ns, self.spent_ns) = (0, 0, 0);
     }
 
@@ -204,6 +212,7 @@ impl Call {
         self.waited_ns = 0;
         self.output.clear();
         self.namespace = None;
+        self.is_admitted = false;
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.

@@ -41,7 +41,7 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
         return result;
     }
     let Some(places) = &state.places else { return UNREACHABLE };
-    let mut place = places.place(call.app, &named);
+    let mut place = places.place(state.app_name(call.app), &named);
     for _ in 0..LOOKS_MAX {
         let SessionPlace { table_hash, shard } = place;
         let read = match shard {
@@ -59,7 +59,7 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
             return length as i32;
         }
         // It may just have left the place where it was looked for.
-        let now = places.place(call.app, &named);
+        let now = places.place(state.app_name(call.app), &named);
         if now == place {
             call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
             return NOT_FOUND;

@@ -64,6 +64,11 @@ impl Rpc {
         !self.connections.is_empty()
     }
 
+    /// Connections of containers that were let in.
+    pub(super) fn greeted(&self) -> usize {
+        self.connections.iter().filter(|(_, connection)| connection.greeted).count()
+    }
+
     pub(super) fn has_waiting(&self) -> bool {
         self.invocations.waiting() > 0
     }
