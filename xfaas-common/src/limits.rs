@@ -106,6 +106,13 @@ pub const STOP_CHECKPOINTS_MS_MAX: u64 = 60_000;
 /// Default of `lock_wait_ms`.
 pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 
+/// Sessions that are elsewhere than their slot says: a quarter of the kernel's pins, whose others are for aliases.
+pub const PINNED_SESSIONS_MAX: usize = 1_024;
+/// Bytes of keys and values that a moving session copies in one turn, besides one value.
+pub const MOVE_PIECE_BYTES: usize = 1 << 20;
+/// Keys that it copies in one turn.
+pub const MOVE_PIECE_KEYS_MAX: usize = 4_096;
+
 /// How long the first answer to an idempotent datagram is remembered.
 pub const IDEMPOTENT_WINDOW_S: u64 = 60;
 

@@ -6,9 +6,11 @@ mod datagram;
 mod invoke;
 mod show;
 
-use self::args::{AliasCommand, Arguments, Command, ConfigArguments, DeployArguments, SessionsArguments, TokenArguments};
+use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionCommand, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, ContainerConfig, Environment};
-use crate::control::{self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, SessionsQuery, TokenRequest};
+use crate::control::{
+    self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, MoveRequest, SessionsQuery, TokenRequest,
+};
 use crate::ebpf_object::ebpf_object;
 use clap::Parser;
 use serde::Serialize;
@@ -184,7 +186,7 @@ where
             terminal.show(&reply, || show::functions(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_alias(&client(), command, terminal),
+        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_session(&client(), command, terminal),
         Command::Sessions(SessionsArguments { app, prefix, limit, command: None }) => {
             let reply = client().sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
             terminal.show(&reply, || show::sessions(&reply))?;
@@ -233,17 +235,23 @@ fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Term
     Ok(EXIT_DONE)
 }
 
-fn run_alias(client: &AdminClient, command: AliasCommand, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+fn run_session(client: &AdminClient, command: SessionCommand, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
     match command {
-        AliasCommand::Map { key, session, app } => {
+        SessionCommand::Map { key, session, app } => {
             let alias = client.map(&AliasInfo { app, key: key.to_string(), session: session.to_string() })?;
             terminal.show(&alias, || format!("{} means {}\n", alias.key, alias.session))?;
         }
-        AliasCommand::Unmap { key, app } => {
+        SessionCommand::Unmap { key, app } => {
             let alias = client.unmap(&AliasName { app, key: key.to_string() })?;
             terminal.show(&alias, || format!("{} means itself\n", alias.key))?;
         }
-        AliasCommand::Aliases => {
+        SessionCommand::Move { app, session, core } => {
+            let reply = client.move_session(&MoveRequest { app, session: session.to_string(), core })?;
+            terminal.show(&reply, || {
+                format!("{} is on core {} now ({} keys, {} bytes)\n", reply.session, reply.to, reply.keys, reply.state_bytes)
+            })?;
+        }
+        SessionCommand::Aliases => {
             let reply = client.aliases()?;
             terminal.show(&reply, || show::aliases(&reply))?;
         }

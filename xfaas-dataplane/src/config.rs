@@ -44,6 +44,8 @@ pub struct Config {
     pub session_header: String,
     /// CPU numbers, one shard pinned to each; the position in the list is the `CoreIndex`. 1..=64 of them, none twice.
     pub cpus: Vec<u16>,
+    /// Hot sessions move from busy cores to idle ones by themselves.
+    pub rebalance: bool,
     pub steering_mode: SteeringMode,
     /// The interface that packets arrive on, for XDP and TC.
     pub steering_iface: Option<String>,
@@ -200,6 +202,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         rpc,
         session_header,
         cpus,
+        rebalance: file.shards.rebalance.unwrap_or(true),
         steering_mode,
         steering_iface,
         limits: file.limits,

@@ -5,6 +5,8 @@ mod checkpoints;
 pub mod container;
 mod door;
 mod keys;
+mod mover;
+mod moves;
 mod offer;
 mod pins;
 mod reshard;
@@ -14,10 +16,11 @@ use self::offer::NodeFacts;
 use self::pins::KernelPins;
 use crate::config::{Config, Limits};
 use crate::control::{
-    Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, RegionDoor, StartReport, SteeringReport, SteeringStats, Store,
+    Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, Rebalancer, RegionDoor, StartReport, SteeringReport,
+    SteeringStats, Store,
 };
 use crate::durable::{self, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
-use crate::session::{LocalPlacement, Placement, ProxyOptions};
+use crate::session::{LocalPlacement, PinBoard, PinBook, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
@@ -58,6 +61,8 @@ pub enum NodeError {
     },
     #[error("the log of acknowledged writes cannot be used")]
     Recover(#[from] RecoverError),
+    #[error(transparent)]
+    Moves(#[from] moves::MovesError),
     #[error("cannot bring the sessions of another number of shards to those of today")]
     Reshard(#[from] crate::state::ReshardError),
     #[error(transparent)]
@@ -74,7 +79,7 @@ pub enum NodeError {
         #[source]
         source: RingError,
     },
-    #[error("cannot start a thread of the container")]
+    #[error("cannot start a thread")]
     Thread {
         #[source]
         source: std::io::Error,
@@ -88,6 +93,8 @@ pub enum NodeError {
 /// A running node.
 pub struct Node {
     shards: RunningShards,
+    /// Ends before the shards do: what it asks of them is answered.
+    rebalancer: Rebalancer,
     control: Control,
     steering: Arc<Steering>,
     report: StartReport,
@@ -105,7 +112,7 @@ impl Node {
         crate::control::private_directory(&config.shared_memory_dir)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        let recovered = bring_up_regions(config, &region_directory, &placement)?;
+        let (recovered, board) = bring_up_regions(config, &region_directory, &placement)?;
         let engine = Engine::new(&EngineOptions {
             cache_directory: Some(config.compiled_dir()),
             workers_live_max: config.limits.workers_live_max,
@@ -138,12 +145,13 @@ impl Node {
             shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
         options.log_directory = config.log_dir();
         options.recovered = recovered;
+        options.pins = Arc::clone(&board);
         options.token_key = Some(token_key.clone());
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = facts(config, &placement, regions.is_some());
         let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
-        let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement));
-        let checkpoints = checkpoints::start(config, &shards, &placement)?;
+        let checkpoints = checkpoints::start(config, &shards, &placement, &board)?;
+        let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement), board);
         let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins, Some(Arc::clone(&checkpoints))));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
@@ -161,7 +169,8 @@ impl Node {
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
         }
-        Ok(Node { shards, control, steering, report })
+        let rebalancer = Rebalancer::start(door, config.rebalance).map_err(|source| NodeError::Thread { source })?;
+        Ok(Node { shards, rebalancer, control, steering, report })
     }
 
     /// Where the admin API listens.
@@ -191,6 +200,7 @@ impl Node {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
+        drop(self.rebalancer);
         drain(self.shards)?;
         self.control.stop();
         Ok(())
@@ -238,6 +248,7 @@ fn shard_options(
         hash_tag,
         log_directory: std::path::PathBuf::new(),
         recovered: Arc::default(),
+        pins: Arc::new(PinBoard::none()),
         log_bytes_max: u64::from(limits.log_mib) << 20,
         replay_bytes_max: REPLAY_BYTES_MAX,
         timeouts: Timeouts {
@@ -263,11 +274,17 @@ fn facts(config: &Config, placement: &LocalPlacement, gives_regions: bool) -> No
 }
 
 /// Before any shard runs: all sessions are with the shards that own them now, and what was acknowledged is there.
-fn bring_up_regions(config: &Config, region_directory: &std::path::Path, placement: &LocalPlacement) -> Result<Arc<Recovered>, NodeError> {
-    let whole = whole_apps(config, placement)?;
-    reshard::bring_home(config, placement)?;
+fn bring_up_regions(
+    config: &Config,
+    region_directory: &std::path::Path,
+    placement: &LocalPlacement,
+) -> Result<(Arc<Recovered>, Arc<PinBoard>), NodeError> {
     make_directory(region_directory)?;
-    recover_logs(config, region_directory, placement, &whole)
+    let pins = moves::settle(config, placement.keys())?;
+    let whole = whole_apps(config, placement)?;
+    reshard::bring_home(config, placement, &pins)?;
+    let recovered = recover_logs(config, region_directory, placement, &pins, &whole)?;
+    Ok((recovered, Arc::new(PinBoard::new(pins))))
 }
 
 /// Apps whose regions, of another number of shards, have all that their log has.
@@ -281,11 +298,12 @@ fn recover_logs(
     config: &Config,
     region_directory: &std::path::Path,
     placement: &LocalPlacement,
+    pins: &PinBook,
     whole: &BTreeSet<String>,
 ) -> Result<Arc<Recovered>, NodeError> {
-    let place = |session: &xfaas_common::ids::SessionId| {
+    let place = |app: &str, session: &xfaas_common::ids::SessionId| {
         let hash = placement.hash(session);
-        SessionPlace { shard: placement.owner(hash.slot()).0, table_hash: hash.table_hash() }
+        SessionPlace { shard: pins.core_of(app, session).unwrap_or_else(|| placement.owner(hash.slot())).0, table_hash: hash.table_hash() }
     };
     let recovered = recover(&RecoverOptions {
         directory: &config.log_dir(),

@@ -61,6 +61,7 @@ fn node() -> Node {
     let script = |name: &str| Script::function(name).app("app").with("deadline_ms = 20000");
     let reads = |function: Function| function.with("read_sessions = true");
     Node::builder()
+        .shard_setting("rebalance = false")
         .guests(&["counter-rmw"])
         .function(reads(script("script")))
         .function(reads(script("atomic")).with("atomic = true"))
@@ -194,6 +195,31 @@ fn a_value_is_whole_while_its_owner_writes() {
             assert!(seen.iter().filter(|count| **count > 0).count() > 1, "nothing was written meanwhile: {seen:?}");
         });
     }
+}
+
+#[test]
+fn a_session_is_found_while_it_moves() {
+    let node = node();
+    let [near, other, far] = sessions(&node);
+    assert_eq!(results(&node.post("script", &other, &Script::new().write("k", b"hello", 0).end())), [0]);
+    let is_over = Stop::default();
+    std::thread::scope(|scope| {
+        for me in [&near, &far] {
+            let (node, other, is_over) = (&node, &other, &is_over);
+            scope.spawn(move || {
+                let mut client = node.connect();
+                while !is_over.is_set() {
+                    let body = Script::new().session(other, "k").session(other, "none").session(other, "k").end();
+                    let reply = client.call("POST", "/f/script", &[("x-session-id", me)], &body);
+                    assert_eq!(results(&reply), [5, NOT_FOUND, 5]);
+                }
+            });
+        }
+        let _guard = is_over.at_end();
+        for core in [1, 0].iter().cycle().take(20) {
+            node.cli_json(&["sessions", "move", "app", &other, "--core", &core.to_string()]);
+        }
+    });
 }
 
 #[test]

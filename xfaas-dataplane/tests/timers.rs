@@ -10,7 +10,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const NOT_FOUND: i32 = -1;
 const BAD_ARGUMENT: i32 = -2;
 const OVER_LIMIT: i32 = -3;
-const UNREACHABLE: i32 = -5;
 const MEMORY_END: i32 = 20 * 65_536;
 const HOUR_MS: i64 = 3_600_000;
 const FIRED: &str = "xfaas_timers_fired_total";
@@ -151,6 +150,24 @@ fn a_timer_fires_after_the_process_was_killed() {
 }
 
 #[test]
+fn a_timer_goes_along_when_its_session_moves() {
+    let mut node = Node::builder().shard_setting("rebalance = false").function(alarm()).start();
+    set(&node, "s", now_ms() + HOUR_MS, b"f");
+    let home: u16 = node.post("alarm", "s", b"g").header("x-xfaas-core").unwrap().parse().unwrap();
+    let timers = |node: &Node, core: u16| node.metrics().sum("xfaas_timers", &[("shard", &core.to_string())]);
+    for core in [1 - home, home, 1 - home] {
+        node.cli_json(&["sessions", "move", "alarm", "s", "--core", &core.to_string()]);
+        eventually("the timer is there", || (timers(&node, core), timers(&node, 1 - core)) == (1.0, 0.0));
+    }
+    node.kill();
+    node.start();
+    eventually("it is found there", || (timers(&node, home), timers(&node, 1 - home)) == (0.0, 1.0));
+    set(&node, "s", 1, b"f2");
+    eventually("it has fired", || seen(&node, "s") == (1, [0, 0, 0, 1, b'2']));
+    eventually("it is gone", || metric(&node, "xfaas_timers") == 0.0);
+}
+
+#[test]
 fn a_timer_of_a_synced_app_fires_after_the_machine_lost_its_memory() {
     let mut node = Node::builder().function(alarm().with("durability = \"sync\"")).start();
     set(&node, "s", now_ms() + HOUR_MS, b"f");
@@ -230,6 +247,8 @@ fn wrong_arguments_and_what_is_over_a_limit_are_refused() {
         assert_eq!(run(function, fill(64, 2)), [OVER_LIMIT; 2], "{function}");
         assert_eq!(run(function, fill(10, 3)), [0; 3], "{function}: those are there already");
         assert_eq!(run(function, Script::new().cancel_timer("7").timer("7", far, b"").cancel_timer("99")), [0, 0, NOT_FOUND]);
+        assert_eq!(run(function, Script::new().cancel_timer("7").timer("x", far, b"").timer("y", far, b"")), [0, 0, OVER_LIMIT]);
+        assert_eq!(run(function, Script::new().cancel_timer("x").timer("7", far, b"")), [0, 0]);
     }
     assert_eq!(results(&node.post("script", "other", &fill(0, 1).end())), [0]);
     // Timers are no keys of the guest's.
@@ -259,16 +278,45 @@ fn an_atomic_invocation_sets_and_cancels_timers_when_it_ends_well() {
     assert_eq!((metric(&node, FIRED), metric(&node, "xfaas_timers_failed_total")), (1.0, 0.0));
 }
 
+/// A guest in a container sets and cancels as at the primary, where its timers are run.
 #[test]
-fn a_container_sets_no_timers() {
+fn a_container_sets_timers_that_its_primary_runs() {
     let node = scripts().start();
-    let container = Container::join(&node, &[]);
-    for function in ["script", "atomic"] {
-        let script = Script::new().timer("n", 1, b"p").cancel_timer("n").timer("", 1, b"").timer("n", 1, &[0; 4_097]);
-        let expected = [UNREACHABLE, UNREACHABLE, BAD_ARGUMENT, OVER_LIMIT];
-        assert_eq!(results(&container.post(function, "s", &script.end())), expected, "{function}");
+    let far = now_ms() + HOUR_MS;
+    for (flags, function) in [(&[][..], "script"), (&["--no-map"], "script"), (&[], "atomic"), (&["--no-map"], "atomic")] {
+        let container = Container::join(&node, flags);
+        let session = format!("{function}-{}", flags.len());
+        let before = metric(&node, FIRED);
+        let run = |script: Script| results(&container.post(function, &session, &script.end()));
+        let mark = Script::new().write("fired", b"yes", 0).end();
+        let script =
+            Script::new().timer("n", 1, &mark).timer("far", far, b"p").timer("gone", far, b"").cancel_timer("gone").cancel_timer("gone");
+        assert_eq!(run(script), [0, 0, 0, 0, NOT_FOUND], "{flags:?} {function}");
+        eventually("it has fired", || results(&node.post("script", &session, &Script::new().read("fired", 0).end())) == [3]);
+        eventually("it is counted", || metric(&node, FIRED) == before + 1.0);
+        let script = Script::new()
+            .cancel_timer("n")
+            .timer("", 1, b"")
+            .timer("n", -1, b"")
+            .timer("n", 1, &[0; 4_097])
+            .cancel_timer(&"n".repeat(65))
+            .cancel_timer("far")
+            .cancel_timer("far")
+            .read("tfar", 0);
+        let [bad, over] = [BAD_ARGUMENT, OVER_LIMIT];
+        assert_eq!(run(script), [NOT_FOUND, bad, bad, over, over, 0, NOT_FOUND, NOT_FOUND], "{flags:?} {function}");
+        assert_eq!(run(Script::new().cancel_timer("far")), [NOT_FOUND]);
+        let fill =
+            |from: usize, count: usize| (from..from + count).fold(Script::new(), |script, n| script.timer(&n.to_string(), far, b"p"));
+        assert_eq!(run(fill(0, 60)), [0; 60]);
+        match function {
+            "script" => assert_eq!(run(fill(60, 5)), [0, 0, 0, 0, over]),
+            _ => container.post(function, &session, &fill(60, 5).end()).assert_error(500, "guest_error"),
+        };
+        assert_eq!(results(&container.post("reader", "s", &Script::new().timer("n", 1, b"").cancel_timer("n").end())), [bad; 2]);
     }
-    assert_eq!(results(&container.post("reader", "s", &Script::new().timer("n", 1, b"").end())), [BAD_ARGUMENT]);
+    assert_eq!(metric(&node, "xfaas_timers_failed_total"), 0.0);
+    eventually("the others are left", || metric(&node, "xfaas_timers") == 64.0 + 64.0 + 60.0 + 60.0);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use xfaas_common::hash::SessionHash;
 use xfaas_common::ids::{CoreIndex, FunctionHash, SessionId, SlotIndex};
 use xfaas_dataplane::durable::Recovered;
 use xfaas_dataplane::net::{DatagramHead, encode_datagram_request};
-use xfaas_dataplane::session::{LocalPlacement, Placement, ProxyOptions};
+use xfaas_dataplane::session::{LocalPlacement, PinBoard, Placement, ProxyOptions};
 use xfaas_dataplane::shard::{self, CommandDoor, RunningShards, ShardCommand, ShardOptions, ShardPlan, Timeouts};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 use xfaas_dataplane::sys::socket::{tcp_listener, udp_socket};
@@ -227,6 +227,7 @@ fn options(folder: &Path) -> ShardOptions {
         log_directory: folder.join("log"),
         recovered: Arc::new(Recovered { epoch: 1, next_number: 1, ..Recovered::default() }),
         log_bytes_max: 256 << 20,
+        pins: Arc::new(PinBoard::none()),
         replay_bytes_max: 1 << 20,
         token_key: None,
         timeouts: Timeouts { head_ns: SECOND_NS, body_stall_ns: SECOND_NS, body_ns: SECOND_NS, idle_ns: 60 * SECOND_NS },

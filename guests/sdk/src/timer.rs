@@ -8,7 +8,7 @@ use crate::sys;
 /// Has this function run in this session, with `payload` (at most 4,096 bytes) as its body, when `at_ms` has come: milliseconds since 1970-01-01 UTC.
 /// Takes the place of the session's timer of the same name. It is run again later until it replies; what it does must bear being done twice.
 /// Errors: `BadArgument` (an empty name, a negative time, a read-only function), `OverLimit` (a name over 64 bytes, the payload, 64 timers of the
-/// session), `Unreachable` in a container.
+/// session), `Unreachable`.
 pub fn set_timer(name: &CStr, at_ms: i64, payload: &[u8]) -> Result<(), Error> {
     length(sys::set_timer(name, at_ms, payload)).map(|_| ())
 }

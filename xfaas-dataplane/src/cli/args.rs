@@ -248,7 +248,7 @@ impl DeployArguments {
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct SessionsArguments {
     #[command(subcommand)]
-    pub command: Option<AliasCommand>,
+    pub command: Option<SessionCommand>,
     /// Only of this app
     #[arg(long)]
     pub app: Option<String>,
@@ -261,7 +261,7 @@ pub(super) struct SessionsArguments {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum AliasCommand {
+pub(super) enum SessionCommand {
     /// Let KEY mean SESSION from the next request on, on every shard
     Map {
         #[arg(value_parser = session)]
@@ -282,6 +282,17 @@ pub(super) enum AliasCommand {
     },
     /// List aliases
     Aliases,
+    /// Let a session move to another core while it is in use
+    Move {
+        /// The session's app
+        #[arg(value_parser = name)]
+        app: String,
+        #[arg(value_parser = session)]
+        session: SessionId,
+        /// Index of the core that is to own it, as in `xfaas sessions`
+        #[arg(long, value_name = "N")]
+        core: u16,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -40,6 +40,8 @@ pub(super) struct ListenSection {
 pub(super) struct ShardsSection {
     /// Default: all CPUs this process may run on.
     pub cpus: Option<Vec<u16>>,
+    /// Default true: hot sessions move from busy cores to idle ones by themselves.
+    pub rebalance: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

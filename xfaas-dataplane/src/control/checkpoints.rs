@@ -99,12 +99,12 @@ impl CheckpointStatus {
     }
 }
 
-/// Starts the thread. `owner`: the shard of a session; `wake`: makes a shard look for answers. Output: a door for each shard.
+/// Starts the thread. `owner`: the shard of an app's session; `wake`: makes a shard look for answers. Output: a door for each shard.
 /// Errors: the thread cannot be started.
 pub fn start_checkpoints(
     place: StorePlace,
     shards: usize,
-    owner: Box<dyn Fn(&SessionId) -> u16 + Send>,
+    owner: Box<dyn Fn(&str, &SessionId) -> u16 + Send>,
     wake: Arc<dyn Fn(u16) + Send + Sync>,
 ) -> std::io::Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>)> {
     let (doors, (orders, answers)) = checkpoint_mail(shards);
@@ -138,7 +138,7 @@ impl Office {
         }
     }
 
-    async fn run(self, mut orders: mpsc::Receiver<(u16, CheckpointOrder)>, owner: &dyn Fn(&SessionId) -> u16) {
+    async fn run(self, mut orders: mpsc::Receiver<(u16, CheckpointOrder)>, owner: &dyn Fn(&str, &SessionId) -> u16) {
         let store = loop {
             match self.open(owner).await {
                 Ok(store) => break store,
@@ -164,7 +164,7 @@ impl Office {
     }
 
     /// Opens the store and tells the shards what is in it.
-    async fn open(&self, owner: &dyn Fn(&SessionId) -> u16) -> Result<CheckpointStore, StoreFault> {
+    async fn open(&self, owner: &dyn Fn(&str, &SessionId) -> u16) -> Result<CheckpointStore, StoreFault> {
         let store = CheckpointStore::open(&self.place)?;
         let mut sessions: HashMap<(Arc<str>, SessionId), (u32, u32)> = HashMap::new();
         let mut apps: BTreeSet<Arc<str>> = BTreeSet::new();
@@ -191,7 +191,7 @@ impl Office {
         *self.status.apps.lock().unwrap_or_else(PoisonError::into_inner) = apps.iter().map(|app| app.to_string()).collect();
         let mut batches: Vec<Vec<KnownCheckpoint>> = self.answers.iter().map(|_| Vec::new()).collect();
         for ((app, session), (latest, previous)) in sessions {
-            let shard = owner(&session);
+            let shard = owner(&app, &session);
             let batch = &mut batches[usize::from(shard)];
             batch.push(KnownCheckpoint { app, session, latest, previous });
             if batch.len() >= LISTED_MAX {
@@ -316,7 +316,7 @@ mod tests {
         let (told, waking) = std::sync::mpsc::channel();
         let told = Mutex::new(told);
         let wake = Arc::new(move |shard| told.lock().unwrap().send(shard).unwrap());
-        let (doors, status) = start_checkpoints(place, 2, Box::new(|_| 1), wake).unwrap();
+        let (doors, status) = start_checkpoints(place, 2, Box::new(|_, _| 1), wake).unwrap();
         assert!(status.wait_listed(Duration::from_secs(20)));
         assert!(status.ready().is_ok() && status.has("shop") && !status.has("other"));
         waking.recv_timeout(Duration::from_secs(20)).unwrap();

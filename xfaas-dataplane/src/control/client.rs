@@ -4,6 +4,7 @@ use super::api::{
     AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionsReply, Problem, SessionsReply, StatsReply, TokenReply,
     TokenRequest, UndeployReply,
 };
+use super::moving::{MoveReply, MoveRequest};
 use super::shards::SessionsQuery;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use ureq::{Agent, Body};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A deployment sends the module and waits for the compiler.
 const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
+/// A move waits for the session's calls to end.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of one answer: 10,000 sessions fit several times.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -82,6 +85,12 @@ impl AdminClient {
     pub fn map(&self, alias: &AliasInfo) -> Result<AliasInfo, ClientError> {
         let body = serde_json::to_vec(alias).expect("strings become JSON");
         self.answer(self.agent.put(self.url("/v1/aliases")).content_type("application/json").send(&body[..]), ANSWER_TIMEOUT)
+    }
+
+    /// Returns when the session is on the other core.
+    pub fn move_session(&self, request: &MoveRequest) -> Result<MoveReply, ClientError> {
+        let body = serde_json::to_vec(request).expect("strings and a number become JSON");
+        self.answer(self.agent.post(self.url("/v1/sessions/move")).content_type("application/json").send(&body[..]), MOVE_TIMEOUT)
     }
 
     pub fn unmap(&self, alias: &AliasName) -> Result<AliasName, ClientError> {

@@ -11,6 +11,8 @@ mod client;
 mod deploy;
 mod doctor;
 mod metrics;
+mod moving;
+mod rebalance;
 mod regions;
 mod shards;
 mod store;
@@ -29,6 +31,8 @@ pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
 pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};
 pub use self::metrics::{DROPS_TOTAL, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, STEERING_VERDICTS_TOTAL};
+pub use self::moving::{HotSession, MOVE_OUTCOMES, MoveError, MoveReply, MoveRequest};
+pub use self::rebalance::Rebalancer;
 pub use self::regions::RegionDoor;
 pub use self::shards::{
     CounterSample, HistogramSample, MetricKind, Running, SESSIONS_LIMIT_MAX, SessionsQuery, Shards, ShardsError, SteeringReport,

@@ -1,6 +1,7 @@
 //! The door to the shards: everything the control thread may ask of them, and what they answer.
 
 use super::api::SessionInfo;
+use super::moving::{HotSession, MoveError, MoveReply, MoveRequest};
 use crate::session::AliasChange;
 use crate::worker::Function;
 use sha2::{Digest, Sha256};
@@ -53,6 +54,21 @@ pub trait Shards: Send + Sync + 'static {
     fn has_checkpoints(&self, _app: &str) -> bool {
         false
     }
+
+    /// Lets a session move to another shard; returns when it is there and packets go there, or why it stays.
+    fn move_session(&self, request: &MoveRequest) -> Result<MoveReply, MoveError>;
+
+    /// The moves that would bring all sessions to the shards that own their slots.
+    fn away_from_home(&self) -> Vec<MoveRequest>;
+
+    /// True when a container was turned away because of sessions elsewhere; asking forgets it.
+    fn take_wanted_home(&self) -> bool;
+
+    /// The sessions that ran most on a shard since this was asked last, the hottest first.
+    fn hottest(&self, shard: u16) -> Result<Vec<HotSession>, ShardsError>;
+
+    /// Nanoseconds that each shard's thread was on its CPU or waited for it; empty where that is not to be had.
+    fn busy_ns(&self) -> Vec<u64>;
 
     /// Counters and gauges of all shards as they are now; never reset by reading.
     fn counters(&self) -> Vec<CounterSample>;

@@ -3,6 +3,7 @@
 use super::addresses::Addresses;
 use super::api::{FunctionSource, SessionInfo};
 use super::catalog::Entry;
+use super::moving::{HotSession, MoveError, MoveReply, MoveRequest};
 use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
 use crate::session::{AliasChange, TOKEN_SECRET_BYTES, TokenKey};
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
@@ -121,6 +122,31 @@ impl Shards for FakeShards {
                 && query.prefix.as_ref().is_none_or(|prefix| session.session.starts_with(prefix))
         };
         Ok(sessions.filter(wanted).take(query.limit).collect())
+    }
+
+    fn move_session(&self, request: &MoveRequest) -> Result<MoveReply, MoveError> {
+        let MoveRequest { app, session, core } = request.clone();
+        match core {
+            0 => Err(MoveError::SameCore { core }),
+            1 => Ok(MoveReply { app, session, from: 0, to: core, keys: 1, state_bytes: 100 }),
+            _ => Err(MoveError::UnknownCore { core, last: 1 }),
+        }
+    }
+
+    fn away_from_home(&self) -> Vec<MoveRequest> {
+        Vec::new()
+    }
+
+    fn take_wanted_home(&self) -> bool {
+        false
+    }
+
+    fn hottest(&self, _shard: u16) -> Result<Vec<HotSession>, ShardsError> {
+        Ok(Vec::new())
+    }
+
+    fn busy_ns(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     fn counters(&self) -> Vec<CounterSample> {

@@ -171,7 +171,7 @@ impl Machine {
             region_bytes_max: 16 << 20,
             hash_tag: 0,
             shards,
-            place: &place(shards),
+            place: &|_, session| place(shards)(session),
             whole: &BTreeSet::new(),
         };
         let recovered = recover(&options).unwrap();

@@ -27,7 +27,8 @@ pub struct RecoverOptions<'a> {
     pub region_bytes_max: u64,
     pub hash_tag: u64,
     pub shards: u16,
-    pub place: &'a dyn Fn(&SessionId) -> SessionPlace,
+    /// By app and session.
+    pub place: &'a dyn Fn(&str, &SessionId) -> SessionPlace,
     /// Apps whose regions have just come here from another number of shards with all that the log has: `whole_apps`.
     pub whole: &'a BTreeSet<String>,
 }
@@ -321,7 +322,7 @@ impl Recovery<'_> {
             if chain.begins.get(record.app).is_some_and(|begin| number < *begin) {
                 continue; // a later snapshot has it, or has it deleted
             }
-            let SessionPlace { shard, table_hash } = (self.options.place)(&record.session);
+            let SessionPlace { shard, table_hash } = (self.options.place)(record.app, &record.session);
             let Some(open) = self.regions.get_mut(&(shard, record.app.to_owned())).filter(|open| !open.is_believed) else { continue };
             let region = &mut open.region;
             let namespace = region.find_or_create(&record.session, table_hash);

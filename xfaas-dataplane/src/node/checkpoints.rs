@@ -3,7 +3,7 @@
 use super::NodeError;
 use crate::config::Config;
 use crate::control::{CheckpointStatus, start_checkpoints};
-use crate::session::{LocalPlacement, Placement};
+use crate::session::{LocalPlacement, PinBoard, Placement};
 use crate::shard::{RunningShards, ShardCommand};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,16 @@ use xfaas_common::ids::SessionId;
 /// How long a start waits for the store to be listed; requests of sessions that may sleep are refused until it is.
 const LIST_WAIT: Duration = Duration::from_secs(10);
 
-pub(super) fn start(config: &Config, shards: &RunningShards, placement: &Arc<LocalPlacement>) -> Result<Arc<CheckpointStatus>, NodeError> {
-    let (placement, doors) = (Arc::clone(placement), shards.doors.clone());
-    let owner = Box::new(move |session: &SessionId| placement.owner(placement.hash(session).slot()).0);
+pub(super) fn start(
+    config: &Config,
+    shards: &RunningShards,
+    placement: &Arc<LocalPlacement>,
+    board: &Arc<PinBoard>,
+) -> Result<Arc<CheckpointStatus>, NodeError> {
+    let (placement, doors, board) = (Arc::clone(placement), shards.doors.clone(), Arc::clone(board));
+    let owner = Box::new(move |app: &str, session: &SessionId| {
+        board.core_of(app, session).unwrap_or_else(|| placement.owner(placement.hash(session).slot())).0
+    });
     let wake = Arc::new(move |shard: u16| doors[usize::from(shard)].wake());
     let started = start_checkpoints(config.checkpoints.clone(), shards.doors.len(), owner, wake);
     let (checkpoint_doors, status) = started.map_err(|source| NodeError::Thread { source })?;

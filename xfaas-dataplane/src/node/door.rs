@@ -1,10 +1,11 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
+use super::mover::MoveCounts;
 use super::offer::NodeFacts;
 use super::pins::KernelPins;
 use crate::control::{
-    CheckpointStatus, CounterSample, HistogramSample, MetricKind, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, Running, SessionInfo,
-    SessionsQuery, Shards, ShardsError,
+    CheckpointStatus, CounterSample, HistogramSample, HotSession, MetricKind, MoveError, MoveReply, MoveRequest, REQUEST_DURATION_SECONDS,
+    REQUESTS_TOTAL, Running, SessionInfo, SessionsQuery, Shards, ShardsError,
 };
 use crate::session::AliasChange;
 use crate::shard::{
@@ -22,14 +23,15 @@ use xfaas_common::ids::SessionId;
 use xfaas_common::rpc::FrameFault;
 
 /// How long a shard may take to answer a command.
-const COMMAND_MS_MAX: u64 = 5_000;
+pub(super) const COMMAND_MS_MAX: u64 = 5_000;
 
 pub(super) struct ShardsDoor {
-    doors: Vec<Arc<CommandDoor>>,
-    views: Vec<Arc<ShardView>>,
+    pub(super) doors: Vec<Arc<CommandDoor>>,
+    pub(super) views: Vec<Arc<ShardView>>,
     /// What containers are told; none join a container.
-    facts: Option<NodeFacts>,
-    pins: KernelPins,
+    pub(super) facts: Option<NodeFacts>,
+    pub(super) pins: KernelPins,
+    pub(super) move_counts: MoveCounts,
     /// `None` in a container.
     checkpoints: Option<Arc<CheckpointStatus>>,
     names: Mutex<Names>,
@@ -37,9 +39,9 @@ pub(super) struct ShardsDoor {
 
 /// Names by index, for labels; indexes are never used twice while the process runs.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     functions: HashMap<u16, String>,
-    apps: HashMap<u16, String>,
+    pub(super) apps: HashMap<u16, String>,
 }
 
 impl ShardsDoor {
@@ -49,11 +51,19 @@ impl ShardsDoor {
         pins: KernelPins,
         checkpoints: Option<Arc<CheckpointStatus>>,
     ) -> ShardsDoor {
-        ShardsDoor { doors: shards.doors.clone(), views: shards.views.clone(), facts, pins, checkpoints, names: Mutex::default() }
+        ShardsDoor {
+            doors: shards.doors.clone(),
+            views: shards.views.clone(),
+            facts,
+            pins,
+            move_counts: MoveCounts::default(),
+            checkpoints,
+            names: Mutex::default(),
+        }
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
-    fn ask_all<T>(&self, command: impl Fn(SyncSender<T>) -> ShardCommand) -> Result<Vec<T>, ShardsError> {
+    pub(super) fn ask_all<T>(&self, command: impl Fn(SyncSender<T>) -> ShardCommand) -> Result<Vec<T>, ShardsError> {
         let mut answers: Vec<Receiver<T>> = Vec::with_capacity(self.doors.len());
         for (shard, door) in self.doors.iter().enumerate() {
             let (answer, receiver) = sync_channel(1);
@@ -73,7 +83,7 @@ impl ShardsDoor {
         answers.map(|(shard, answer)| answer.map_err(|reason| refused(shard, reason))).collect()
     }
 
-    fn names(&self) -> std::sync::MutexGuard<'_, Names> {
+    pub(super) fn names(&self) -> std::sync::MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,8 +163,28 @@ impl Shards for ShardsDoor {
         self.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.has(app))
     }
 
+    fn move_session(&self, request: &MoveRequest) -> Result<MoveReply, MoveError> {
+        self.move_to(request)
+    }
+
+    fn away_from_home(&self) -> Vec<MoveRequest> {
+        self.moves_home()
+    }
+
+    fn take_wanted_home(&self) -> bool {
+        self.pins.board().take_wanted_home()
+    }
+
+    fn hottest(&self, shard: u16) -> Result<Vec<HotSession>, ShardsError> {
+        self.hottest_of(shard)
+    }
+
+    fn busy_ns(&self) -> Vec<u64> {
+        self.busy_of_all()
+    }
+
     fn counters(&self) -> Vec<CounterSample> {
-        let mut samples = Vec::new();
+        let mut samples: Vec<CounterSample> = self.move_samples().collect();
         for (shard, view) in self.views.iter().enumerate() {
             let labels = || vec![("shard", shard.to_string())];
             for exported in EXPORTED.iter().chain(EXPORTED_RPC) {

@@ -2,7 +2,7 @@
 //! what happened. Called by `Node::start`.
 
 use crate::config::Config;
-use crate::session::{LocalPlacement, Placement};
+use crate::session::{LocalPlacement, PIN_BOOK, PinBook, Placement};
 use crate::state::{ReshardError, ReshardOptions, reshard};
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Errors: it cannot be done, and nothing was changed.
-pub(super) fn bring_home(config: &Config, placement: &LocalPlacement) -> Result<(), ReshardError> {
+pub(super) fn bring_home(config: &Config, placement: &LocalPlacement, pins: &PinBook) -> Result<(), ReshardError> {
     let (started, mut said) = (Instant::now(), Instant::now());
     let options = ReshardOptions {
         directory: &config.shared_memory_dir,
         shards: config.cpus.len() as u16,
         region_bytes_max: u64::from(config.limits.region_mib) << 20,
         hash_tag: placement.fingerprint(),
-        owner: &|session| {
+        owner: &|app, session| {
             let hash = placement.hash(session);
-            (placement.owner(hash.slot()).0, hash.table_hash())
+            (pins.core_of(app, session).unwrap_or_else(|| placement.owner(hash.slot())).0, hash.table_hash())
         },
+        placement_file: PIN_BOOK,
     };
     let report = reshard(&options, &mut |sessions| {
         if said.elapsed() >= PROGRESS_EVERY {

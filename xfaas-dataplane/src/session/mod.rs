@@ -9,6 +9,8 @@ mod keep_alive;
 mod known;
 mod namespace;
 mod outcome;
+mod pin_book;
+mod pins;
 mod placement;
 mod places;
 mod primary;
@@ -21,8 +23,13 @@ pub use self::hint::named_session;
 pub use self::keep_alive::{EvictionOrder, Evictor, KeepAlive, KeepAlivePolicy, Priority, Use, Windows};
 pub use self::known::{KnownSession, KnownSessions, NO_TICKET};
 pub use self::outcome::{Finished, Outcome};
+pub use self::pin_book::{PIN_BOOK, PinBook, PinError};
+pub use self::pins::{MoveClaim, PinBoard, PinView};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::places::{ContainerPlaces, NodePlaces};
 pub use self::primary::{ContainerPlacement, Primary};
-pub use self::proxy::{CallName, EndedInvocation, LastUse, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, invocation_of};
+pub use self::proxy::{
+    CallName, EndedInvocation, HotNamespace, LastUse, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, UsedLimits,
+    invocation_of,
+};
 pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

@@ -25,6 +25,8 @@ pub(super) struct Namespace {
     pub(super) running: u16,
     /// Calls that wait for a worker, oldest first.
     pub(super) waiting: VecDeque<Box<Call>>,
+    /// Time of the core since the balancer asked last, while it is asking: nanoseconds.
+    pub(super) ran_ns: u64,
     /// Requests of late, where the app has `requests_per_s`.
     pub(super) requests: Budget,
     /// Time of the core of late, where the app has a `cpu_share`.
@@ -78,6 +80,7 @@ impl NamespaceTable {
             idle: Vec::new(),
             running: 0,
             waiting: VecDeque::new(),
+            ran_ns: 0,
             requests: Budget::default(),
             core_time: Budget::default(),
             is_cooling: false,
@@ -151,6 +154,10 @@ impl NamespaceTable {
     /// Namespaces with a waiting call.
     pub(super) fn waiting_ids(&self) -> Vec<NamespaceId> {
         self.namespaces.iter().filter(|(_, namespace)| !namespace.waiting.is_empty()).map(|(id, _)| id as NamespaceId).collect()
+    }
+
+    pub(super) fn each_mut(&mut self, mut visit: impl FnMut(&mut Namespace)) {
+        self.namespaces.iter_mut().for_each(|(_, namespace)| visit(namespace));
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Namespace> {

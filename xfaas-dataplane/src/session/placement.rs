@@ -14,6 +14,7 @@ pub trait Placement: Send + Sync {
 /// Slots dealt to the shards of this process in turn, under keys that nobody outside knows.
 pub struct LocalPlacement {
     keys: HashKeys,
+    shards: u16,
     slot_to_core: Box<[u16]>,
 }
 
@@ -26,12 +27,17 @@ impl LocalPlacement {
 
     pub fn with_keys(cores: usize, keys: HashKeys) -> LocalPlacement {
         assert!((1..=CORES_MAX).contains(&cores), "the configuration's CPU list is checked before");
-        LocalPlacement { keys, slot_to_core: (0..SLOTS).map(|slot| (slot % cores) as u16).collect() }
+        LocalPlacement { keys, shards: cores as u16, slot_to_core: (0..SLOTS).map(|slot| (slot % cores) as u16).collect() }
     }
 
     /// Entry `slot` is the `CoreIndex` of its owner: the contents of the map `SLOT_TO_CORE`.
     pub fn slot_to_core(&self) -> &[u16] {
         &self.slot_to_core
+    }
+
+    /// Shards that slots are dealt to.
+    pub fn shards(&self) -> u16 {
+        self.shards
     }
 
     pub fn keys(&self) -> &HashKeys {

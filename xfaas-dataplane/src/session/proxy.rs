@@ -4,6 +4,7 @@
 mod beside;
 mod cancel;
 mod limits;
+mod moving;
 mod remote;
 mod rest;
 mod secondary;
@@ -11,6 +12,7 @@ mod secondary;
 pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 pub use self::cancel::CallName;
+pub use self::moving::{HotNamespace, UsedLimits};
 pub use self::rest::LastUse;
 
 use self::beside::Beside;
@@ -116,6 +118,8 @@ pub struct Proxy {
     granted_remote: Vec<CallToken>,
     parked: usize,
     queued: usize,
+    /// Until then the balancer wants to know what each namespace runs.
+    measured_until_ns: u64,
     stats: ProxyStats,
 }
 
@@ -141,6 +145,7 @@ impl Proxy {
             granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
+            measured_until_ns: 0,
             stats: ProxyStats::default(),
         }
     }
@@ -241,10 +246,12 @@ impl Proxy {
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
         if let Some(requests_per_s) = function.manifest.rules.requests_per_s
             && !call.is_hook()
+            && !call.is_admitted
             && !self.take_request(id, requests_per_s, now_ns)
         {
             return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
         }
+        call.is_admitted = true;
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
         if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
@@ -337,10 +344,14 @@ impl Proxy {
         let (namespace, function) = (slot.namespace, slot.function);
         // All hooks of an app have one namespace, whose time is nobody's share.
         let share = self.share_of(function).filter(|_| !call.is_hook());
-        let from_ns = share.map_or(0, |_| crate::sys::clock::monotonic_ns());
+        let is_measured = now_ns < self.measured_until_ns;
+        let from_ns = if share.is_some() || is_measured { crate::sys::clock::monotonic_ns() } else { 0 };
         let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
         if let Some(share) = share {
             self.charge_core_time(namespace, share, from_ns);
+        }
+        if is_measured {
+            self.measure(namespace, from_ns);
         }
         let Lent { mut call, state } = lent;
         self.state = Some(state);

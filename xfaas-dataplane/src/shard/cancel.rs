@@ -38,9 +38,10 @@ impl Shard {
 
     /// Ends a call that runs here, unless it is over.
     pub(super) fn cancel(&mut self, name: &CallName) {
-        let waiting = self.cancel_cold(name);
-        if let Some(finished) = waiting.or_else(|| self.proxy.cancel(name, clock::monotonic_ns())) {
-            self.deliver(finished);
+        let waiting = self.cancel_held_back(name).or_else(|| self.cancel_cold(name));
+        match waiting.or_else(|| self.proxy.cancel(name, clock::monotonic_ns())) {
+            Some(finished) => self.deliver(finished),
+            None => self.pass_on_cancel(name),
         }
     }
 }

@@ -6,6 +6,9 @@ use crate::state::RegionReader;
 use crate::worker::Function;
 use std::sync::Arc;
 
+/// Namespaces of which the balancer hears.
+const HOTTEST: usize = 16;
+
 impl Shard {
     pub(super) fn take_commands(&mut self) {
         while let Some(command) = self.door.commands.pop() {
@@ -28,6 +31,9 @@ impl Shard {
                     changes.iter().for_each(|change| self.aliases.apply(change));
                     answer.try_send(()).ok();
                 }
+                ShardCommand::Move(order, claim, answer) => self.begin_move(order, claim, answer),
+                ShardCommand::Containers(answer) => drop(answer.try_send(self.rpc.greeted())),
+                ShardCommand::Hottest(answer) => drop(answer.try_send(self.proxy.take_hottest(HOTTEST, self.now_ns))),
                 ShardCommand::Offer(offer, answer) => {
                     self.offer_to_containers(offer);
                     answer.try_send(()).ok();
@@ -70,7 +76,7 @@ impl Shard {
                 if rows.len() >= query.limit {
                     return rows;
                 }
-                if session.as_bytes().starts_with(&query.prefix) {
+                if session.as_bytes().starts_with(&query.prefix) && !self.moves.is_arriving(app, &session) {
                     let workers = self.proxy.workers_of(app, &session) as u64;
                     rows.push(SessionRow { app, session, state_bytes, keys, workers });
                 }
@@ -89,6 +95,7 @@ impl Shard {
         let Some(since_ns) = self.draining_since_ns else { return false };
         let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
         let busy = self.proxy.is_busy()
+            || self.moves.is_busy()
             || self.rpc.is_busy()
             || self.logging.has_held()
             || !self.session_reads.is_empty()

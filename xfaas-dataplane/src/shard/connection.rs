@@ -53,6 +53,8 @@ pub(super) struct Connection {
     pub(super) progress_ns: u64,
     pub(super) send_since_ns: u64,
     pub(super) speaks_for: SpeaksFor,
+    /// `table_hash` of the session of its last request: the session may have moved since.
+    pub(super) spoke_for: u32,
     /// The shard to which this connection is on its way.
     pub(super) moving_to: Option<u16>,
 }
@@ -82,6 +84,14 @@ impl SpeaksFor {
             _ => SpeaksFor::Many,
         }
     }
+
+    /// The same for the session it spoke for last: the owner may be another one since.
+    pub(super) fn heard_of_same(self, owner: u16) -> SpeaksFor {
+        match self {
+            SpeaksFor::Many => SpeaksFor::Many,
+            _ => SpeaksFor::Owner(owner),
+        }
+    }
 }
 
 /// A connection between two shards: everything but its descriptor, which travels by ring message.
@@ -90,6 +100,7 @@ pub(super) struct MovedConnection {
     pub(super) decoder: Http1Decoder,
     pub(super) pending: Vec<u8>,
     pub(super) speaks_for: SpeaksFor,
+    pub(super) spoke_for: u32,
 }
 
 /// Names a connection under way: who sent it, and its slot and generation there.
@@ -158,6 +169,7 @@ impl Connection {
             progress_ns: now_ns,
             send_since_ns: now_ns,
             speaks_for: SpeaksFor::Nobody,
+            spoke_for: 0,
             moving_to: None,
         }
     }

@@ -4,6 +4,8 @@ use super::rpc::RpcCounters;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use crate::state::fragmentation;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::limits::FUNCTIONS_MAX;
@@ -145,6 +147,8 @@ pub struct ShardCounters {
     pub workers_parked: Count,
     pub namespaces: Count,
     pub queued: Count,
+    /// `xfaas_calls_held_for_move`.
+    pub held_for_move: Count,
     pub lock_waits: Count,
     pub slices: Count,
     /// `xfaas_container_*`: what a container asked its primary. Counts in the same order as in `EXPORTED`.
@@ -251,6 +255,7 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_workers_idle", "Workers that wait for a call.", |c| c.workers_idle.get() as f64),
     gauge("xfaas_workers_parked", "Workers that wait for a lock.", |c| c.workers_parked.get() as f64),
     gauge("xfaas_namespaces_active", "Namespaces with a worker or a waiting call.", |c| c.namespaces.get() as f64),
+    gauge("xfaas_calls_held_for_move", "Calls that wait until their session has moved to another core.", |c| c.held_for_move.get() as f64),
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),
     counter("xfaas_lock_waits_total", "Times a call had to wait for a lock.", |c| c.lock_waits.get() as f64),
     counter("xfaas_slices_total", "Times a worker was given the core.", |c| c.slices.get() as f64),
@@ -320,11 +325,14 @@ pub struct ShardView {
     pub counters: ShardCounters,
     /// Entry `i`: the function with index `i`.
     pub functions: Box<[FunctionCounters]>,
+    /// Where the kernel says how long the shard's thread was on a CPU.
+    pub schedstat: OnceLock<PathBuf>,
 }
 
 impl ShardView {
     pub fn new() -> ShardView {
-        ShardView { counters: ShardCounters::default(), functions: (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect() }
+        let functions = (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect();
+        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new() }
     }
 }
 

@@ -54,7 +54,8 @@ impl Shard {
         let function = self.proxy.function(index).expect("by_hash holds functions in service only");
         let session = self.aliases.resolve(&function.manifest.app, head.session);
         let hash = self.placement.hash(&session);
-        let owner = self.placement.owner(hash.slot());
+        self.pins.refresh();
+        let owner = self.pins.owner(&*self.placement, &function.manifest.app, &session, hash);
         if !self.admit_datagram(function, &session, &mut call.request) {
             self.view.counters.tokens_refused.add(1);
             self.keep_call(call);
@@ -83,6 +84,12 @@ impl Shard {
 
     /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
     pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: Peer, request_id: u64) {
+        if self.holds_back_datagram(&call) {
+            if let Some(finished) = self.hold_back(call) {
+                self.reply_datagram(finished);
+            }
+            return;
+        }
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
             let key = ReplayKey { function: call.function, session: call.session, request_id };

@@ -216,8 +216,10 @@ impl Shard {
             Some(session) => (session, self.placement.hash(&session)),
             None => self.fresh.session(&*self.placement, self.core),
         };
-        let owner = self.placement.owner(hash.slot());
-        call.app = self.proxy.function(call.function).expect("looked up by the caller").app;
+        self.pins.refresh();
+        let function = self.proxy.function(call.function).expect("looked up by the caller");
+        let owner = self.pins.owner(&*self.placement, &function.manifest.app, &session, hash);
+        call.app = function.app;
         call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
@@ -230,7 +232,11 @@ impl Shard {
         connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session });
         if call.state_at == StateAt::Here {
             // One that runs beside the owner does as well here as there: no reason to move.
-            connection.speaks_for = connection.speaks_for.heard(owner.0);
+            connection.speaks_for = match connection.spoke_for == call.table_hash && self.pins.generation() != 0 {
+                true => connection.speaks_for.heard_of_same(owner.0),
+                false => connection.speaks_for.heard(owner.0),
+            };
+            connection.spoke_for = call.table_hash;
         }
         if runs_here {
             if let Some(finished) = self.submit(call) {

@@ -103,6 +103,9 @@ impl Shard {
     /// Keeps a call that is over until what it wrote or may have seen is on the disk. Output: the call, when its answer can leave.
     #[inline(always)]
     pub(super) fn hold(&mut self, finished: Finished) -> Option<Finished> {
+        if self.is_stale_read(&finished) {
+            return self.read_again(finished.call);
+        }
         if self.logging.open.is_none() || !finished.outcome.ran() {
             return Some(finished);
         }

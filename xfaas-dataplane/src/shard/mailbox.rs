@@ -1,11 +1,12 @@
 //! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
 
 use super::connection::MovedConnection;
+use super::moving_session::{MoveAnswer, MoveMessage, MoveOrder};
 use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
 use super::session_reads::{SessionAnswer, SessionQuestion};
 use crate::durable::CheckpointDoor;
-use crate::session::{AliasChange, CallName, Finished};
+use crate::session::{AliasChange, CallName, Finished, HotNamespace, MoveClaim};
 use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
@@ -31,6 +32,8 @@ pub(super) enum Message {
     Moved(Box<MovedConnection>),
     /// The same of a container's connection.
     RpcMoved(Box<MovedRpc>),
+    /// A session moves between the two shards.
+    Move(MoveMessage),
 }
 
 /// All mailboxes of a process.
@@ -123,6 +126,12 @@ pub enum ShardCommand {
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
     /// Aliases to add and to take away, in their order; answered when the next request is chosen a session by them.
     Alias(Arc<[AliasChange]>, SyncSender<()>),
+    /// Let a session move to another shard; answered when it is there, or stays.
+    Move(MoveOrder, MoveClaim, MoveAnswer),
+    /// How many containers' connections are in use.
+    Containers(SyncSender<usize>),
+    /// The namespaces that ran most since this was asked last, and what all ran, nanoseconds.
+    Hottest(SyncSender<(Vec<HotNamespace>, u64)>),
     /// What containers are told from now on; answered when those that are connected will hear of it.
     Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Sessions are checkpointed by way of this door from now on. Before any function is installed.

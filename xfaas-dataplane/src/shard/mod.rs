@@ -13,6 +13,7 @@ mod lifecycle;
 mod logging;
 mod mailbox;
 mod moving;
+mod moving_session;
 mod primary;
 mod read_only;
 mod replay;
@@ -27,6 +28,7 @@ mod tx;
 
 pub use self::counters::{Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView};
 pub use self::mailbox::{CommandDoor, Mailboxes, SessionRow, SessionsQuery, ShardCommand};
+pub use self::moving_session::{MoveOrder, MoveRefusal, MovedSession};
 pub use self::primary::{NewLink, OnLost, PrimaryCommand};
 pub use self::rpc::{ContainerOffer, EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
 pub use self::start::{FILES_SPARE, RunningShards, ShardError, ShardOptions, ShardPlan, Timeouts, start};

@@ -73,6 +73,7 @@ impl Shard {
             decoder: std::mem::take(&mut connection.decoder),
             pending: std::mem::take(&mut connection.pending),
             speaks_for: connection.speaks_for,
+            spoke_for: connection.spoke_for,
         };
         self.post.send(usize::from(owner), Message::Moved(Box::new(state)));
         self.view.counters.moved.add(1);
@@ -93,11 +94,12 @@ impl Shard {
     }
 
     fn adopt(&mut self, state: MovedConnection, file: FixedFile) {
-        let MovedConnection { decoder, pending, speaks_for, .. } = state;
+        let MovedConnection { decoder, pending, speaks_for, spoke_for, .. } = state;
         let id = self.insert_connection(|generation, now_ns| Connection {
             decoder,
             pending,
             speaks_for,
+            spoke_for,
             ..Connection::new(file, generation, now_ns)
         });
         let generation = self.connections[id as usize].generation;

@@ -31,6 +31,7 @@ impl Shard {
         }
         counters.local_reads.add(1);
         call.state_at = StateAt::Shard(owner.0);
+        call.pins_seen = self.pins.generation();
         true
     }
 

@@ -40,6 +40,13 @@ pub(super) struct ReplayEnd {
     pub(super) evictions: u64,
 }
 
+/// What is known of one session's requests.
+#[derive(Default)]
+pub(super) struct SessionReplays {
+    answered: Vec<(u64, ReplayKey, Arc<[u8]>)>,
+    running: Vec<(ReplayKey, Vec<Peer>)>,
+}
+
 pub(super) struct Replays {
     entries: HashMap<ReplayKey, Entry>,
     /// Answered keys, oldest first.
@@ -91,6 +98,45 @@ impl Replays {
             }
         }
         ReplayEnd { waiters, evictions }
+    }
+
+    /// Takes out what is known of a session's requests of those functions, to go on elsewhere. Cost: a look at every entry.
+    pub(super) fn take_session(&mut self, session: &SessionId, is_wanted: impl Fn(u16) -> bool) -> SessionReplays {
+        let is_of = |key: &ReplayKey| key.session == *session && is_wanted(key.function);
+        let mut taken = SessionReplays::default();
+        if self.entries.is_empty() {
+            return taken;
+        }
+        let (gone, kept): (VecDeque<_>, VecDeque<_>) = self.order.drain(..).partition(|(_, key)| is_of(key));
+        self.order = kept;
+        for (at_ns, key) in gone {
+            if let Some(Entry::Answered { answer }) = self.entries.remove(&key) {
+                self.bytes -= ENTRY_BYTES + answer.len();
+                taken.answered.push((at_ns, key, answer));
+            }
+        }
+        let running: Vec<ReplayKey> = self.entries.keys().filter(|key| is_of(key)).copied().collect();
+        for key in running {
+            if let Some(Entry::Running { waiters }) = self.entries.remove(&key) {
+                taken.running.push((key, waiters));
+            }
+        }
+        taken
+    }
+
+    /// Takes over what is known of a session's requests. Those that run are to be run here next.
+    pub(super) fn put_session(&mut self, replays: SessionReplays) {
+        for (at_ns, key, answer) in replays.answered {
+            self.bytes += ENTRY_BYTES + answer.len();
+            self.entries.insert(key, Entry::Answered { answer });
+            // Oldest first, as all clocks here are one.
+            let at = self.order.partition_point(|(other_ns, _)| *other_ns <= at_ns);
+            self.order.insert(at, (at_ns, key));
+        }
+        while self.bytes > self.bytes_max && self.order.len() > 1 {
+            self.drop_oldest();
+        }
+        self.entries.extend(replays.running.into_iter().map(|(key, waiters)| (key, Entry::Running { waiters })));
     }
 
     fn expire(&mut self, now_ns: u64) {

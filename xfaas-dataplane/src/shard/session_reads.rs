@@ -72,6 +72,12 @@ impl Shard {
 
     /// A neighbour, or a call of ours, asks for a value of a session of ours.
     pub(super) fn on_session_question(&mut self, question: Box<SessionQuestion>) {
+        let state = self.proxy.state();
+        let place = state.places.as_ref().map(|places| places.place(state.app_name(question.app), &question.session));
+        if let Some(shard) = place.and_then(|place| place.shard) {
+            // It was, when it was asked for.
+            return self.post.send(usize::from(shard), Message::ReadSession(question));
+        }
         match self.rouse(question.app, &question.session, question.table_hash) {
             Roused::Awake => self.read_for(&question),
             Roused::Waking => self.session_reads.waking.push(question),

@@ -5,13 +5,13 @@ use super::mailbox::{CommandDoor, Mailboxes, Post};
 use super::primary::{Container, OnLost};
 use super::turn::{Shard, ShardParts};
 use crate::durable::Recovered;
-use crate::session::{ContainerPlacement, NodePlaces, Placement, Proxy, ProxyOptions, TokenKey};
+use crate::session::{ContainerPlacement, NodePlaces, PinBoard, PinView, Placement, Proxy, ProxyOptions, TokenKey};
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
 use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions};
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
@@ -83,6 +83,8 @@ pub struct ShardOptions {
     pub recovered: Arc<Recovered>,
     /// Bytes of a shard's log after which a snapshot takes the place of what is before it.
     pub log_bytes_max: u64,
+    /// Sessions that are elsewhere than their slot says.
+    pub pins: Arc<PinBoard>,
     /// Remembered answers of idempotent functions.
     pub replay_bytes_max: usize,
     pub timeouts: Timeouts,
@@ -210,11 +212,21 @@ impl Seed {
         state.set_hash_tag(self.options.hash_tag);
         let mut proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
         if self.plan.container.is_none() {
-            proxy.set_places(Box::new(NodePlaces { placement: Arc::clone(&self.placement), core: self.core }));
+            proxy.set_places(Box::new(NodePlaces::new(
+                Arc::clone(&self.placement),
+                PinView::new(Arc::clone(&self.options.pins)),
+                self.core,
+            )));
         }
         let container = self.plan.container.map(Container::new);
+        // Without it nobody knows how busy this shard is, and its sessions stay.
+        if let Ok(thread) = std::fs::read_link("/proc/thread-self") {
+            self.view.schedstat.get_or_init(|| Path::new("/proc").join(thread).join("schedstat"));
+        }
+        let pins = PinView::new(Arc::clone(&self.options.pins));
         let shard = Shard::new(ShardParts {
             core: self.core,
+            pins,
             options: self.options,
             ring,
             rings,

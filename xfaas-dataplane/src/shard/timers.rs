@@ -55,7 +55,8 @@ impl Shard {
     }
 
     fn fire(&mut self, due: &DueTimer, now_ms: i64) {
-        let table_hash = self.placement.hash(&due.session).table_hash();
+        let hash = self.placement.hash(&due.session);
+        let table_hash = hash.table_hash();
         let key = SessionKey { app: due.app, session: &due.session, table_hash };
         let bytes = self.proxy.state().timer_record(&key, &due.name);
         let Some(record) = bytes.as_deref().and_then(TimerRecord::decode) else {
@@ -63,6 +64,13 @@ impl Shard {
             self.proxy.with_state(|state, _| state.timers.remove(due.app, &due.session, &due.name));
             return;
         };
+        self.pins.refresh();
+        let app = self.proxy.state().app_name(due.app);
+        if self.pins.owner(&*self.placement, app, &due.session, hash) != self.core {
+            // What a move left here when it was cut off.
+            self.proxy.with_state(|state, _| state.timers.forget_session(due.app, &due.session));
+            return;
+        }
         let index = self.by_hash.get(&record.function.0).copied();
         let is_of_app = |index: &u16| self.proxy.function(*index).is_some_and(|function| function.app == due.app);
         let Some(function) = index.filter(is_of_app) else {

@@ -6,6 +6,7 @@ use super::counters::ShardView;
 use super::lifecycle::{Lifecycle, Woken};
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
+use super::moving_session::Moves;
 use super::primary::Container;
 use super::replay::Replays;
 use super::rpc::Rpc;
@@ -13,7 +14,7 @@ use super::session_reads::SessionReads;
 use super::start::ShardOptions;
 use super::tag::Operation;
 use crate::net::{ErrorCode, HttpLimits, http_date};
-use crate::session::{AliasTable, Finished, FreshIds, Outcome, Placement, Proxy};
+use crate::session::{AliasTable, Finished, FreshIds, Outcome, PinView, Placement, Proxy};
 use crate::steering::FlowTable;
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
@@ -48,6 +49,9 @@ pub struct Shard {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    /// Sessions that are elsewhere than their slot says.
+    pub(super) pins: PinView,
+    pub(super) moves: Moves,
     /// In a container: the primary that has the state.
     pub(super) container: Option<Container>,
     pub(super) connections: Slab<Connection>,
@@ -101,6 +105,7 @@ pub(super) struct ShardParts {
     pub(super) rings: Arc<[RawFd]>,
     pub(super) proxy: Proxy,
     pub(super) placement: Arc<dyn Placement>,
+    pub(super) pins: PinView,
     pub(super) container: Option<Container>,
     pub(super) post: Post,
     pub(super) view: Arc<ShardView>,
@@ -113,7 +118,7 @@ pub(super) struct ShardParts {
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Shard {
-        let ShardParts { core, options, ring, rings, proxy, placement, container, post, view, door, tcp, udp, rpc, flows } = parts;
+        let ShardParts { core, options, ring, rings, proxy, placement, pins, container, post, view, door, tcp, udp, rpc, flows } = parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
@@ -128,6 +133,8 @@ impl Shard {
             rings,
             proxy,
             placement,
+            pins,
+            moves: Moves::default(),
             container,
             connections: Slab::with_capacity(1_024),
             generation: 0,
@@ -197,6 +204,7 @@ impl Shard {
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
+        self.step_move();
         self.send_to_owners();
         self.answer_granted();
         self.step_log();
@@ -240,6 +248,7 @@ impl Shard {
 
     fn sweep_interval_ns(&self) -> u64 {
         if self.proxy.is_busy()
+            || self.moves.is_busy()
             || self.rpc.has_waiting()
             || self.logging.has_work()
             || self.lifecycle.has_work()
@@ -297,6 +306,7 @@ impl Shard {
                     Some(Message::SessionRead(answer)) => self.on_session_answer(&answer),
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
+                    Some(Message::Move(message)) => self.on_move_message(from, message),
                     None => break,
                 }
             }
@@ -304,7 +314,8 @@ impl Shard {
     }
 
     /// A neighbour's request for a session of ours.
-    fn on_invoke(&mut self, call: Box<Call>) {
+    pub(super) fn on_invoke(&mut self, call: Box<Call>) {
+        let Some(call) = self.keep_own(call) else { return };
         if let Origin::Datagram { peer, request_id, .. } = call.origin {
             return self.run_datagram(call, peer, request_id);
         }
@@ -316,6 +327,9 @@ impl Shard {
     /// Runs a call of a session of ours, or lets it wait its turn.
     pub(super) fn submit(&mut self, mut call: Box<Call>) -> Option<Finished> {
         call.served_by = self.core.0;
+        if self.moves.holds_back(&call) {
+            return self.hold_back(call);
+        }
         if let Some(detail) = self.log_refusal(call.app) {
             return Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) });
         }
@@ -387,6 +401,7 @@ impl Shard {
     fn publish(&self) {
         let counters = &self.view.counters;
         counters.publish_proxy(&self.proxy.stats());
+        counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
         counters.sessions_asleep.set(self.lifecycle.asleep);

@@ -13,5 +13,6 @@ pub struct SessionPlace {
 
 /// Knows the place of every session. Must neither block nor allocate.
 pub trait SessionPlaces: Send {
-    fn place(&self, session: &SessionId) -> SessionPlace;
+    /// `app`: the name of the session's app.
+    fn place(&self, app: &str, session: &SessionId) -> SessionPlace;
 }

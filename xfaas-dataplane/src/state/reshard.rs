@@ -40,7 +40,10 @@ pub struct ReshardOptions<'a> {
     pub region_bytes_max: u64,
     pub hash_tag: u64,
     /// The shard that owns a session, below `shards`, and its `SessionHash::table_hash`.
-    pub owner: &'a dyn Fn(&SessionId) -> (u16, u32),
+    /// An app's session may be elsewhere than others of its slot.
+    pub owner: &'a dyn Fn(&str, &SessionId) -> (u16, u32),
+    /// A file in folders for another number of shards that says so for the sessions there; it goes when they have left.
+    pub placement_file: &'a str,
 }
 
 /// What was done.
@@ -116,7 +119,8 @@ pub fn reshard(options: &ReshardOptions<'_>, progress: &mut dyn FnMut(u64)) -> R
             sources.flat_map(|folder| folder.regions.iter().filter(|region| region.app == app).map(move |region| (folder, region.shard)));
         work.move_app(app, sources)?;
     }
-    let replaced = work.replaced;
+    let mut replaced = work.replaced;
+    replaced.extend(others.iter().map(|folder| Replaced::Removed(folder.path_of(options.placement_file))));
     report.from = others.iter().map(|folder| folder.shards).collect();
     files::commit(options.directory, options.shards, &replaced)?;
     files::finish_committed(options.directory)?;
@@ -168,7 +172,7 @@ impl Work<'_> {
         let mut superseded = 0;
         let mut value = vec![0; VALUE_BYTES_MAX];
         for (session, from) in namespaces(source) {
-            let (shard, table_hash) = (self.options.owner)(&session);
+            let (shard, table_hash) = (self.options.owner)(app, &session);
             let target = self.target(app, shard, targets)?;
             if target.find(&session, table_hash).is_some() {
                 superseded += 1;

@@ -44,6 +44,10 @@ pub(super) struct RegionFile {
 }
 
 impl ShardFolder {
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
     pub fn region_path(&self, app: &str, shard: u16) -> PathBuf {
         self.path.join(region_name(app, shard))
     }

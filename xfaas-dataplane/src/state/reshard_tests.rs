@@ -51,7 +51,14 @@ fn fill(directory: &Path, shards: u16, model: &Model) {
 
 fn start(directory: &Path, shards: u16, bytes_max: u64) -> Result<ReshardReport, ReshardError> {
     let owner = owner(shards);
-    let options = ReshardOptions { directory, shards, region_bytes_max: bytes_max, hash_tag: HASH_TAG, owner: &owner };
+    let options = ReshardOptions {
+        directory,
+        shards,
+        region_bytes_max: bytes_max,
+        hash_tag: HASH_TAG,
+        owner: &|_, session| owner(session),
+        placement_file: "moves",
+    };
     reshard(&options, &mut |_| {})
 }
 

@@ -6,7 +6,7 @@ use super::namespace::NamespaceRef;
 use super::region::SESSION_BUCKETS;
 use super::section::SessionKey;
 use super::shard_state::ShardState;
-use super::timers::{TimerKey, TimerRecord, timer_name};
+use super::timers::{TimerKey, TimerRecord, committed, timer_name};
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::TIMER_PAYLOAD_BYTES_MAX;
 
@@ -31,7 +31,7 @@ impl ShardState {
         record: &TimerRecord<'_>,
         session_bytes_max: usize,
     ) -> Result<(), StateError> {
-        if !self.has_room_for_timers(key, std::iter::once(name)) {
+        if !self.has_room_for_timers(key, std::iter::once((name, true))) {
             return Err(StateError::TooManyKeys);
         }
         self.store(key, known, TimerKey::new(name).as_bytes(), &record.encode(), session_bytes_max)?;
@@ -39,11 +39,10 @@ impl ShardState {
         Ok(())
     }
 
-    /// True when the session may have timers of these names, which are all different.
-    pub fn has_room_for_timers<'n>(&mut self, key: &SessionKey<'_>, names: impl Iterator<Item = &'n [u8]>) -> bool {
+    /// True when timers of these names may be set (true) and cancelled (false); the names are all different.
+    pub fn has_room_for_timers<'n>(&mut self, key: &SessionKey<'_>, changes: impl Iterator<Item = (&'n [u8], bool)>) -> bool {
         self.find_timers_of(key);
-        let more = names.filter(|name| !self.timers.contains(key.app, key.session, name)).count();
-        self.timers.has_room(key.app, key.session, more)
+        self.timers.has_room(key.app, key.session, changes)
     }
 
     /// True when the session has a timer of this name.
@@ -63,11 +62,34 @@ impl ShardState {
         Ok(())
     }
 
-    /// Writes of a transaction have taken effect: those of timers are for the queue too.
-    pub fn note_timer_writes<'w>(&mut self, key: &SessionKey<'_>, writes: impl Iterator<Item = (&'w [u8], Option<&'w [u8]>)>) {
+    /// Does all writes of an atomic invocation, or none: values of keys, records of timers under their keys, and an empty value where a timer is
+    /// cancelled. Errors: those of `store_many`, and as `set_timer`.
+    pub fn commit<'w, W>(
+        &mut self,
+        key: &SessionKey<'_>,
+        known: &mut Option<NamespaceRef>,
+        writes: W,
+        session_bytes_max: usize,
+    ) -> Result<(), StateError>
+    where
+        W: Iterator<Item = (&'w [u8], &'w [u8])> + Clone,
+    {
+        let changes = writes.clone().filter_map(|(key, value)| Some((timer_name(key)?, !value.is_empty())));
+        let has_timers = changes.clone().next().is_some();
+        if has_timers && !self.has_room_for_timers(key, changes) {
+            return Err(StateError::TooManyKeys);
+        }
+        self.store_many(key, known, writes.clone().map(committed), session_bytes_max)?;
+        if has_timers {
+            self.note_timer_writes(key, writes);
+        }
+        Ok(())
+    }
+
+    fn note_timer_writes<'w>(&mut self, key: &SessionKey<'_>, writes: impl Iterator<Item = (&'w [u8], &'w [u8])>) {
         for (state_key, value) in writes {
             let Some(name) = timer_name(state_key) else { continue };
-            match value.and_then(TimerRecord::decode) {
+            match TimerRecord::decode(value) {
                 Some(record) => self.timers.set(key.app, key.session, name, record.at_ms),
                 None => drop(self.timers.remove(key.app, key.session, name)),
             }

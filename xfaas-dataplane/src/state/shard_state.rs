@@ -64,7 +64,7 @@ impl ShardState {
             readers,
             places: None,
             journal: Journal::default(),
-            timers: TimerQueue::default(),
+            timers: TimerQueue::of_shard(shard),
             timer_scan: TimerScan::default(),
             directory,
             shard,
@@ -110,6 +110,11 @@ impl ShardState {
         if let Some(open) = self.regions.get_mut(usize::from(app)) {
             *open = None;
         }
+    }
+
+    /// The name of an app whose region is open, else an empty one.
+    pub fn app_name(&self, app: u16) -> &str {
+        self.regions.get(usize::from(app)).and_then(Option::as_ref).map_or("", |open| &open.name)
     }
 
     #[inline(always)]

@@ -48,6 +48,11 @@ pub fn timer_name(key: &[u8]) -> Option<&[u8]> {
     key.strip_prefix(KEY_PREFIX).filter(|name| (1..=TIMER_NAME_BYTES_MAX).contains(&name.len()))
 }
 
+/// A write as it takes effect at a commit: the empty value of a timer, which no record is, deletes it.
+pub(super) fn committed<'w>((key, value): (&'w [u8], &'w [u8])) -> (&'w [u8], Option<&'w [u8]>) {
+    (key, (!value.is_empty() || timer_name(key).is_none()).then_some(value))
+}
+
 /// What is kept of a timer beside its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerRecord<'a> {
@@ -110,12 +115,18 @@ pub struct TimerQueue {
     /// Of those that do not run, by time and number.
     waiting: BTreeMap<(i64, u64), (u16, SessionId)>,
     timers: usize,
+    /// Of the last timer that was set.
     number: u64,
     running: usize,
     failing: usize,
 }
 
 impl TimerQueue {
+    /// The timers of a shard. Their numbers are not those of another shard, so that a run that went there with its session ends nothing else.
+    pub fn of_shard(shard: u16) -> TimerQueue {
+        TimerQueue { number: u64::from(shard) << 48, ..TimerQueue::default() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.timers == 0
     }
@@ -145,15 +156,23 @@ impl TimerQueue {
         self.sessions.get(owner)?.iter().find(|timer| timer.number == number)
     }
 
-    /// True when a session may have so many timers of other names more.
-    pub fn has_room(&self, app: u16, session: &SessionId, more: usize) -> bool {
+    /// True when timers of these names may be set (true) and cancelled (false); the names are all different.
+    pub fn has_room<'n>(&self, app: u16, session: &SessionId, changes: impl Iterator<Item = (&'n [u8], bool)>) -> bool {
+        let (mut more, mut fewer) = (0, 0);
+        for (name, is_set) in changes {
+            match (is_set, self.contains(app, session, name)) {
+                (true, false) => more += 1,
+                (false, true) => fewer += 1,
+                _ => {}
+            }
+        }
         let held = self.sessions.get(&(app, *session)).map_or(0, Vec::len);
-        held + more <= TIMERS_SESSION_MAX && self.timers + more <= TIMERS_SHARD_MAX
+        more <= fewer || (held + more - fewer <= TIMERS_SESSION_MAX && self.timers + more - fewer <= TIMERS_SHARD_MAX)
     }
 
-    /// True when a session has a timer.
+    /// True when the session has a timer.
     pub fn has_any(&self, app: u16, session: &SessionId) -> bool {
-        self.timers > 0 && self.sessions.contains_key(&(app, *session))
+        self.sessions.contains_key(&(app, *session))
     }
 
     pub fn contains(&self, app: u16, session: &SessionId, name: &[u8]) -> bool {
@@ -370,12 +389,15 @@ mod tests {
     fn a_session_has_room_for_its_maximum_and_no_more() {
         let (mut queue, a) = (TimerQueue::default(), session("a"));
         for number in 0..TIMERS_SESSION_MAX {
-            assert!(queue.has_room(3, &a, 1));
+            assert!(queue.has_room(3, &a, [(&b"new"[..], true)].into_iter()));
             queue.set(3, &a, number.to_string().as_bytes(), 5);
         }
-        assert!(!queue.has_room(3, &a, 1) && queue.has_room(3, &a, 0) && queue.has_room(2, &a, 1));
+        let has_room = |app, changes: &[(&[u8], bool)]| queue.has_room(app, &a, changes.iter().copied());
+        assert!(!has_room(3, &[(b"new", true)]) && has_room(3, &[(b"0", true)]) && has_room(2, &[(b"new", true)]));
+        assert!(has_room(3, &[(b"new", true), (b"0", false)]) && !has_room(3, &[(b"new", true), (b"none", false)]));
         queue.set(3, &a, b"0", 6);
         assert_eq!(queue.len(), TIMERS_SESSION_MAX);
+        assert!(queue.has_any(3, &a) && !queue.has_any(2, &a));
         queue.forget_app(3);
         assert!(queue.is_empty());
     }

@@ -43,8 +43,8 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 8] = [
     HostFunction { name: WRITE_STATE, parameters: 4, wide: None, may_park: true },
     HostFunction { name: SNAPSHOT_READ, parameters: 4, wide: None, may_park: true },
     HostFunction { name: READ_SESSION, parameters: 4, wide: None, may_park: true },
-    HostFunction { name: SET_TIMER, parameters: 4, wide: Some(1), may_park: false },
-    HostFunction { name: CANCEL_TIMER, parameters: 1, wide: None, may_park: false },
+    HostFunction { name: SET_TIMER, parameters: 4, wide: Some(1), may_park: true },
+    HostFunction { name: CANCEL_TIMER, parameters: 1, wide: None, may_park: true },
 ];
 
 /// The ticks a guest may run before its slice is over.
@@ -117,12 +117,14 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         SET_TIMER,
         |mut caller: Caller<'_, WorkerData>, name: i32, at_ms: i64, payload: i32, payload_len: i32| {
             let memory = memory(&mut caller)?;
-            Ok(lend::borrow(|lent, _| timers::set_timer(lent, memory, name, at_ms, payload, payload_len))?)
+            let result = lend::borrow(|lent, _| timers::set_timer(lent, memory, name, at_ms, payload, payload_len))?;
+            park_if_told(&mut caller, result)
         },
     )?;
     linker.func_wrap(IMPORT_MODULE, CANCEL_TIMER, |mut caller: Caller<'_, WorkerData>, name: i32| {
         let memory = memory(&mut caller)?;
-        Ok(lend::borrow(|lent, _| timers::cancel_timer(lent, memory, name))?)
+        let result = lend::borrow(|lent, _| timers::cancel_timer(lent, memory, name))?;
+        park_if_told(&mut caller, result)
     })?;
     linker
         .func_wrap(HOST_MODULE, HOST_DONE, |mut caller: Caller<'_, WorkerData>, code: i32| pause(&mut caller, Progress::Finished(code)))?;

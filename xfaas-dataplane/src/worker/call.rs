@@ -3,9 +3,8 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
-use super::timers::committed;
 use crate::net::Request;
-use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError, timer_name};
+use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::{HOOK_APP, HOOK_DEADLINE_MS_DEFAULT, SESSION_STATE_BYTES_MAX};
@@ -65,6 +64,10 @@ pub struct Call {
     pub state_at: StateAt,
     /// Where the session's state lies in this shard's region, once known.
     pub namespace: Option<NamespaceRef>,
+    /// It was held against its app's `requests_per_s`: not again when it goes on elsewhere.
+    pub is_admitted: bool,
+    /// What was known of moved sessions when it was decided where it runs, where that is beside its session's owner.
+    pub pins_seen: u64,
     pub read_only: bool,
     pub atomic: bool,
     /// It may read other sessions of its app.
@@ -110,6 +113,8 @@ impl Default for Call {
             token: CallToken(0),
             state_at: StateAt::Here,
             namespace: None,
+            is_admitted: false,
+            pins_seen: 0,
             read_only: false,
             atomic: false,
             reads_sessions: false,
@@ -147,6 +152,7 @@ impl Call {
         self.token = CallToken(0);
         self.state_at = StateAt::Here;
         self.namespace = None;
+        self.is_admitted = false;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;
@@ -183,6 +189,7 @@ impl Call {
     pub fn end_hook(&mut self) {
         self.output.clear();
         self.namespace = None;
+        self.is_admitted = false;
         (self.started_ns, self.waited_ns, self.spent_ns) = (0, 0, 0);
     }
 
@@ -208,6 +215,7 @@ impl Call {
         self.waited_ns = 0;
         self.output.clear();
         self.namespace = None;
+        self.is_admitted = false;
     }
 
     /// Applies the buffered writes of an atomic function, all or none; the worker does so when `handle` has returned 0.
@@ -216,22 +224,9 @@ impl Call {
         if self.overlay.is_empty() {
             return Ok(());
         }
-        let committed = self.store_all(state);
+        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
+        let committed = state.commit(&session, &mut self.namespace, self.overlay.writes(), self.session_bytes_max);
         self.overlay.clear();
         committed
-    }
-
-    fn store_all(&mut self, state: &mut ShardState) -> Result<(), StateError> {
-        let session = SessionKey { app: self.app, session: &self.session, table_hash: self.table_hash };
-        let writes = self.overlay.writes().map(|(key, value)| committed(key, value));
-        let has_timers = writes.clone().any(|(key, _)| timer_name(key).is_some());
-        if has_timers && !state.has_room_for_timers(&session, self.overlay.timers()) {
-            return Err(StateError::TooManyKeys);
-        }
-        state.store_many(&session, &mut self.namespace, writes.clone(), self.session_bytes_max)?;
-        if has_timers {
-            state.note_timer_writes(&session, writes);
-        }
-        Ok(())
     }
 }

@@ -116,9 +116,9 @@ impl Overlay {
         self.entries[..self.live].iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()))
     }
 
-    /// Names of the timers that are set.
-    pub(super) fn timers(&self) -> impl Iterator<Item = &[u8]> {
-        self.writes().filter(|(_, value)| !value.is_empty()).filter_map(|(key, _)| timer_name(key))
+    /// Names of the timers that are set (true) and cancelled (false).
+    pub(super) fn timers(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        self.writes().filter_map(|(key, value)| Some((timer_name(key)?, !value.is_empty())))
     }
 
     pub(super) fn clear(&mut self) {

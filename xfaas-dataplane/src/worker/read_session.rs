@@ -4,13 +4,16 @@
 //! The value goes straight from the owner's region into the guest's memory wherever that region can be read here. Where it cannot, or its owner
 //! disturbed the read at every try, the worker is parked and the owner asked: by mailbox within a node, by RPC from a container.
 
-use super::call::{Call, StateAt};
+use super::call::StateAt;
 use super::host_calls::{Key, read_state, span};
 use super::lend::Lent;
 use crate::state::SessionPlace;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OVER_LIMIT, UNREACHABLE};
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::SESSION_ID_BYTES_MAX;
+
+/// Places at which a session is looked for before its owner is asked.
+const LOOKS_MAX: usize = 4;
 
 /// `read_session(session, key, buf, buf_len)`: the value's full length, of which at most `buf_len` bytes are copied; `PARK` while the owner is
 /// asked; `NEEDS_OWNER` as `read_state` when the session is the call's own.
@@ -38,30 +41,37 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
         return result;
     }
     let Some(places) = &state.places else { return UNREACHABLE };
-    let SessionPlace { table_hash, shard } = places.place(&named);
-    let found = match shard {
-        None => state.region(call.app).and_then(|region| region.read(region.find(&named, table_hash)?, state_key.as_bytes(), buffer)),
-        // Where writes wait for the log, only the owner knows which of them are safe to show.
-        Some(_) if state.journal.logs(call.app) => return ask(call, shard, table_hash, named, buffer, &state_key),
-        Some(shard) => match state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer) {
-            Ok(length) => {
-                call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
-                length
-            }
-            Err(_) => return ask(call, Some(shard), table_hash, named, buffer, &state_key),
-        },
-    };
-    match found {
-        Some(length) => length as i32,
-        None if call.others_may_sleep => ask(call, shard, table_hash, named, buffer, &state_key),
-        None => NOT_FOUND,
+    let mut place = places.place(state.app_name(call.app), &named);
+    for _ in 0..LOOKS_MAX {
+        let SessionPlace { table_hash, shard } = place;
+        let read = match shard {
+            None => Ok(state.region(call.app).and_then(|region| {
+                let namespace = region.find(&named, table_hash)?;
+                region.read(namespace, state_key.as_bytes(), buffer)
+            })),
+            // Where writes wait for the log, only the owner knows which of them are safe to show.
+            Some(_) if state.journal.logs(call.app) => break,
+            Some(shard) => state.readers.read(call.app, shard, &named, table_hash, state_key.as_bytes(), buffer),
+        };
+        let Ok(length) = read else { break };
+        if let Some(length) = length {
+            call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
+            return length as i32;
+        }
+        // It may just have left the place where it was looked for.
+        let now = places.place(state.app_name(call.app), &named);
+        if now == place && call.others_may_sleep {
+            break; // the session may have to be loaded first
+        }
+        if now == place {
+            call.remote.mapped_reads += u64::from(call.state_at == StateAt::Primary);
+            return NOT_FOUND;
+        }
+        place = now;
     }
-}
-
-/// Has the owner asked, which may be this shard: the session may have to be loaded first.
-fn ask(call: &mut Call, shard: Option<u16>, table_hash: u32, named: SessionId, buffer: &[u8], key: &Key) -> i32 {
-    let shard = shard.unwrap_or(call.served_by);
-    call.remote.ask_session(named, shard, table_hash, buffer.len(), key.as_bytes())
+    // Without a shard it has just come here, or may sleep, and is this one's to be asked for.
+    let shard = place.shard.unwrap_or(call.served_by);
+    call.remote.ask_session(named, shard, place.table_hash, buffer.len(), state_key.as_bytes())
 }
 
 /// Errors: -2 when the pointer is outside memory, the name empty or no session's, or memory ends before the NUL; -3 when 65 bytes hold no NUL.

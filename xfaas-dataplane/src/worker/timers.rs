@@ -4,8 +4,9 @@
 use super::call::StateAt;
 use super::host_calls::{span, store_later};
 use super::lend::Lent;
-use crate::state::{SessionKey, TimerKey, TimerRecord, timer_name};
-use xfaas_common::guest_abi::{BAD_ARGUMENT, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
+use super::remote;
+use crate::state::{SessionKey, TimerKey, TimerRecord};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_PAYLOAD_BYTES_MAX};
 
 /// A timer's name, copied out of the guest's memory.
@@ -36,33 +37,26 @@ impl Name {
     }
 }
 
-/// What is wrong with who asks, whatever the arguments.
-fn refusal(lent: &Lent) -> Option<i32> {
-    if lent.call.read_only || lent.call.is_hook() {
-        return Some(BAD_ARGUMENT);
-    }
-    (lent.call.state_at != StateAt::Here).then_some(UNREACHABLE)
+/// Its state is not its own to change.
+fn is_refused(lent: &Lent) -> bool {
+    lent.call.read_only || lent.call.is_hook()
 }
 
-/// `set_timer(name, at_ms, payload, payload_len)`: 0. In an atomic function it takes effect with the other writes.
+/// `set_timer(name, at_ms, payload, payload_len)`: 0; `PARK` while the primary is asked. In an atomic function it takes effect with the other writes.
 pub(super) fn set_timer(lent: &mut Lent, memory: &[u8], name: i32, at_ms: i64, payload: i32, payload_len: i32) -> i32 {
     let name = Name::read(memory, name);
-    let (Some(span), false) = (span(memory, payload, payload_len), matches!(name, Err(BAD_ARGUMENT)) || at_ms < 0) else {
+    let (Some(span), false) = (span(memory, payload, payload_len), matches!(name, Err(BAD_ARGUMENT)) || at_ms < 0 || is_refused(lent))
+    else {
         return BAD_ARGUMENT;
     };
-    // What is wrong with the arguments does not depend on where it runs; whether it may write does not depend on them.
-    let refusal = refusal(lent);
-    if refusal == Some(BAD_ARGUMENT) {
-        return BAD_ARGUMENT;
-    }
     let name = match name {
         Ok(name) if span.len() <= TIMER_PAYLOAD_BYTES_MAX => name,
         _ => return OVER_LIMIT,
     };
-    if let Some(code) = refusal {
-        return code;
-    }
     let record = TimerRecord { function: lent.call.function_hash, at_ms, payload: &memory[span] };
+    if lent.call.state_at == StateAt::Primary {
+        return remote::write(lent, TimerKey::new(name.as_bytes()).as_bytes(), &record.encode(), MODE_WEAK);
+    }
     let set = if lent.call.atomic { set_later(lent, name.as_bytes(), &record) } else { set_now(lent, name.as_bytes(), &record) };
     if set { OK } else { OVER_LIMIT }
 }
@@ -78,25 +72,23 @@ fn set_now(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
 fn set_later(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
     let Lent { call, state } = lent;
     let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
-    let others = call.overlay.timers().filter(|other| *other != name);
-    state.has_room_for_timers(&session, others.chain(std::iter::once(name)))
+    let others = call.overlay.timers().filter(|(other, _)| *other != name);
+    state.has_room_for_timers(&session, others.chain(std::iter::once((name, true))))
         && store_later(lent, TimerKey::new(name).as_bytes(), &record.encode()).is_ok()
 }
 
-/// `cancel_timer(name)`: 0, or -1 when there is none.
+/// `cancel_timer(name)`: 0, or -1 when there is none; `PARK` while the primary is asked.
 pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
-    let name = Name::read(memory, name);
-    if let Some(BAD_ARGUMENT) = refusal(lent) {
-        return BAD_ARGUMENT;
-    }
-    let name = match name {
-        Ok(name) => name,
+    let name = match Name::read(memory, name) {
+        Err(BAD_ARGUMENT) => return BAD_ARGUMENT,
+        _ if is_refused(lent) => return BAD_ARGUMENT,
         Err(code) => return code,
+        Ok(name) => name,
     };
-    if let Some(code) = refusal(lent) {
-        return code;
-    }
     let (name, key) = (name.as_bytes(), TimerKey::new(name.as_bytes()));
+    if lent.call.state_at == StateAt::Primary {
+        return cancel_at_primary(lent, &key);
+    }
     let Lent { call, state } = lent;
     let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
     let is_there = match call.overlay.get(key.as_bytes()) {
@@ -113,11 +105,16 @@ pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
     if is_done { OK } else { OVER_LIMIT }
 }
 
-/// Stands in an atomic invocation's writes for a timer that is cancelled: no record is empty.
-const CANCELLED: &[u8] = b"";
-
-/// A buffered write as it is committed: `None` deletes.
-pub(super) fn committed<'w>(key: &'w [u8], value: &'w [u8]) -> (&'w [u8], Option<&'w [u8]>) {
-    let is_cancelled = value == CANCELLED && timer_name(key).is_some();
-    (key, (!is_cancelled).then_some(value))
+/// The primary says whether there is one. An atomic function asks that before it writes its wish down.
+fn cancel_at_primary(lent: &mut Lent, key: &TimerKey) -> i32 {
+    if lent.call.atomic {
+        let length = remote::read(lent, key.as_bytes(), &mut [], MODE_WEAK);
+        if length <= 0 {
+            return if length == 0 { NOT_FOUND } else { length }; // empty: it was cancelled before
+        }
+    }
+    remote::write(lent, key.as_bytes(), CANCELLED, MODE_WEAK)
 }
+
+/// Stands for a record where a timer is cancelled: no record is empty.
+const CANCELLED: &[u8] = b"";

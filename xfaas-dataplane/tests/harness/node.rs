@@ -84,6 +84,7 @@ pub struct NodeBuilder {
     functions: Vec<Function>,
     limits: String,
     listen: String,
+    shards: String,
     cpus: usize,
     flags: Vec<String>,
 }
@@ -115,6 +116,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds a line to `[shards]`.
+    pub fn shard_setting(mut self, line: &str) -> NodeBuilder {
+        writeln!(self.shards, "{line}").unwrap();
+        self
+    }
+
     /// Shards; 2 unless said otherwise.
     pub fn shards(mut self, shards: usize) -> NodeBuilder {
         self.cpus = shards;
@@ -134,10 +141,11 @@ impl NodeBuilder {
         let (http, admin, rpc) = free_ports(ip);
         let mut text = format!(
             "state_dir = \"state\"\nshared_memory_dir = \"{}\"\n[listen]\nhttp = \"{http}\"\nadmin = \"{admin}\"\nrpc = \"{rpc}\"\n{}\
-             [shards]\ncpus = {:?}\n[limits]\n{}",
+             [shards]\ncpus = {:?}\n{}[limits]\n{}",
             shared_memory.path().display(),
             self.listen,
             cpus(self.cpus),
+            self.shards,
             self.limits
         );
         for function in &self.functions {
@@ -200,7 +208,14 @@ pub struct Node {
 
 impl Node {
     pub fn builder() -> NodeBuilder {
-        NodeBuilder { functions: Vec::new(), limits: String::new(), listen: String::new(), cpus: 2, flags: Vec::new() }
+        NodeBuilder {
+            functions: Vec::new(),
+            limits: String::new(),
+            listen: String::new(),
+            shards: String::new(),
+            cpus: 2,
+            flags: Vec::new(),
+        }
     }
 
     pub fn config(&self) -> PathBuf {

@@ -90,6 +90,20 @@ pub fn raw_exchange(address: SocketAddr, pieces: &[&[u8]]) -> io::Result<Vec<u8>
     Ok(reply)
 }
 
+/// Sends a JSON document to the admin API.
+pub fn post(address: impl ToSocketAddrs, path: &str, body: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + body).as_bytes())?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    Ok(reply)
+}
+
 /// A page of the admin API.
 pub fn get(address: impl ToSocketAddrs, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(address)?;

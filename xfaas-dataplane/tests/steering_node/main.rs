@@ -12,3 +12,4 @@ mod foreign;
 mod hostile;
 mod life;
 mod modes;
+mod moves;

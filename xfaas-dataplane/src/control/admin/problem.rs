@@ -5,7 +5,9 @@ use crate::control::api::Problem;
 use crate::control::catalog::CatalogError;
 use crate::control::deploy::DeployError;
 use crate::control::describe;
+use crate::control::moving::MoveError;
 use crate::control::shards::ShardsError;
+use crate::shard::MoveRefusal;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -75,6 +77,26 @@ impl From<AddressError> for ApiError {
             AddressError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
             AddressError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             AddressError::NoTokens { .. } => (StatusCode::CONFLICT, "no_tokens"),
+        };
+        ApiError::new(status, code, describe(&error))
+    }
+}
+
+impl From<MoveError> for ApiError {
+    fn from(error: MoveError) -> ApiError {
+        let (status, code) = match &error {
+            MoveError::BadSession { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            MoveError::UnknownCore { .. } => (StatusCode::BAD_REQUEST, "no_core"),
+            MoveError::UnknownApp { .. } | MoveError::Refused { refusal: MoveRefusal::NoFunction } => (StatusCode::NOT_FOUND, "no_app"),
+            MoveError::Refused { refusal: MoveRefusal::UnknownSession } => (StatusCode::NOT_FOUND, "no_session"),
+            MoveError::SameCore { .. } => (StatusCode::CONFLICT, "same_core"),
+            MoveError::Containers { .. } => (StatusCode::CONFLICT, "containers"),
+            MoveError::IsContainer => (StatusCode::CONFLICT, "container"),
+            MoveError::Refused { refusal: MoveRefusal::Durable | MoveRefusal::MaySleep } => (StatusCode::CONFLICT, "durable"),
+            MoveError::Refused { refusal: MoveRefusal::NoRoom } => (StatusCode::INSUFFICIENT_STORAGE, "no_room"),
+            MoveError::Refused { refusal: MoveRefusal::Record } => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+            MoveError::UnderWay | MoveError::Refused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            MoveError::Shards(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
         };
         ApiError::new(status, code, describe(&error))
     }

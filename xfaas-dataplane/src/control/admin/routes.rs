@@ -8,6 +8,7 @@ use crate::control::api::{
     UndeployReply,
 };
 use crate::control::metrics::{CONTENT_TYPE, Samples};
+use crate::control::moving::{MoveReply, MoveRequest};
 use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
@@ -35,6 +36,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/functions", get(functions))
         .route("/v1/functions/{name}", function)
         .route("/v1/sessions", get(sessions))
+        .route("/v1/sessions/move", post(move_session))
         .route("/v1/aliases", get(aliases).put(map).delete(unmap))
         .route("/v1/tokens", post(token))
         .route("/v1/stats", get(stats))
@@ -169,6 +171,17 @@ async fn sessions(
     sessions.sort_by(|a, b| (&a.app, &a.session).cmp(&(&b.app, &b.session)));
     sessions.truncate(limit);
     Ok(Json(SessionsReply { truncated: sessions.len() == limit, sessions }))
+}
+
+async fn move_session(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    request: Result<Json<MoveRequest>, JsonRejection>,
+) -> Result<Json<MoveReply>, ApiError> {
+    refuse_browsers(&headers)?;
+    let Json(request) = request.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let permit = shared.helper()?;
+    Ok(Json(blocking(permit, move || shared.shards.move_session(&request)).await??))
 }
 
 async fn aliases(State(shared): State<Shared>) -> Result<Json<AliasesReply>, ApiError> {

@@ -4,7 +4,7 @@
 use super::super::turn::Shard;
 use super::frames::{BUSY_INVOCATION, DRAINING, OVERLOADED, Refusal};
 use super::invocations::{Asked, Task, Waiting};
-use crate::state::{Acquire, CallToken, LockKey, SessionKey};
+use crate::state::{Acquire, CallToken, LockKey, SessionKey, timer_name};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
@@ -103,7 +103,10 @@ impl Shard {
 
     /// Errors: the request is refused, whatever its key.
     pub(super) fn read_key(&mut self, id: u32, asked: Asked, read: &StateRead<'_>) -> Result<(), Refusal> {
-        let is_strong = match check_mode(read.mode).and_then(|is_strong| check_key(read.key).map(|()| is_strong)) {
+        // An atomic function's guest asks so whether there is a timer to cancel.
+        let is_timer = i32::from(read.mode) == MODE_WEAK && timer_name(read.key).is_some();
+        let check = |key| if is_timer { Ok(()) } else { check_key(key) };
+        let is_strong = match check_mode(read.mode).and_then(|is_strong| check(read.key).map(|()| is_strong)) {
             Ok(is_strong) => is_strong,
             Err(result) => {
                 self.answer(id, &asked, result);
@@ -170,6 +173,11 @@ impl Shard {
 
     /// Errors: the request is refused, whatever its key.
     pub(super) fn write_key(&mut self, id: u32, asked: Asked, write: &StateWrite<'_>) -> Result<(), Refusal> {
+        if let Some(name) = timer_name(write.key) {
+            let result = self.write_timer(&asked, write.mode, name, write.value);
+            self.answer(id, &asked, result);
+            return Ok(());
+        }
         let checked = match check_mode(write.mode) {
             _ if asked.read_only => Err(BAD_ARGUMENT),
             Err(result) => Err(result),

@@ -1,9 +1,9 @@
 //! The writes of an atomic invocation in a container: all of them take effect, or none.
 
 use super::super::turn::Shard;
-use super::access::check_key;
 use super::frames::{BUSY_INVOCATION, Refusal};
 use super::invocations::Asked;
+use super::timers::check_write;
 use crate::state::StateError;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
 use xfaas_common::limits::VALUE_BYTES_MAX;
@@ -18,8 +18,8 @@ impl Shard {
         let checked = match writes.is_empty() {
             false if asked.read_only => Err(BAD_ARGUMENT),
             _ => writes.into_iter().try_for_each(|(key, value)| match value.len() {
-                0..=VALUE_BYTES_MAX => check_key(key),
-                _ => check_key(key).and(Err(OVER_LIMIT)),
+                0..=VALUE_BYTES_MAX => check_write(key, value),
+                _ => check_write(key, value).and(Err(OVER_LIMIT)),
             }),
         };
         let result = match checked {
@@ -33,7 +33,6 @@ impl Shard {
     }
 
     fn apply(&mut self, asked: &Asked, writes: CommitWrites<'_>) -> Result<(), StateError> {
-        let writes = writes.map(|(key, value)| (key, Some(value)));
-        self.proxy.with_state(|state, _| state.store_many(&asked.session(), &mut None, writes, asked.session_bytes_max))
+        self.proxy.with_state(|state, _| state.commit(&asked.session(), &mut None, writes, asked.session_bytes_max))
     }
 }

@@ -23,6 +23,8 @@ pub(super) const OVERLOADED: Refusal = (Status::Overloaded as u8, "overloaded");
 pub(super) const DRAINING: Refusal = (Status::Draining as u8, "draining");
 pub(super) const BUSY_INVOCATION: Refusal = (STATUS_REFUSED, "busy_invocation");
 const WRONG_SHARD: Refusal = (STATUS_REFUSED, "wrong_shard");
+/// A container knows slots only: it comes again when all sessions are where their slots say.
+const SESSIONS_MOVED: Refusal = (STATUS_REFUSED, "sessions_moved");
 const UNKNOWN_OP: Refusal = (STATUS_REFUSED, "unknown_op");
 const NO_FUNCTION: Refusal = (Status::NoFunction as u8, "no_function");
 
@@ -92,6 +94,11 @@ impl Shard {
     }
 
     pub(super) fn welcome(&mut self, id: u32, request_id: u64) {
+        // One that was let in may ask again while somebody finds out that it is here.
+        if !self.rpc.connections[id as usize].greeted && self.pins.board().keeps_containers_out() {
+            let (status, text) = SESSIONS_MOVED;
+            return self.refuse_request(id, request_id, status, text);
+        }
         let connection = &mut self.rpc.connections[id as usize];
         connection.greeted = true;
         Welcome { shard: self.core.0, text: &self.rpc.offer.welcome }.encode(request_id, &mut connection.out);
@@ -113,10 +120,14 @@ impl Shard {
             return Err((STATUS_REFUSED, "no_hello"));
         }
         let hash = self.placement.hash(session);
-        if self.placement.owner(hash.slot()) != self.core {
+        let function = self.by_hash.get(&head.function.0).and_then(|index| self.proxy.function(*index));
+        let owner = match function {
+            Some(function) => self.pins.owner(&*self.placement, &function.manifest.app, session, hash),
+            None => self.placement.owner(hash.slot()),
+        };
+        if owner != self.core {
             return Err(WRONG_SHARD);
         }
-        let function = self.by_hash.get(&head.function.0).and_then(|index| self.proxy.function(*index));
         let function = function.ok_or(NO_FUNCTION)?;
         if self.log_refusal(function.app).is_some() {
             return Err(OVERLOADED);

@@ -17,6 +17,7 @@ mod invocations;
 mod moving;
 mod offer;
 mod stage;
+mod timers;
 
 pub use self::counters::{EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
 pub use self::offer::ContainerOffer;
@@ -61,6 +62,11 @@ impl Rpc {
 
     pub(super) fn has_connections(&self) -> bool {
         !self.connections.is_empty()
+    }
+
+    /// Connections of containers that were let in.
+    pub(super) fn greeted(&self) -> usize {
+        self.connections.iter().filter(|(_, connection)| connection.greeted).count()
     }
 
     pub(super) fn has_waiting(&self) -> bool {
