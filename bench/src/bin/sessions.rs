@@ -7,7 +7,8 @@ use xfaas_bench::fork::measure_fork;
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::servers::print_error;
 use xfaas_bench::sessions::{
-    SessionRow, SessionsBench, measure_density, measure_image, measure_kills, measure_starts, sessions_table, start_for_starts,
+    SessionRow, SessionsBench, measure_cold, measure_density, measure_image, measure_kills, measure_starts, sessions_table, start_for_cold,
+    start_for_starts,
 };
 use xfaas_bench::settings::{Cpus, chain, on_cpu, seconds, xfaas_files};
 use xfaas_bench::sync::{SyncBench, SyncServers, measure_sync};
@@ -17,8 +18,8 @@ use xfaas_bench::sync::{SyncBench, SyncServers, measure_sync};
 /// `fork` is a new worker, its first call and its end, without a node. The others are seen by a client on loopback, one request at a time:
 /// `cold_session_empty` is the first request of a session that nobody has seen, which writes its first key; `fork_request` one of a known
 /// session that gets a new worker; `warm_request` one that does not. `idle_session` is what a session at rest takes beside its 100 bytes of
-/// state. Every second time `kills` removes the node's shared memory too, so that only its log is left. CopySession and a ColdSession from a
-/// checkpoint are not measured: this version does not have them.
+/// state. `cold_session_1mib` is the first request of a session whose 1 MiB of state is in a checkpoint on the local disk alone. Every second
+/// time `kills` removes the node's shared memory too, so that only its log is left. CopySession is not measured: this version does not have it.
 ///
 /// `XFAAS_BIN` and `XFAAS_GUESTS` say where the parts are, if not in `target/`; `TMPDIR` chooses the disk of the log.
 #[derive(Parser)]
@@ -51,7 +52,7 @@ struct Arguments {
     skipped: Vec<String>,
 }
 
-const PARTS: [&str; 6] = ["fork", "starts", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
+const PARTS: [&str; 7] = ["fork", "starts", "cold_session_1mib", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -107,6 +108,10 @@ impl Arguments {
                 let (place, server) = start_for_starts(bench)?;
                 let figures = on_cpu(load_cpu, || Ok(measure_starts(bench, &place, &server, self.requests)?))?;
                 figures.iter().flat_map(SessionRow::start).collect()
+            }
+            "cold_session_1mib" => {
+                let (place, server) = start_for_cold(bench)?;
+                SessionRow::start(&on_cpu(load_cpu, || Ok(measure_cold(bench, &place, &server)?))?).to_vec()
             }
             "idle_session" => vec![SessionRow::idle(&measure_density(bench, self.sessions)?)],
             "fork_64mib_rss_bytes" => vec![SessionRow::image(&measure_image(bench, self.image_forks)?)],

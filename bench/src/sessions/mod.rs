@@ -1,6 +1,7 @@
 //! What sessions cost: to start, at rest, and through kills. Everything is measured on a real node that is started for it, but for the phases
 //! of a Fork, which are measured without one.
 
+mod cold;
 mod density;
 mod image;
 mod kills;
@@ -8,6 +9,7 @@ mod probe;
 mod report;
 mod starts;
 
+pub use self::cold::{measure_cold, start_for_cold};
 pub use self::density::{Density, measure_density};
 pub use self::image::{ImageGrowth, measure_image};
 pub use self::kills::{KillFigures, measure_kills};

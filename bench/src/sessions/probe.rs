@@ -1,12 +1,14 @@
 //! What a node says of itself, and what the kernel says of it.
 
-use super::SessionsError;
+use super::{SessionsBench, SessionsError};
 use crate::load::fetch;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const SESSIONS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle for a second, written to the disk, and dropped.
+const ASLEEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `/metrics` at one moment.
 pub(super) struct Metrics {
@@ -24,6 +26,23 @@ impl Metrics {
                 return Ok(metrics);
             }
             if started.elapsed() > SESSIONS_TIMEOUT {
+                return Err(SessionsError::Missing { found, written: count });
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Once `count` sessions of the node sleep. Errors: they do not, in 60 s.
+    pub(super) fn with_asleep(bench: &SessionsBench<'_>, admin: SocketAddr, count: u64) -> Result<Metrics, SessionsError> {
+        let started = Instant::now();
+        loop {
+            bench.check_interrupt()?;
+            let metrics = Metrics::read(admin)?;
+            let found = metrics.sum("xfaas_sessions_asleep")? as u64;
+            if found == count {
+                return Ok(metrics);
+            }
+            if started.elapsed() > ASLEEP_TIMEOUT {
                 return Err(SessionsError::Missing { found, written: count });
             }
             std::thread::sleep(POLL_INTERVAL);

@@ -49,10 +49,49 @@ struct Kind {
     function: &'static str,
     /// Every request is for another session.
     is_new_session: bool,
+    times: Times,
+}
+
+/// What requests of one kind took, as the client saw it and by the node's counters.
+pub(super) struct Times {
     times_ns: Histogram<u64>,
     sum_ns: u64,
     server_s: f64,
     fork_s: f64,
+}
+
+impl Default for Times {
+    fn default() -> Times {
+        let times_ns = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds in order");
+        Times { times_ns, sum_ns: 0, server_s: 0.0, fork_s: 0.0 }
+    }
+}
+
+impl Times {
+    pub(super) fn record(&mut self, time_ns: u64) {
+        self.times_ns.saturating_record(time_ns);
+        self.sum_ns += time_ns;
+    }
+
+    /// Adds what the node counted between two looks at it.
+    pub(super) fn add_server(&mut self, before: &Metrics, after: &Metrics) -> Result<(), SessionsError> {
+        let grown = |name| Ok::<f64, SessionsError>(after.sum(name)? - before.sum(name)?);
+        self.server_s += grown("xfaas_request_duration_seconds_sum")?;
+        self.fork_s += grown("xfaas_fork_seconds_total")?;
+        Ok(())
+    }
+
+    pub(super) fn figures(&self, name: &'static str) -> StartFigures {
+        let count = self.times_ns.len().max(1) as f64;
+        let quantile_us = |quantile| self.times_ns.value_at_quantile(quantile) as f64 / 1_000.0;
+        let (mean_us, server_us, instance_us) =
+            (self.sum_ns as f64 / 1_000.0 / count, self.server_s * 1e6 / count, self.fork_s * 1e6 / count);
+        StartFigures {
+            name,
+            quantiles: Quantiles { p50_us: quantile_us(0.50), p99_us: quantile_us(0.99) },
+            phases: StartPhases { network_us: mean_us - server_us, instance_us, state_and_reply_us: server_us - instance_us },
+        }
+    }
 }
 
 /// Measures on the calling thread, which is on the load's CPU already. `requests`: of each kind.
@@ -62,15 +101,7 @@ pub fn measure_starts(
     server: &Server,
     requests: u32,
 ) -> Result<Vec<StartFigures>, SessionsError> {
-    let kind = |name, function, is_new_session| Kind {
-        name,
-        function,
-        is_new_session,
-        times_ns: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds in order"),
-        sum_ns: 0,
-        server_s: 0.0,
-        fork_s: 0.0,
-    };
+    let kind = |name, function, is_new_session| Kind { name, function, is_new_session, times: Times::default() };
     let mut kinds =
         [kind("cold_session_empty", "count", true), kind("warm_request", "count", false), kind("fork_request", "count-fork", false)];
     let mut client = Client::connect(server.address())?;
@@ -82,7 +113,7 @@ pub fn measure_starts(
             kind.run(&mut client, place.admin(), count, &mut sessions, block > 0)?;
         }
     }
-    Ok(kinds.iter().map(Kind::figures).collect())
+    Ok(kinds.iter().map(|kind| kind.times.figures(kind.name)).collect())
 }
 
 /// The node that `measure_starts` asks, running. Not from a thread on the load's CPU: it could not leave it.
@@ -114,28 +145,12 @@ impl Kind {
                 return Err(SessionsError::Answer { request: self.name, status: reply.status, body });
             }
             if is_counted {
-                self.times_ns.saturating_record(time_ns);
-                self.sum_ns += time_ns;
+                self.times.record(time_ns);
             }
         }
         if is_counted {
-            let after = Metrics::read(admin)?;
-            let grown = |name| Ok::<f64, SessionsError>(after.sum(name)? - before.sum(name)?);
-            self.server_s += grown("xfaas_request_duration_seconds_sum")?;
-            self.fork_s += grown("xfaas_fork_seconds_total")?;
+            self.times.add_server(&before, &Metrics::read(admin)?)?;
         }
         Ok(())
-    }
-
-    fn figures(&self) -> StartFigures {
-        let count = self.times_ns.len().max(1) as f64;
-        let quantile_us = |quantile| self.times_ns.value_at_quantile(quantile) as f64 / 1_000.0;
-        let (mean_us, server_us, instance_us) =
-            (self.sum_ns as f64 / 1_000.0 / count, self.server_s * 1e6 / count, self.fork_s * 1e6 / count);
-        StartFigures {
-            name: self.name,
-            quantiles: Quantiles { p50_us: quantile_us(0.50), p99_us: quantile_us(0.99) },
-            phases: StartPhases { network_us: mean_us - server_us, instance_us, state_and_reply_us: server_us - instance_us },
-        }
     }
 }

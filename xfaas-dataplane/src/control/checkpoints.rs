@@ -99,12 +99,15 @@ impl CheckpointStatus {
     }
 }
 
-/// Starts the thread. `owner`: the shard of an app's session; `wake`: makes a shard look for answers. Output: a door for each shard.
+/// The shard of an app's session.
+pub type OwnerOf = Box<dyn Fn(&str, &SessionId) -> u16 + Send>;
+
+/// Starts the thread. `wake`: makes a shard look for answers. Output: a door for each shard.
 /// Errors: the thread cannot be started.
 pub fn start_checkpoints(
     place: StorePlace,
     shards: usize,
-    owner: Box<dyn Fn(&str, &SessionId) -> u16 + Send>,
+    owner: OwnerOf,
     wake: Arc<dyn Fn(u16) + Send + Sync>,
 ) -> std::io::Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>)> {
     let (doors, (orders, answers)) = checkpoint_mail(shards);

@@ -34,6 +34,7 @@ pub(super) struct SessionReads {
     /// Answers that wait for a position of the log.
     held: VecDeque<(u64, u16, SessionAnswer)>,
     /// Questions whose session is being loaded.
+    #[expect(clippy::vec_box, reason = "questions come and go as boxes")]
     waking: Vec<Box<SessionQuestion>>,
 }
 
