@@ -5,7 +5,9 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use std::time::Duration;
 use xfaas_bench::bursts::{BurstBench, measure_bursts, start_for_bursts};
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::sessions::{SessionsBench, measure_density, measure_image, measure_kills, measure_starts, start_for_starts};
+use xfaas_bench::sessions::{
+    SessionsBench, measure_cold, measure_density, measure_image, measure_kills, measure_starts, start_for_cold, start_for_starts,
+};
 use xfaas_bench::settings::built_beside;
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 
@@ -23,6 +25,13 @@ fn sessions(criterion: &mut Criterion) {
             let (place, server) = start_for_starts(&bench).expect("a node with counters starts");
             let figures = measure_starts(&bench, &place, &server, 10).expect("each request is answered as it should be");
             assert!(figures.iter().all(|figures| figures.quantiles.p99_us >= figures.quantiles.p50_us));
+        });
+    });
+    group.bench_function("cold/1mib", |bencher| {
+        bencher.iter(|| {
+            let (place, server) = start_for_cold(&bench).expect("a node with large sessions starts");
+            let figures = measure_cold(&bench, &place, &server, 1).expect("each session falls asleep and comes back whole");
+            assert!(figures.quantiles.p99_us >= figures.quantiles.p50_us);
         });
     });
     group.bench_function("at_rest/2000", |bencher| {

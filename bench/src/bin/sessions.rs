@@ -52,6 +52,8 @@ struct Arguments {
     skipped: Vec<String>,
 }
 
+/// How often each of the sessions with 1 MiB is woken.
+const COLD_ROUNDS: u32 = 5;
 const PARTS: [&str; 7] = ["fork", "starts", "cold_session_1mib", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
 
 fn main() -> ExitCode {
@@ -111,7 +113,7 @@ impl Arguments {
             }
             "cold_session_1mib" => {
                 let (place, server) = start_for_cold(bench)?;
-                SessionRow::start(&on_cpu(load_cpu, || Ok(measure_cold(bench, &place, &server)?))?).to_vec()
+                SessionRow::start(&on_cpu(load_cpu, || Ok(measure_cold(bench, &place, &server, COLD_ROUNDS)?))?).to_vec()
             }
             "idle_session" => vec![SessionRow::idle(&measure_density(bench, self.sessions)?)],
             "fork_64mib_rss_bytes" => vec![SessionRow::image(&measure_image(bench, self.image_forks)?)],

@@ -8,8 +8,6 @@ use crate::servers::{NodeFunction, NodePlace, Server};
 use xfaas_dataplane::sys::clock::monotonic_ns;
 
 const SESSIONS: u64 = 32;
-/// How often each of them falls asleep and is woken. The first time is not counted.
-const ROUNDS: u32 = 6;
 const STATE_BYTES: u32 = 1 << 20;
 
 /// The node that `measure_cold` asks, running. Not from a thread on the load's CPU: it could not leave it.
@@ -20,8 +18,9 @@ pub fn start_for_cold(bench: &SessionsBench<'_>) -> Result<(NodePlace, Server), 
     Ok((place, server))
 }
 
-/// Measures on the calling thread, which is on the load's CPU already. The state is random bytes, which no compression makes smaller.
-pub fn measure_cold(bench: &SessionsBench<'_>, place: &NodePlace, server: &Server) -> Result<StartFigures, SessionsError> {
+/// Measures on the calling thread, which is on the load's CPU already. `rounds`: how often each session falls asleep and is woken, after a first
+/// time that is not counted. The state is random bytes, which no compression makes smaller.
+pub fn measure_cold(bench: &SessionsBench<'_>, place: &NodePlace, server: &Server, rounds: u32) -> Result<StartFigures, SessionsError> {
     let mut client = Client::connect(server.address())?;
     let mut random = Random::new(1);
     let mut state: Vec<u8> = (0..STATE_BYTES).map(|_| random.below(256) as u8).collect();
@@ -30,7 +29,7 @@ pub fn measure_cold(bench: &SessionsBench<'_>, place: &NodePlace, server: &Serve
         ask(&mut client, number, &state, b"")?;
     }
     let mut times = Times::default();
-    for round in 0..ROUNDS {
+    for round in 0..=rounds {
         let before = Metrics::with_asleep(bench, place.admin(), SESSIONS)?;
         for number in 0..SESSIONS {
             let started_ns = monotonic_ns();

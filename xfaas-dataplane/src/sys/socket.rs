@@ -21,12 +21,13 @@ const BACKLOG_CONNECTIONS: i32 = 4_096;
 /// Asked of the kernel for datagrams on their way in; the kernel grants at most `net.core.rmem_max`.
 const UDP_RECEIVE_BYTES: usize = 4 << 20;
 
-/// The kernel takes the rings of a process apart after its end (24 ms measured), and the sockets they hold with them: a restart waits so long.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
+/// The kernel takes the rings of a process apart after its end, and the sockets they hold with them: a restart waits so long. 24 ms measured, and
+/// over a second on a machine that had more to do than it could.
+const RELEASE_WAIT: Duration = Duration::from_secs(3);
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// Refuses an address that another process listens on. SO_REUSEPORT alone would share it without a word, when it is ours or we are root.
-/// Called once before the shards' sockets are made. Cost: a second when the address is taken.
+/// Called once before the shards' sockets are made. Cost: three seconds when the address is taken.
 pub fn ensure_free(address: SocketAddr, tcp: bool) -> Result<(), ListenError> {
     let deadline = Instant::now() + RELEASE_WAIT;
     loop {
