@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xfaas_bench::bursts::{BurstBench, bursts_table, measure_bursts, plot, start_for_bursts};
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{Cpus, on_cpu, xfaas_files};
 
 /// Requests at once on one session of a real node, as in Fig. 11 of the paper: each adds 1 to a number, and works for a while between
@@ -40,13 +40,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

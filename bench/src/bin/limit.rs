@@ -4,7 +4,7 @@ use clap::Parser;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use xfaas_bench::limit::{counter_reply, serve};
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_common::ids::SessionId;
 
 /// Answers every HTTP/1.1 request head with a fixed reply: the most that one core and one io_uring can do.
@@ -19,13 +19,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

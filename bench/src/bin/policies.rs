@@ -7,7 +7,7 @@ use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfaas_bench::policies::{CompareOptions, GeneratorOptions, compare, generate, policy_table, read_csv, write_csv};
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 
 /// Replays a trace under each keep-alive policy and memory limit, with the dataplane's own code of the policies.
 ///
@@ -45,13 +45,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

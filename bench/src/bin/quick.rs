@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use xfaas_bench::fork::measure_fork;
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::report::{Row, table};
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{Cpus, chain, ebpf_object, on_cpu, seconds, xfaas_files};
 use xfaas_bench::steer::measure_steering;
 use xfaas_bench::suite::{Case, Suite};
@@ -49,13 +49,7 @@ fn case_names() -> clap::builder::PossibleValuesParser {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

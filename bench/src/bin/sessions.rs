@@ -5,7 +5,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use xfaas_bench::fork::measure_fork;
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_bench::sessions::{
     SessionRow, SessionsBench, measure_cold, measure_density, measure_image, measure_kills, measure_starts, sessions_table, start_for_cold,
     start_for_starts,
@@ -57,13 +57,7 @@ const COLD_ROUNDS: u32 = 5;
 const PARTS: [&str; 7] = ["fork", "starts", "cold_session_1mib", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

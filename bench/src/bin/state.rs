@@ -10,7 +10,7 @@ use xfaas_bench::load::Interrupt;
 use xfaas_bench::network::Network;
 use xfaas_bench::read_scaling::{ScalingOptions, measure_read_scaling};
 use xfaas_bench::report::Row;
-use xfaas_bench::servers::{print_error, start_redis, start_xfaas_in};
+use xfaas_bench::servers::{exit_code, start_redis, start_xfaas_in};
 use xfaas_bench::settings::{Cpus, chain, on_cpu, on_thread, seconds, xfaas_files};
 use xfaas_bench::state::{Case, CaseError, Plan, echo_case, guest_cases, measure, memory_cases, redis_cases, rpc_cases, state_table};
 use xfaas_dataplane::sys::affinity::pin_to;
@@ -69,13 +69,7 @@ struct Figures {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

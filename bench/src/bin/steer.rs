@@ -4,7 +4,7 @@ use clap::Parser;
 use std::error::Error;
 use std::process::ExitCode;
 use xfaas_bench::report::{Row, table_of_steering};
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::ebpf_object;
 use xfaas_bench::steer::measure_steering;
 use xfaas_dataplane::sys::affinity::{allowed_cpus, pin_to};
@@ -19,13 +19,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

@@ -4,7 +4,7 @@ use clap::Parser;
 use std::error::Error;
 use std::process::ExitCode;
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::servers::print_error;
+use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{Cpus, on_cpu, seconds, xfaas_files};
 use xfaas_bench::sync::{SyncBench, SyncServers, measure_sync};
 
@@ -28,13 +28,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print_error(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

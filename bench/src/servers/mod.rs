@@ -10,6 +10,6 @@ mod xfaas;
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
-pub use self::process::{Server, ServerError, print_error, scratch_directory};
+pub use self::process::{Server, ServerError, exit_code, print_error, scratch_directory};
 pub use self::redis::{start_redis, start_redis_always};
 pub use self::xfaas::{FUNCTIONS, RPC_FUNCTION, XfaasFiles, start_xfaas, start_xfaas_in, start_xfaas_sync};

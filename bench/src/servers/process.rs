@@ -194,6 +194,17 @@ pub fn print_error(error: &dyn std::error::Error) {
     }
 }
 
+/// What a binary ends with: its error is printed.
+pub fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> std::process::ExitCode {
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(error.as_ref());
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -172,9 +172,9 @@ fn compaction_killed_at_any_store_leaves_every_value_whole() {
         }
         kills += 1;
         // Every store at first; later further in, where the pieces and the other kinds come.
-        stores += 1 + stores / 120 * 13;
+        stores += 1 + stores / 180 * 13;
     }
-    assert!(kills > 120, "{kills}");
+    assert!(kills > 150, "{kills}");
     check(&region, &model);
 }
 
