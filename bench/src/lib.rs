@@ -3,6 +3,7 @@
 
 pub mod bursts;
 pub mod fork;
+pub mod generator;
 pub mod guest;
 pub mod limit;
 pub mod load;
