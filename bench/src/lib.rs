@@ -11,6 +11,7 @@ pub mod network;
 pub mod policies;
 pub mod read_scaling;
 pub mod report;
+pub mod rival;
 pub mod servers;
 pub mod sessions;
 pub mod settings;

@@ -18,7 +18,8 @@ use crate::{build, paths, rights, setup};
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
-    /// `policies` (keep-alive policies on a trace), or another one of bench/src/bin.
+    /// `policies` (keep-alive policies on a trace), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself), or another one
+    /// of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -27,13 +28,18 @@ pub struct Arguments {
 
 /// The program whose servers and clients are in a lab.
 const WITH_LAB: &str = "state";
+/// The bare io_uring echo.
+const BESIDE: &str = "limit";
 const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    step(&format!("build the benchmark {}", arguments.name), || run_quiet(&mut build::host_build(true, &arguments.name)))?;
+    // Several hold what they measure against the bare echo, and start it from beside themselves.
+    for program in [&arguments.name, BESIDE] {
+        step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
+    }
 
     let mut run = Command::new(paths::host_program(&arguments.name, true));
     run.args(&arguments.arguments);

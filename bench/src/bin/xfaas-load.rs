@@ -57,7 +57,7 @@ struct Arguments {
     /// Connections, or sockets of datagrams, of all threads together [default: 32; 256 with --rate over HTTP].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
     connections: Option<u32>,
-    /// Datagrams under way at once [default: 32; 4096 with --rate].
+    /// Requests under way at once; over HTTP more than connections are pipelined [default: as many as connections; datagrams with --rate 4096].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
     in_flight: Option<u32>,
     /// Sessions that requests are spread over.
@@ -215,15 +215,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn shape_of(arguments: &Arguments) -> HttpShape {
+    let headers = match arguments.session_header.as_str() {
+        "none" => Vec::new(),
+        name => vec![format!("{name}: {{session}}")],
+    };
+    HttpShape { method: arguments.method.clone(), path: arguments.path.clone(), headers, names_session: !arguments.no_session_echo }
+}
+
 /// Errors: arguments that are good by themselves and do not go together.
 fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     let (transport, target) = arguments.target;
     let (is_http, is_open) = (transport == Transport::Http, arguments.rate.is_some());
     let connections = arguments.connections.unwrap_or(if is_http && is_open { 256 } else { 32 }) as usize;
     let in_flight = match arguments.in_flight {
-        Some(_) if is_http => return Err("--in-flight is for datagrams: HTTP has one request under way on each connection".to_owned()),
-        None if is_http => connections,
-        None => if is_open { 4_096 } else { 32 },
+        None if !is_http && is_open => 4_096,
+        None => connections,
         Some(in_flight) => in_flight as usize,
     };
     if !is_http && connections > SOCKETS_MAX {
@@ -231,7 +238,9 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     }
     let threads = usize::from(arguments.threads);
     if connections.min(in_flight) < threads {
-        return Err(format!("{threads} threads need as many connections and requests under way, and there are {connections} and {in_flight}"));
+        return Err(format!(
+            "{threads} threads need as many connections and requests under way, and there are {connections} and {in_flight}"
+        ));
     }
     if !is_http && arguments.payload_bytes > DATAGRAM_PAYLOAD_BYTES_MAX {
         return Err(format!("--payload-bytes: a datagram carries at most {DATAGRAM_PAYLOAD_BYTES_MAX}"));
@@ -248,20 +257,11 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
         (Some(per_second), ArrivalKind::Poisson) => Arrivals::Poisson { per_second },
         (Some(per_second), ArrivalKind::Bursts) => Arrivals::Bursts { per_second, size: arguments.burst_requests },
     };
-    let headers = match arguments.session_header.as_str() {
-        "none" => Vec::new(),
-        name => vec![format!("{name}: {{session}}")],
-    };
     let prefix = arguments.session_prefix.clone();
     let timeout_ms = arguments.answer_timeout_ms.unwrap_or(if is_http { 5_000 } else { 1_000 });
     let fresh = || format!("load-{:x}-{:x}-", unix_ms(), std::process::id());
     Ok(LoadSpec {
-        shape: HttpShape {
-            method: arguments.method.clone(),
-            path: arguments.path.clone(),
-            headers,
-            names_session: !arguments.no_session_echo,
-        },
+        shape: shape_of(arguments),
         functions: arguments.functions.clone(),
         payload: (0..arguments.payload_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
         arrivals,

@@ -45,7 +45,10 @@ impl<'a> Datagrams<'a> {
             submission_entries: 1_024,
             completion_entries: 16_384,
             files: sockets as u32,
-            groups: vec![GroupOptions { buffers: (in_flight * 2).next_power_of_two().clamp(64, 8_192) as u16, buffer_bytes: RECEIVE_BUFFER_BYTES }],
+            groups: vec![GroupOptions {
+                buffers: (in_flight * 2).next_power_of_two().clamp(64, 8_192) as u16,
+                buffer_bytes: RECEIVE_BUFFER_BYTES,
+            }],
             polls: true,
         })
         .map_err(LoadError::from)?;
@@ -106,7 +109,13 @@ impl Wire for Datagrams<'_> {
         ring.send(tag(SENT, socket), FixedFile(socket as u32), buffer);
     }
 
-    fn on_completion(&mut self, ring: &mut Ring, completion: Completion, ledger: &mut Ledger<'_>, now_ns: u64) -> Result<(), GeneratorError> {
+    fn on_completion(
+        &mut self,
+        ring: &mut Ring,
+        completion: Completion,
+        ledger: &mut Ledger<'_>,
+        now_ns: u64,
+    ) -> Result<(), GeneratorError> {
         // The ICMP answer to an earlier datagram: nobody listens. Silence tells that too, but later.
         let is_refused = completion.result == -Errno::CONNREFUSED.raw_os_error();
         if completion.tag.0 >> KIND_SHIFT == SENT {

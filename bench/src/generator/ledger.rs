@@ -275,11 +275,11 @@ impl<'a> Ledger<'a> {
         if let Some(schedule) = self.schedule.as_mut().filter(|_| !by_count) {
             while schedule.due_ns() < end_ns {
                 let waited_ns = end_ns - schedule.due_ns();
+                self.tally.unsent += 1;
                 if schedule.due_ns() >= self.window.from_ns {
                     let function = self.functions.next(&mut self.random);
                     self.tally.functions[function].latency_ns.saturating_record(waited_ns);
                     self.tally.send_delay_ns.saturating_record(waited_ns);
-                    self.tally.unsent += 1;
                 }
                 schedule.advance();
             }
@@ -309,7 +309,8 @@ mod tests {
         let mut spec = LoadSpec::new(([127, 0, 0, 1], 1).into(), Transport::Datagram, "p".to_owned());
         spec.functions.push(function.parse().unwrap());
         (spec.arrivals, spec.sessions) = (arrivals, 1);
-        (spec.warm_up, spec.measured, spec.answer_timeout) = (Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(50));
+        (spec.warm_up, spec.measured, spec.answer_timeout) =
+            (Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(50));
         Run { spec, truth: Truth::new(1), live: LiveThread::default() }
     }
 

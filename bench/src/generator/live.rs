@@ -58,10 +58,21 @@ impl<'a> ProgressLine<'a> {
         let sum = |of: fn(&LiveThread) -> &AtomicU64| self.threads.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum::<u64>();
         let good = sum(|thread| &thread.good);
         let rate = (good - self.shown_good) as f64 / elapsed.as_secs_f64();
-        let line = line(self.started.elapsed().as_secs(), rate, good, sum(|live| &live.refused), sum(|live| &live.bad), sum(|live| &live.under_way));
+        let line = line(
+            self.started.elapsed().as_secs(),
+            rate,
+            good,
+            sum(|live| &live.refused),
+            sum(|live| &live.bad),
+            sum(|live| &live.under_way),
+        );
         // Nobody who watches, no line: a run does not end for that.
         let mut stderr = std::io::stderr().lock();
-        if overwrites { write!(stderr, "\r\x1b[K{line}").ok() } else { writeln!(stderr, "{line}").ok() };
+        if overwrites {
+            write!(stderr, "\r\x1b[K{line}").ok()
+        } else {
+            writeln!(stderr, "{line}").ok()
+        };
         stderr.flush().ok();
         (self.shown, self.shown_good) = (Instant::now(), good);
     }

@@ -53,9 +53,11 @@ impl FromStr for MixFunction {
         };
         let check = match parts.next() {
             None => check_of_sample(name),
-            Some(text) => CHECKS.iter().find(|(name, _)| *name == text).map(|(_, check)| *check).ok_or_else(|| {
-                format!("there is no check {text:?}: choose one of {}", CHECKS.map(|(name, _)| name).join(", "))
-            })?,
+            Some(text) => CHECKS
+                .iter()
+                .find(|(name, _)| *name == text)
+                .map(|(_, check)| *check)
+                .ok_or_else(|| format!("there is no check {text:?}: choose one of {}", CHECKS.map(|(name, _)| name).join(", ")))?,
         };
         Ok(MixFunction { name: name.to_owned(), weight, check })
     }
@@ -73,11 +75,13 @@ fn check_of_sample(name: &str) -> Check {
 
 /// What is wrong with a mix, if anything. A weak writer beside a checked counter may take its updates back.
 pub fn fault_of_mix(functions: &[MixFunction]) -> Option<String> {
-    let counters: Vec<&str> = functions.iter().filter(|function| function.check == Check::Counter).map(|function| &*function.name).collect();
+    let counters: Vec<&str> =
+        functions.iter().filter(|function| function.check == Check::Counter).map(|function| &*function.name).collect();
     if functions.is_empty() || functions.len() > FUNCTIONS_MAX {
         return Some(format!("give 1 to {FUNCTIONS_MAX} functions"));
     }
-    if let Some(twice) = functions.iter().enumerate().find(|(i, function)| functions[..*i].iter().any(|other| other.name == function.name)) {
+    if let Some(twice) = functions.iter().enumerate().find(|(i, function)| functions[..*i].iter().any(|other| other.name == function.name))
+    {
         return Some(format!("{} is given twice", twice.1.name));
     }
     if let [first, second, ..] = counters[..] {

@@ -32,7 +32,7 @@ pub use self::popularity::Popularity;
 pub use self::report::{FunctionOutcome, Latency, LoadOutcome};
 pub use self::run::run_load;
 pub use self::spec::{
-    GeneratorError, HttpShape, IN_FLIGHT_MAX, LoadSpec, SESSION_PREFIX_BYTES_MAX, SESSIONS_MAX, SOCKETS_MAX, SpecError, THREADS_MAX, Transport,
-    Wait,
+    GeneratorError, HttpShape, IN_FLIGHT_MAX, LoadSpec, SESSION_PREFIX_BYTES_MAX, SESSIONS_MAX, SOCKETS_MAX, SpecError, THREADS_MAX,
+    Transport, Wait,
 };
 pub use self::truth::CounterVerdict;

@@ -7,9 +7,13 @@ use crate::load::Random;
 pub enum Popularity {
     Uniform,
     /// Session `k` (from 1) is asked for with a probability proportional to `k^-exponent`.
-    Zipf { exponent: f64 },
+    Zipf {
+        exponent: f64,
+    },
     /// The first session gets `share` of all requests, the others the rest evenly.
-    OneHot { share: f64 },
+    OneHot {
+        share: f64,
+    },
 }
 
 impl Popularity {

@@ -71,7 +71,7 @@ pub struct LoadOutcome {
     pub statuses: BTreeMap<u16, u64>,
     /// From when a request was due to when it left; null in a closed loop.
     pub send_delay_p99_us: Option<f64>,
-    /// Of the generator's threads: CPU time, and the time in which there was something to do, for each answer.
+    /// Of the generator's threads: CPU time for each answer, and the part of it in which there was something to do.
     pub cpu_us_per_request: f64,
     pub busy_us_per_request: f64,
     pub functions: Vec<FunctionOutcome>,
@@ -199,7 +199,8 @@ impl LoadOutcome {
             text += &line;
             text.push('\n');
         };
-        let offered = self.offered_per_second.map_or("closed loop".to_owned(), |rate| format!("{} arrivals, {rate:.0} offered/s", self.arrivals));
+        let offered =
+            self.offered_per_second.map_or("closed loop".to_owned(), |rate| format!("{} arrivals, {rate:.0} offered/s", self.arrivals));
         line(format!(
             "{}://{}  {offered}, {} connections, {} sessions ({}), {} threads, {:.1} s measured",
             self.transport, self.target, self.connections, self.sessions, self.popularity, self.threads, self.measured_s

@@ -88,12 +88,7 @@ fn run_threads(
     Ok((whole, first))
 }
 
-fn judge_counters(
-    spec: &LoadSpec,
-    reader: Option<&str>,
-    sessions: &[SessionId],
-    truth: &Truth,
-) -> Result<CounterVerdict, GeneratorError> {
+fn judge_counters(spec: &LoadSpec, reader: Option<&str>, sessions: &[SessionId], truth: &Truth) -> Result<CounterVerdict, GeneratorError> {
     let asked: Vec<usize> = (0..spec.sessions).filter(|session| truth.was_asked(*session)).collect();
     let mut verdict = CounterVerdict { was_read: reader.is_some(), ..CounterVerdict::default() };
     let numbers = reader.map(|reader| read_counters(spec, reader, sessions, &asked)).transpose()?;

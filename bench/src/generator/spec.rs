@@ -24,7 +24,7 @@ pub const SESSION_PREFIX_BYTES_MAX: usize = 64 - NUMBER_DIGITS;
 /// The way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// HTTP/1.1, one request at a time on a connection.
+    /// HTTP/1.1, one request at a time on a connection, or pipelined.
     Http,
     /// docs/PROTOCOL.md, any number under way on a socket.
     Datagram,
@@ -54,7 +54,12 @@ pub struct HttpShape {
 impl Default for HttpShape {
     /// As xfaas wants them.
     fn default() -> HttpShape {
-        HttpShape { method: None, path: "/f/{function}".to_owned(), headers: vec!["x-session-id: {session}".to_owned()], names_session: true }
+        HttpShape {
+            method: None,
+            path: "/f/{function}".to_owned(),
+            headers: vec!["x-session-id: {session}".to_owned()],
+            names_session: true,
+        }
     }
 }
 
@@ -69,7 +74,7 @@ pub struct LoadSpec {
     pub arrivals: Arrivals,
     /// Connections over HTTP, sockets for datagrams; of all threads together.
     pub connections: usize,
-    /// Requests under way at once; over HTTP as many as connections.
+    /// Requests under way at once; more than connections over HTTP are pipelined.
     pub in_flight: usize,
     pub sessions: usize,
     pub popularity: Popularity,
@@ -139,7 +144,7 @@ impl LoadSpec {
         if let Some(fault) = super::mix::fault_of_mix(&self.functions) {
             return Err(SpecError::Mix(fault));
         }
-        let least = if self.transport == Transport::Http { self.connections } else { self.connections.min(self.in_flight) };
+        let least = self.connections.min(self.in_flight);
         let is_bounded = (1..=THREADS_MAX).contains(&self.threads)
             && (1..=SESSIONS_MAX).contains(&self.sessions)
             && self.connections <= IN_FLIGHT_MAX

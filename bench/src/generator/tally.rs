@@ -31,7 +31,7 @@ pub(super) struct Tally {
     /// How often each status other than 2xx came.
     pub(super) statuses: BTreeMap<u16, u64>,
     pub(super) sent: u64,
-    /// Due in the measured time and never sent: all places were taken until the end.
+    /// Due and never sent: all places were taken until the end.
     pub(super) unsent: u64,
     /// Good and refused answers that came in the measured time.
     pub(super) good_in_time: u64,
@@ -45,10 +45,9 @@ pub(super) struct Tally {
     pub(super) reconnects: u64,
     pub(super) first_fault: Option<String>,
     pub(super) measured_ns: u64,
-    /// Of the thread: its whole time, the part in which there was something to do, and its CPU time.
-    pub(super) wall_ns: u64,
-    pub(super) busy_ns: u64,
+    /// Of the thread: its CPU time, and the part of it in which there was something to do.
     pub(super) cpu_ns: u64,
+    pub(super) busy_ns: u64,
 }
 
 fn histogram() -> Histogram<u64> {
@@ -90,7 +89,6 @@ impl Tally {
             reconnects: 0,
             first_fault: None,
             measured_ns: 0,
-            wall_ns: 0,
             busy_ns: 0,
             cpu_ns: 0,
         }
@@ -115,7 +113,6 @@ impl Tally {
         self.reconnects += other.reconnects;
         self.first_fault = self.first_fault.take().or(other.first_fault);
         self.measured_ns = self.measured_ns.max(other.measured_ns);
-        self.wall_ns += other.wall_ns;
         self.busy_ns += other.busy_ns;
         self.cpu_ns += other.cpu_ns;
     }

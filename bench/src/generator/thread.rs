@@ -20,12 +20,23 @@ const SEND_BATCH: usize = 16;
 /// A thread that sleeps looks at the interrupt this often.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
+/// A turn in vain takes less; if not, others had the core, and that is no CPU time of ours.
+const IDLE_TURN_NS_MAX: u64 = 2_000;
+
 /// A way to ask.
 pub(super) trait Wire {
     /// Sends the request that `place` was filled with.
     fn send(&mut self, ring: &mut Ring, ledger: &Ledger<'_>, place: usize);
+    /// Hands over what `send` gathered.
+    fn flush(&mut self, _ring: &mut Ring) {}
     /// Takes what completed. Errors: no more can come.
-    fn on_completion(&mut self, ring: &mut Ring, completion: Completion, ledger: &mut Ledger<'_>, now_ns: u64) -> Result<(), GeneratorError>;
+    fn on_completion(
+        &mut self,
+        ring: &mut Ring,
+        completion: Completion,
+        ledger: &mut Ledger<'_>,
+        now_ns: u64,
+    ) -> Result<(), GeneratorError>;
     /// Once a turn.
     fn sweep(&mut self, _ledger: &mut Ledger<'_>, _now_ns: u64) {}
 }
@@ -54,7 +65,7 @@ pub(super) fn run_thread(
     if let Some(cpu) = spec.cpus.get(thread % spec.cpus.len().max(1)) {
         pin_to(*cpu)?;
     }
-    let connections = spec.share(spec.connections, thread);
+    let (connections, in_flight) = (spec.share(spec.connections, thread), spec.share(spec.in_flight, thread));
     let is_ready = move || {
         ready.send(()).ok(); // who waits has gone only if another thread failed
         drop(ready);
@@ -64,11 +75,10 @@ pub(super) fn run_thread(
         Transport::Http => {
             let (mut streams, mut ring) = Streams::connect(spec, shared.sessions, connections)?;
             let Some(start_ns) = is_ready() else { return Ok((Tally::new(spec.functions.len()), None)) };
-            let ledger = Ledger::new(spec, thread, connections, (shared.truth, live), start_ns);
+            let ledger = Ledger::new(spec, thread, in_flight, (shared.truth, live), start_ns);
             Ok(drive(shared, &mut streams, &mut ring, ledger))
         }
         Transport::Datagram => {
-            let in_flight = spec.share(spec.in_flight, thread);
             let (mut datagrams, mut ring) = Datagrams::connect(spec, shared.sessions, connections, in_flight)?;
             let Some(start_ns) = is_ready() else { return Ok((Tally::new(spec.functions.len()), None)) };
             let ledger = Ledger::new(spec, thread, in_flight, (shared.truth, live), start_ns);
@@ -84,17 +94,16 @@ fn thread_cpu_ns() -> u64 {
 }
 
 fn drive(shared: &Shared<'_>, wire: &mut impl Wire, ring: &mut Ring, mut ledger: Ledger<'_>) -> (Tally, Option<GeneratorError>) {
-    let (began_ns, began_cpu_ns) = (monotonic_ns(), thread_cpu_ns());
-    let mut busy_ns = 0;
-    let ended = run_turns(shared, wire, ring, &mut ledger, &mut busy_ns).err();
+    let began_cpu_ns = thread_cpu_ns();
+    let mut idle_ns = 0;
+    let ended = run_turns(shared, wire, ring, &mut ledger, &mut idle_ns).err();
     if ended.is_some() {
         shared.stop.set();
         ledger.abandon(monotonic_ns());
     }
     let mut tally = ledger.finish();
-    tally.wall_ns = monotonic_ns() - began_ns;
     tally.cpu_ns = thread_cpu_ns() - began_cpu_ns;
-    tally.busy_ns = busy_ns;
+    tally.busy_ns = tally.cpu_ns.saturating_sub(idle_ns);
     (tally, ended)
 }
 
@@ -103,7 +112,7 @@ fn run_turns(
     wire: &mut impl Wire,
     ring: &mut Ring,
     ledger: &mut Ledger<'_>,
-    busy_ns: &mut u64,
+    idle_ns: &mut u64,
 ) -> Result<(), GeneratorError> {
     let mut turned_ns = monotonic_ns();
     loop {
@@ -125,13 +134,11 @@ fn run_turns(
         wire.sweep(ledger, now_ns);
         was_busy |= send_due(wire, ring, ledger)?;
         ledger.publish();
-        if was_busy {
-            let end_ns = monotonic_ns();
-            *busy_ns += end_ns - turned_ns;
-            turned_ns = end_ns;
-        } else {
-            turned_ns = now_ns;
+        let end_ns = monotonic_ns();
+        if !was_busy && shared.spec.wait == Wait::Spin {
+            *idle_ns += (end_ns - turned_ns).min(IDLE_TURN_NS_MAX);
         }
+        turned_ns = end_ns;
         if shared.interrupt.is_set() || shared.stop.is_set() {
             ledger.stop(now_ns);
         }
@@ -152,9 +159,11 @@ fn send_due(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>) -> R
         wire.send(ring, ledger, place);
         sent += 1;
         if sent % SEND_BATCH == 0 {
+            wire.flush(ring);
             ring.poll().map_err(LoadError::from)?;
             now_ns = monotonic_ns();
         }
     }
+    wire.flush(ring);
     Ok(sent > 0)
 }

@@ -101,7 +101,9 @@ impl Truth {
             verdict.doubled_updates += doubled;
             if lost + doubled > 0 {
                 verdict.first_fault.get_or_insert_with(|| {
-                    format!("session {name}: {acknowledged} updates were acknowledged and {unsure} are unsure, and the counter grew by {grown}")
+                    format!(
+                        "session {name}: {acknowledged} updates were acknowledged and {unsure} are unsure, and the counter grew by {grown}"
+                    )
                 });
             }
         });

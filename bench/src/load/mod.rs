@@ -14,9 +14,9 @@ mod random;
 mod reply;
 
 pub use self::burst::{BurstReply, run_burst};
+pub(crate) use self::check::excerpt;
 pub use self::check::{BodyRule, Expect};
 pub use self::client::Client;
-pub(crate) use self::check::excerpt;
 pub(crate) use self::datagram::connect as connect_datagrams;
 pub use self::datagram::{DatagramLoad, run_datagrams};
 pub use self::fetch::{FetchError, Fetched, fetch};
