@@ -7,15 +7,15 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::servers::{Server, start_xfaas};
+use xfaas_bench::servers::{Server, XfaasFiles, start_xfaas};
 use xfaas_bench::settings::built_beside;
 use xfaas_common::wire::{Header, KIND_REPLY};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests");
 
-/// A node with the sample functions.
-fn node() -> Server {
+/// The program and the guests.
+fn files() -> XfaasFiles {
     let mut files = built_beside();
     if std::env::var_os("XFAAS_BIN").is_none() {
         // Tests lie one folder deeper than programs.
@@ -24,7 +24,12 @@ fn node() -> Server {
     }
     assert!(files.binary.is_file(), "{} is missing: `cargo build -p xfaas-dataplane --bin xfaas`", files.binary.display());
     files.guests = std::env::var_os("XFAAS_GUESTS").map_or_else(|| GUESTS.into(), Into::into);
-    start_xfaas(&files, allowed_cpus()[0], &Interrupt::default()).expect("xfaas starts")
+    files
+}
+
+/// A node with the sample functions.
+fn node() -> Server {
+    start_xfaas(&files(), allowed_cpus()[0], &Interrupt::default()).expect("xfaas starts")
 }
 
 fn command(arguments: &[&str]) -> Command {
@@ -298,4 +303,23 @@ fn an_interrupted_run_ends_cleanly_with_its_results_so_far() {
     let document = document(&output, 0);
     assert_eq!(document["interrupted"], true);
     assert!(count(&document, "good") > 0 && document["measured_s"].as_f64().unwrap() < 300.0, "{document}");
+}
+
+#[test]
+fn curves_of_one_core_are_points_up_to_twice_the_top_and_a_verdict() {
+    let (files, directory) = (files(), tempfile::tempdir().unwrap());
+    let svg = directory.path().join("curves.svg");
+    let mut curves = Command::new(env!("CARGO_BIN_EXE_curves"));
+    curves.args(["--json", "--seconds", "0.1", "--cores", "1", "--skip", "udp_rmw", "--connections", "64", "--svg"]).arg(&svg);
+    let output = curves.env("XFAAS_BIN", files.binary).env("XFAAS_GUESTS", files.guests).output().expect("a built program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    // Whether it bends is the machine's at that moment, and a machine that slept may not have been loaded past its top.
+    assert!(rows.len() >= 11, "{output:?}");
+    let parts: Vec<f64> = rows[1..11].iter().map(|row| row["part_of_top"].as_f64().unwrap()).collect();
+    assert!(parts.is_sorted() && parts[9] == 2.0, "{parts:?}");
+    assert!(rows[0]["part_of_top"].is_null() && rows[0]["requests_per_second"].as_f64().unwrap() > 100.0, "{text}");
+    assert!(rows[..11].iter().all(|row| row["name"] == "http_rmw" && row["steering"] == "off" && row["cores"] == 1), "{text}");
+    assert!(rows.get(11).is_none_or(|row| row["name"] == "http_rmw_verdict" && row["kept_share"].is_number()), "{text}");
+    assert!(svg.is_file() && svg.with_extension("png").is_file());
 }
