@@ -38,7 +38,7 @@ const DATAGRAM_PAYLOAD_BYTES_MAX: u32 = 1_400;
 #[derive(Parser)]
 #[command(name = "xfaas-load", version, verbatim_doc_comment, after_help = "Exit codes: 0 a good run, 1 a failed one, 2 wrong usage.")]
 struct Arguments {
-    /// Whom to ask: http://HOST:PORT or udp://HOST:PORT. Loopback, or whatever a network namespace of its own reaches.
+    /// Whom to ask: http://HOST:PORT, udp://HOST:PORT, or redis://HOST:PORT with the functions set, get and incr. Loopback, or whatever a network namespace of its own reaches.
     #[arg(value_name = "TARGET", value_parser = target)]
     target: (Transport, SocketAddr),
     /// A function, how often it is asked for beside the others, and what it must answer: any, echo, number, counter or read. May be
@@ -158,7 +158,8 @@ fn target(text: &str) -> Result<(Transport, SocketAddr), String> {
     let (transport, rest) = match text.split_once("://") {
         Some(("http", rest)) => (Transport::Http, rest),
         Some(("udp", rest)) => (Transport::Datagram, rest),
-        _ => return Err("give http://HOST:PORT or udp://HOST:PORT".to_owned()),
+        Some(("redis", rest)) => (Transport::Redis, rest),
+        _ => return Err("give http://HOST:PORT, udp://HOST:PORT or redis://HOST:PORT".to_owned()),
     };
     let mut addresses = rest.to_socket_addrs().map_err(|error| format!("{rest:?} is no HOST:PORT: {error}"))?;
     addresses.next().map(|address| (transport, address)).ok_or_else(|| format!("{rest:?} has no address"))
@@ -226,7 +227,8 @@ fn shape_of(arguments: &Arguments) -> HttpShape {
 /// Errors: arguments that are good by themselves and do not go together.
 fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     let (transport, target) = arguments.target;
-    let (is_http, is_open) = (transport == Transport::Http, arguments.rate.is_some());
+    // Whatever goes over connections.
+    let (is_http, is_open) = (transport != Transport::Datagram, arguments.rate.is_some());
     let connections = arguments.connections.unwrap_or(if is_http && is_open { 256 } else { 32 }) as usize;
     let in_flight = match arguments.in_flight {
         None if !is_http && is_open => 4_096,

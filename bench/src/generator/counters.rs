@@ -1,6 +1,7 @@
 //! Reads the sessions' counters before and after a run, with plain blocking sockets.
 
 use super::judge::number;
+use super::resp::read_numbers;
 use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
 use crate::load::{Client, FetchError};
@@ -20,6 +21,7 @@ pub(super) fn read_counters(spec: &LoadSpec, reader: &str, sessions: &[SessionId
     // The whole of it where clients are: sockets stay in the namespace that they were made in.
     spec.network.at_client(|| match spec.transport {
         Transport::Http => over_http(spec, reader, sessions, wanted),
+        Transport::Redis => read_numbers(spec, reader, sessions, wanted),
         Transport::Datagram => by_datagrams(spec, reader, sessions, wanted),
     })?
 }

@@ -1,4 +1,4 @@
-//! `xfaas-load`'s engine: open and closed loops over HTTP/1.1 and datagrams, from any number of threads, with every answer and the counters
+//! `xfaas-load`'s engine: open and closed loops over HTTP/1.1, datagrams and redis' protocol, from any number of threads, with every answer and the counters
 //! in the end held against what they must be.
 //!
 //! An open loop's latency is counted from when a request was due, not from when it left: a server that hangs makes the requests behind
@@ -16,6 +16,7 @@ mod mix;
 mod popularity;
 mod ranges;
 mod report;
+mod resp;
 mod run;
 mod spec;
 mod stream;

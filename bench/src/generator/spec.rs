@@ -28,6 +28,8 @@ pub enum Transport {
     Http,
     /// docs/PROTOCOL.md, any number under way on a socket.
     Datagram,
+    /// RESP2 over connections like HTTP's: the functions are `set`, `get` and `incr` of the session as key.
+    Redis,
 }
 
 /// What a thread does while nothing is to be done.
@@ -132,6 +134,11 @@ impl LoadSpec {
     pub(super) fn session_ids(&self) -> Result<Vec<SessionId>, SpecError> {
         let id = |i| SessionId::new(format!("{}{i:0NUMBER_DIGITS$}", self.session_prefix).as_bytes());
         (0..self.sessions).map(|i| id(i).ok_or(SpecError::SessionPrefix)).collect()
+    }
+
+    /// Bytes of each session's ID.
+    pub(super) fn session_bytes(&self) -> usize {
+        self.session_prefix.len() + NUMBER_DIGITS
     }
 
     /// Share of thread `thread` of `total`, such that all shares together are `total`.

@@ -1,10 +1,12 @@
-//! HTTP/1.1 over connections: a request is known by its connection and the order in which it was sent there. With as many requests under way
+//! HTTP/1.1, or redis' protocol, over connections: a request is known by its connection and the order in which it was sent there. With as many requests under way
 //! as connections there is one on each; with more, they are pipelined. A connection that the server closes, or on which it says what is no
 //! reply, is made anew.
 
 use super::judge::{Outcome, judge_http};
 use super::ledger::Ledger;
-use super::spec::{GeneratorError, LoadSpec};
+use super::mix::Check;
+use super::resp;
+use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
 use super::thread::Wire;
 use crate::load::{LoadError, excerpt, parse_reply};
@@ -80,7 +82,7 @@ impl<'a> Streams<'a> {
         let streams = Streams {
             spec,
             sessions,
-            templates: spec.functions.iter().map(|function| Template::http(spec, &function.name)).collect(),
+            templates: spec.functions.iter().map(|function| template(spec, &function.name)).collect(),
             connections: (0..count).map(|_| Connection::default()).collect(),
             ready: Vec::with_capacity(count),
             request: Vec::new(),
@@ -175,6 +177,27 @@ fn connect(spec: &LoadSpec) -> Result<TcpStream, LoadError> {
     Ok(stream)
 }
 
+fn template(spec: &LoadSpec, function: &str) -> Template {
+    match spec.transport {
+        Transport::Redis => resp::template(spec, function),
+        Transport::Http | Transport::Datagram => Template::http(spec, function),
+    }
+}
+
+/// The first reply in `bytes`: what it is worth, and its length. `None` when more must come. Errors: why it is none.
+fn judge(spec: &LoadSpec, session: &SessionId, check: Check, bytes: &[u8]) -> Result<Option<(Outcome, usize)>, &'static str> {
+    if spec.transport == Transport::Redis {
+        return Ok(resp::parse(bytes)?.map(|(reply, length)| (resp::judge(reply, check, &spec.payload), length)));
+    }
+    match parse_reply(bytes) {
+        Ok(reply) => Ok(reply.map(|reply| {
+            let session = spec.shape.names_session.then_some(session);
+            (judge_http(&reply, session, check, &spec.payload), reply.bytes)
+        })),
+        Err(_) => Err("the answer is no HTTP reply"),
+    }
+}
+
 /// Judges the whole replies in what came so far on a connection.
 fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, bytes: &[u8], ledger: &mut Ledger<'_>, now_ns: u64) -> Took {
     let mut taken = 0;
@@ -184,13 +207,11 @@ fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, byte
             ledger.stray(|| excerpt(rest));
             return Took::Nonsense;
         };
-        let (outcome, reply_bytes) = match parse_reply(rest) {
+        let session = &sessions[ledger.place(place).session as usize];
+        let (outcome, reply_bytes) = match judge(spec, session, ledger.check_of(place), rest) {
             Ok(None) => break,
-            Ok(Some(reply)) => {
-                let session = spec.shape.names_session.then(|| &sessions[ledger.place(place).session as usize]);
-                (judge_http(&reply, session, ledger.check_of(place), &spec.payload), Some(reply.bytes))
-            }
-            Err(_) => (Outcome::Wrong("the answer is no HTTP reply"), None),
+            Ok(Some((outcome, bytes))) => (outcome, Some(bytes)),
+            Err(fault) => (Outcome::Wrong(fault), None),
         };
         asked.pop_front();
         ledger.answered(place, outcome, now_ns, || excerpt(rest));

@@ -30,6 +30,11 @@ impl Template {
         template
     }
 
+    /// Bytes before the session and after it.
+    pub(super) fn around_session(first: Vec<u8>, after: Vec<u8>) -> Template {
+        Template { first, rest: vec![after] }
+    }
+
     fn of(text: &str) -> Template {
         let mut parts = text.split(SESSION).map(|part| part.as_bytes().to_vec());
         Template { first: parts.next().unwrap_or_default(), rest: parts.collect() }
