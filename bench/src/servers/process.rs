@@ -166,6 +166,16 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), ServerError> {
     std::fs::write(path, text).map_err(|source| ServerError::File { operation: "write", path: path.to_owned(), source })
 }
 
+/// A file of an installed peer, as an absolute path. Errors: it is not there.
+pub(super) fn installed(packages: &Path, file: &str) -> Result<PathBuf, ServerError> {
+    let path = packages.join(file);
+    let path = std::path::absolute(&path).map_err(|source| ServerError::File { operation: "find", path, source })?;
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(ServerError::Missing { path, hint: "`cargo xtask bench peers` installs it, where the package registries can be reached" })
+}
+
 /// Addresses of a server on loopback, with different ports that are free now.
 pub(super) fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT], ServerError> {
     free_addresses_in(&Network::loopback())

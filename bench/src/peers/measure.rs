@@ -1,0 +1,259 @@
+//! Measures cases: first what each takes at most, each round on a server of its own, then its tail below that and at a rate that is the same for
+//! all. The server has one CPU for all its threads, the generator another. Prints progress to stderr.
+
+use super::case::{PeerCase, Running};
+use super::report::{PeerRow, Point};
+use super::usage::{UsageError, usage_of};
+use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, run_load};
+use crate::load::Interrupt;
+use crate::servers::{ServerError, XfaasFiles};
+use crate::settings::on_thread;
+use std::path::Path;
+use std::time::Duration;
+use xfaas_dataplane::sys::affinity::pin_to;
+
+/// Unmeasured time before each run, in which JITs compile and caches fill.
+const WARM_UP_S_MAX: f64 = 1.0;
+/// Requests a session that prepare what is read: at 16 a session, one in a million sessions is left out.
+const PRIMING_REQUESTS: usize = 16;
+const PRIMING_S: u64 = 120;
+/// A server that is behind answers late, not never.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The rate that is the same for all, as a share of what the slowest takes.
+const COMMON_SHARE: f64 = 0.5;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("the load generator")]
+    Load(#[from] GeneratorError),
+    #[error("its CPU time and memory cannot be read")]
+    Usage(#[from] UsageError),
+    #[error("the run failed: {fault}; the server's log ends with:\n{log}")]
+    Run { fault: String, log: String },
+    #[error("a thread cannot be pinned, or failed: {0}")]
+    Thread(String),
+    #[error("interrupted before anything was measured")]
+    Nothing,
+}
+
+impl PeerError {
+    /// It is not installed, or cannot be started here at all.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, PeerError::Server(ServerError::Missing { .. } | ServerError::Start { .. }))
+    }
+}
+
+/// How everything is measured.
+pub struct PeersBench<'a> {
+    pub xfaas: &'a XfaasFiles,
+    /// Where peers are installed.
+    pub packages: &'a Path,
+    pub server_cpu: u16,
+    pub load_cpu: u16,
+    /// Of the closed loop.
+    pub connections: usize,
+    /// Of the open loop: as many requests can be under way.
+    pub open_connections: usize,
+    pub sessions: usize,
+    /// Of each run.
+    pub seconds: f64,
+    /// Runs at each load point; the median counts.
+    pub rounds: u32,
+    /// Requests a second; half of what the slowest takes, if not given.
+    pub common_rate: Option<f64>,
+    pub interrupt: &'a Interrupt,
+}
+
+/// What came of a case: its rows so far, or why there are none.
+pub struct CaseResult {
+    pub case: &'static PeerCase,
+    pub outcome: Result<Vec<PeerRow>, PeerError>,
+}
+
+impl PeersBench<'_> {
+    /// All cases, in that order. With `points` also below saturation and at a common rate. Output: also that rate, once it is known.
+    pub fn measure(&self, cases: &[&'static PeerCase], points: bool) -> (Vec<CaseResult>, Option<f64>) {
+        let mut rounds: Vec<Vec<PeerRow>> = cases.iter().map(|_| Vec::new()).collect();
+        let mut errors: Vec<Option<PeerError>> = cases.iter().map(|_| None).collect();
+        // Round by round, so that what else the machine does falls on all alike.
+        for round in 0..self.rounds {
+            for (i, case) in cases.iter().enumerate() {
+                if errors[i].is_some() || self.interrupt.is_set() {
+                    continue;
+                }
+                match self.saturate(case, round) {
+                    _ if self.interrupt.is_set() => {}
+                    Ok(row) => rounds[i].push(row),
+                    Err(error) => errors[i] = Some(error),
+                }
+            }
+        }
+        let mut results: Vec<CaseResult> = cases
+            .iter()
+            .zip(rounds.into_iter().zip(errors))
+            .map(|(case, (rows, error))| {
+                let outcome = match error {
+                    Some(error) => Err(error),
+                    None => median(rows, |row| row.requests_per_second).map(|row| vec![row]).ok_or(PeerError::Nothing),
+                };
+                CaseResult { case, outcome }
+            })
+            .collect();
+        let saturations = results.iter().filter_map(|result| result.outcome.as_ref().ok()).map(|rows| rows[0].requests_per_second);
+        let slowest = saturations.fold(f64::INFINITY, f64::min);
+        if !points || !slowest.is_finite() {
+            return (results, None);
+        }
+        let common_rate = self.common_rate.unwrap_or_else(|| two_digits(slowest * COMMON_SHARE));
+        eprintln!("the rate that is the same for all: {common_rate} requests/s");
+        for result in &mut results {
+            self.add_points(result, common_rate);
+        }
+        (results, Some(common_rate))
+    }
+
+    fn saturate(&self, case: &PeerCase, round: u32) -> Result<PeerRow, PeerError> {
+        let running = self.start(case)?;
+        let row = self.run(case, &running, Point::Saturation, Arrivals::Closed, 0)?;
+        eprintln!(
+            "{} round {}/{}: {:.0} requests/s, p99 {:.0} us, {:.2} us CPU a request",
+            case.name,
+            round + 1,
+            self.rounds,
+            row.requests_per_second,
+            row.p99_us,
+            row.cpu_us_per_request
+        );
+        Ok(row)
+    }
+
+    /// A server that fails below its saturation is an error of the case.
+    fn add_points(&self, result: &mut CaseResult, common_rate: f64) {
+        let Ok(rows) = &mut result.outcome else { return };
+        let saturation = rows[0].requests_per_second;
+        match self.points(result.case, saturation, common_rate) {
+            Ok(more) => rows.extend(more),
+            Err(error) => result.outcome = Err(error),
+        }
+    }
+
+    fn points(&self, case: &PeerCase, saturation: f64, common_rate: f64) -> Result<Vec<PeerRow>, PeerError> {
+        let asked = [(Point::Half, saturation * 0.5), (Point::SeventyPercent, saturation * 0.7), (Point::Common, common_rate)];
+        // A server that takes less than the common rate is not asked for it.
+        let asked: Vec<_> = asked.into_iter().filter(|(point, rate)| *point != Point::Common || *rate <= saturation).collect();
+        let mut found: Vec<Vec<PeerRow>> = asked.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.rounds {
+            if self.interrupt.is_set() {
+                break;
+            }
+            let running = self.start(case)?;
+            for (i, (point, per_second)) in asked.iter().enumerate() {
+                let row = self.run(case, &running, *point, Arrivals::Poisson { per_second: per_second.max(1.0) }, i + 1)?;
+                if !self.interrupt.is_set() {
+                    eprintln!(
+                        "{}: {:.0} requests/s, p50 {:.0} us, p99 {:.0} us",
+                        row.name, row.requests_per_second, row.p50_us, row.p99_us
+                    );
+                    found[i].push(row);
+                }
+            }
+        }
+        Ok(found.into_iter().filter_map(|rows| median(rows, |row| row.p99_us)).collect())
+    }
+
+    /// Starts the server with everything of it on its CPU: what a process starts inherits where it may run.
+    fn start(&self, case: &PeerCase) -> Result<Running, PeerError> {
+        let pinned = on_thread(|| {
+            pin_to(self.server_cpu)?;
+            Ok(case.start(self.xfaas, self.packages, self.server_cpu, self.interrupt))
+        });
+        Ok(pinned.map_err(|error| PeerError::Thread(error.to_string()))??)
+    }
+
+    /// `run`: no other run on this server has that number, so that its sessions are new.
+    fn run(&self, case: &PeerCase, running: &Running, point: Point, arrivals: Arrivals, run: usize) -> Result<PeerRow, PeerError> {
+        let mut spec = LoadSpec::new(running.address(), case.transport(), format!("peer-{run}-"));
+        spec.shape = case.shape();
+        (spec.sessions, spec.cpus, spec.reader) = (self.sessions, vec![self.load_cpu], case.reader());
+        (spec.answer_timeout, spec.connections, spec.in_flight) = (ANSWER_TIMEOUT, self.connections, self.connections);
+        if let Some(primer) = case.primer() {
+            let requests_max = (self.sessions * PRIMING_REQUESTS) as u64;
+            let (warm_up, measured) = (Duration::ZERO, Duration::from_secs(PRIMING_S));
+            let spec = LoadSpec { functions: vec![primer], requests_max, warm_up, measured, ..spec.clone() };
+            good(run_load(&spec, self.interrupt, Progress::Off)?, running)?;
+        }
+        spec.functions = vec![case.function()];
+        spec.arrivals = arrivals;
+        if arrivals != Arrivals::Closed {
+            (spec.connections, spec.in_flight) = (self.open_connections, self.open_connections);
+        }
+        (spec.warm_up, spec.measured) =
+            (Duration::from_secs_f64(WARM_UP_S_MAX.min(self.seconds / 2.0)), Duration::from_secs_f64(self.seconds));
+        let before = usage_of(&running.pids())?;
+        let outcome = good(run_load(&spec, self.interrupt, Progress::Off)?, running)?;
+        let after = usage_of(&running.pids())?;
+        let row = PeerRow {
+            name: String::new(),
+            requests_per_second: outcome.requests_per_second,
+            p50_us: outcome.latency.p50_us,
+            p99_us: outcome.latency.p99_us,
+            p999_us: outcome.latency.p999_us,
+            // Answers of the warm-up too: the time is that of the whole run.
+            cpu_us_per_request: ((after.cpu_us - before.cpu_us) / outcome.good.max(1) as f64 * 100.0).round() / 100.0,
+            rss_bytes: after.rss_bytes,
+            point,
+        };
+        Ok(row.named(case.name))
+    }
+}
+
+/// Errors: wrong, lost or doubled answers or updates.
+fn good(outcome: LoadOutcome, running: &Running) -> Result<LoadOutcome, PeerError> {
+    match outcome.fault() {
+        Some(fault) => Err(PeerError::Run { fault, log: running.log_excerpt() }),
+        None => Ok(outcome),
+    }
+}
+
+/// The row in the middle; of an even number the lower one.
+fn median(mut rows: Vec<PeerRow>, by: impl Fn(&PeerRow) -> f64) -> Option<PeerRow> {
+    rows.sort_by(|a, b| by(a).total_cmp(&by(b)));
+    let middle = rows.len().checked_sub(1)? / 2;
+    Some(rows.swap_remove(middle))
+}
+
+/// Rounded down to two digits, so that it can be named.
+fn two_digits(rate: f64) -> f64 {
+    let unit = 10_f64.powf((rate.max(1.0).log10().floor() - 1.0).max(0.0));
+    (rate / unit).floor().max(1.0) * unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_common_rate_has_two_digits() {
+        for (rate, rounded) in [(0.2, 1.0), (7.9, 7.0), (84.3, 84.0), (576.0, 570.0), (12_999.0, 12_000.0)] {
+            assert!((two_digits(rate) - rounded).abs() < 1e-6, "{rate}: {}", two_digits(rate));
+        }
+    }
+
+    #[test]
+    fn the_median_is_a_row_that_was_measured() {
+        let rows = [5.0, 1.0, 3.0].map(|requests_per_second| PeerRow {
+            name: "x".to_owned(),
+            requests_per_second,
+            p50_us: 0.0,
+            p99_us: 0.0,
+            p999_us: 0.0,
+            cpu_us_per_request: 0.0,
+            rss_bytes: 0,
+            point: Point::Saturation,
+        });
+        let of = |rows: &[PeerRow]| median(rows.to_vec(), |row| row.requests_per_second).map(|row| row.requests_per_second);
+        assert_eq!((of(&rows), of(&rows[..2]), of(&[])), (Some(3.0), Some(1.0), None));
+    }
+}
