@@ -11,15 +11,15 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::process::{run_quiet, say, step};
 use crate::run::{Lab, SERVER_ADDRESS, Stop, remove_leftovers};
-use crate::{build, paths, rights, setup};
+use crate::{build, paths, peers, rights, setup};
 
 /// Builds with optimisations and runs one of the benchmark programs.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
-    /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself), or another one
-    /// of bench/src/bin.
+    /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
+    /// `peers` (other servers side by side, installed by this command), or another one of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -28,6 +28,8 @@ pub struct Arguments {
 
 /// The programs whose servers and clients are in a lab.
 const WITH_LAB: [&str; 2] = ["state", "curves"];
+/// The program that holds xfaas against servers which are installed for it.
+const WITH_PEERS: &str = "peers";
 /// The bare io_uring echo.
 const BESIDE: &str = "limit";
 const POLL: Duration = Duration::from_millis(20);
@@ -45,6 +47,12 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     run.args(&arguments.arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
     let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    if arguments.name == WITH_PEERS && !asks_for_help {
+        let listed = run_quiet(Command::new(paths::host_program(WITH_PEERS, true)).args(&arguments.arguments).arg("--list-packages"));
+        // Wrong usage is told by the program itself.
+        peers::install(&listed.as_deref().unwrap_or_default().lines().collect::<Vec<_>>());
+        run.env("XFAAS_PEERS", peers::folder());
+    }
     if WITH_LAB.contains(&arguments.name.as_str()) && !asks_for_help {
         let missing = rights::missing_capabilities()?;
         if missing.is_empty() {

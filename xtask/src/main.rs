@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod packages;
 mod paths;
+mod peers;
 mod process;
 mod rights;
 mod run;

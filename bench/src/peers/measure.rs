@@ -7,10 +7,9 @@ use super::usage::{UsageError, usage_of};
 use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, run_load};
 use crate::load::Interrupt;
 use crate::servers::{ServerError, XfaasFiles};
-use crate::settings::on_thread;
 use std::path::Path;
 use std::time::Duration;
-use xfaas_dataplane::sys::affinity::pin_to;
+use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
 
 /// Unmeasured time before each run, in which JITs compile and caches fill.
 const WARM_UP_S_MAX: f64 = 1.0;
@@ -32,8 +31,8 @@ pub enum PeerError {
     Usage(#[from] UsageError),
     #[error("the run failed: {fault}; the server's log ends with:\n{log}")]
     Run { fault: String, log: String },
-    #[error("a thread cannot be pinned, or failed: {0}")]
-    Thread(String),
+    #[error("the measuring thread cannot be pinned")]
+    Pin(#[from] AffinityError),
     #[error("interrupted before anything was measured")]
     Nothing,
 }
@@ -163,13 +162,13 @@ impl PeersBench<'_> {
         Ok(found.into_iter().filter_map(|rows| median(rows, |row| row.p99_us)).collect())
     }
 
-    /// Starts the server with everything of it on its CPU: what a process starts inherits where it may run.
+    /// Starts the server with everything of it on its CPU: what a process starts inherits where it may run. This thread goes there to start it,
+    /// and leaves: it must not end, since a server may end with the thread that started it.
     fn start(&self, case: &PeerCase) -> Result<Running, PeerError> {
-        let pinned = on_thread(|| {
-            pin_to(self.server_cpu)?;
-            Ok(case.start(self.xfaas, self.packages, self.server_cpu, self.interrupt))
-        });
-        Ok(pinned.map_err(|error| PeerError::Thread(error.to_string()))??)
+        pin_to(self.server_cpu)?;
+        let started = case.start(self.xfaas, self.packages, self.server_cpu, self.interrupt);
+        pin_to(self.load_cpu)?;
+        Ok(started?)
     }
 
     /// `run`: no other run on this server has that number, so that its sessions are new.
