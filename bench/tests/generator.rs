@@ -323,3 +323,22 @@ fn curves_of_one_core_are_points_up_to_twice_the_top_and_a_verdict() {
     assert!(rows.get(11).is_none_or(|row| row["name"] == "http_rmw_verdict" && row["kept_share"].is_number()), "{text}");
     assert!(svg.is_file() && svg.with_extension("png").is_file());
 }
+
+#[test]
+fn peers_that_need_no_packages_are_rows_with_the_promised_keys() {
+    let files = files();
+    let mut peers = Command::new(env!("CARGO_BIN_EXE_peers"));
+    let skipped = ["nginx", "redis", "workerd", "restate"].iter().flat_map(|peer| ["--skip", peer]);
+    peers.args(["--json", "--seconds", "0.1", "--connections", "8"]).args(skipped);
+    let output = peers.env("XFAAS_BIN", files.binary).env("XFAAS_GUESTS", files.guests).output().expect("a built program starts");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["limit_http", "xfaas_rmw", "xfaas_read", "xfaas_rmw_linear"]);
+    for row in &rows {
+        assert!(["requests_per_second", "p50_us", "rss_bytes"].iter().all(|field| row[*field].as_f64().unwrap() > 0.0), "{row}");
+        assert!(row["p999_us"].as_f64() >= row["p99_us"].as_f64() && row["cpu_us_per_request"].as_f64().unwrap() >= 0.0, "{row}");
+        assert_eq!(row.as_object().unwrap().len(), 7);
+    }
+}

@@ -18,7 +18,7 @@ use crate::{build, paths, rights, setup};
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
-    /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself), or another one
+    /// `policies` (keep-alive policies on a trace), `peers` (xfaas beside workerd, Restate, nginx, redis), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself), or another one
     /// of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.

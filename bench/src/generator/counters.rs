@@ -19,7 +19,7 @@ const TRIES: usize = 10;
 pub(super) fn read_counters(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[usize]) -> Result<Vec<u64>, GeneratorError> {
     // The whole of it where clients are: sockets stay in the namespace that they were made in.
     spec.network.at_client(|| match spec.transport {
-        Transport::Http => over_http(spec, reader, sessions, wanted),
+        Transport::Http | Transport::Redis => over_http(spec, reader, sessions, wanted),
         Transport::Datagram => by_datagrams(spec, reader, sessions, wanted),
     })?
 }

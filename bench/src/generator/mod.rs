@@ -16,6 +16,7 @@ mod mix;
 mod popularity;
 mod ranges;
 mod report;
+mod resp;
 mod run;
 mod spec;
 mod stream;

@@ -129,7 +129,11 @@ impl LoadOutcome {
         });
         LoadOutcome {
             target: spec.target.to_string(),
-            transport: if spec.transport == Transport::Http { "http" } else { "udp" },
+            transport: match spec.transport {
+                Transport::Http => "http",
+                Transport::Redis => "redis",
+                Transport::Datagram => "udp",
+            },
             arrivals: spec.arrivals.name(),
             offered_per_second: spec.arrivals.per_second(),
             connections: spec.connections,
@@ -182,7 +186,7 @@ impl LoadOutcome {
             let (failed, wrong, strays) = (self.failed, self.wrong, self.strays);
             return Some(format!("{failed} requests failed, {wrong} answers were wrong and {strays} answered nothing{first}"));
         }
-        if self.cut > 0 || (self.transport == "http" && self.unsure > 0) {
+        if self.cut > 0 || (self.transport != "udp" && self.unsure > 0) {
             return Some(format!("{} requests got no answer, {} of them because the connection ended", self.unsure, self.cut));
         }
         (self.good == 0 && !self.interrupted).then(|| format!("nothing was answered well{first}"))

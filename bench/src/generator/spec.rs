@@ -26,6 +26,8 @@ pub const SESSION_PREFIX_BYTES_MAX: usize = 64 - NUMBER_DIGITS;
 pub enum Transport {
     /// HTTP/1.1, one request at a time on a connection, or pipelined.
     Http,
+    /// SET and GET of redis, by the functions `set` and `get`; otherwise as HTTP.
+    Redis,
     /// docs/PROTOCOL.md, any number under way on a socket.
     Datagram,
 }
@@ -132,6 +134,11 @@ impl LoadSpec {
     pub(super) fn session_ids(&self) -> Result<Vec<SessionId>, SpecError> {
         let id = |i| SessionId::new(format!("{}{i:0NUMBER_DIGITS$}", self.session_prefix).as_bytes());
         (0..self.sessions).map(|i| id(i).ok_or(SpecError::SessionPrefix)).collect()
+    }
+
+    /// Bytes of each session's ID.
+    pub(super) fn session_bytes(&self) -> usize {
+        self.session_prefix.len() + NUMBER_DIGITS
     }
 
     /// Share of thread `thread` of `total`, such that all shares together are `total`.

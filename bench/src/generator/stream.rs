@@ -1,10 +1,11 @@
-//! HTTP/1.1 over connections: a request is known by its connection and the order in which it was sent there. With as many requests under way
+//! HTTP/1.1, or redis' protocol, over connections: a request is known by its connection and the order in which it was sent there. With as many requests under way
 //! as connections there is one on each; with more, they are pipelined. A connection that the server closes, or on which it says what is no
 //! reply, is made anew.
 
 use super::judge::{Outcome, judge_http};
 use super::ledger::Ledger;
-use super::spec::{GeneratorError, LoadSpec};
+use super::resp::judge_resp;
+use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
 use super::thread::Wire;
 use crate::load::{LoadError, excerpt, parse_reply};
@@ -80,7 +81,7 @@ impl<'a> Streams<'a> {
         let streams = Streams {
             spec,
             sessions,
-            templates: spec.functions.iter().map(|function| Template::http(spec, &function.name)).collect(),
+            templates: spec.functions.iter().map(|function| template(spec, &function.name)).collect(),
             connections: (0..count).map(|_| Connection::default()).collect(),
             ready: Vec::with_capacity(count),
             request: Vec::new(),
@@ -164,6 +165,10 @@ impl<'a> Streams<'a> {
     }
 }
 
+fn template(spec: &LoadSpec, function: &str) -> Template {
+    if spec.transport == Transport::Redis { Template::redis(spec, function) } else { Template::http(spec, function) }
+}
+
 fn connect(spec: &LoadSpec) -> Result<TcpStream, LoadError> {
     let target = spec.target;
     let stream = TcpStream::connect_timeout(&target, CONNECT_TIMEOUT).map_err(|source| LoadError::Connect { target, source })?;
@@ -184,14 +189,7 @@ fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, byte
             ledger.stray(|| excerpt(rest));
             return Took::Nonsense;
         };
-        let (outcome, reply_bytes) = match parse_reply(rest) {
-            Ok(None) => break,
-            Ok(Some(reply)) => {
-                let session = spec.shape.names_session.then(|| &sessions[ledger.place(place).session as usize]);
-                (judge_http(&reply, session, ledger.check_of(place), &spec.payload), Some(reply.bytes))
-            }
-            Err(_) => (Outcome::Wrong("the answer is no HTTP reply"), None),
-        };
+        let Some((outcome, reply_bytes)) = judge(spec, sessions, place, rest, ledger) else { break };
         asked.pop_front();
         ledger.answered(place, outcome, now_ns, || excerpt(rest));
         match reply_bytes {
@@ -200,6 +198,20 @@ fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, byte
         }
     }
     Took::Bytes(taken)
+}
+
+/// What the first reply in `bytes` is worth to the request at `place`, and its length if it is one; `None` when more must come.
+fn judge(spec: &LoadSpec, sessions: &[SessionId], place: usize, bytes: &[u8], ledger: &Ledger<'_>) -> Option<(Outcome, Option<usize>)> {
+    if spec.transport == Transport::Redis {
+        return judge_resp(bytes);
+    }
+    match parse_reply(bytes) {
+        Ok(reply) => reply.map(|reply| {
+            let session = spec.shape.names_session.then(|| &sessions[ledger.place(place).session as usize]);
+            (judge_http(&reply, session, ledger.check_of(place), &spec.payload), Some(reply.bytes))
+        }),
+        Err(_) => Some((Outcome::Wrong("the answer is no HTTP reply"), None)),
+    }
 }
 
 impl Wire for Streams<'_> {

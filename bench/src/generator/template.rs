@@ -30,6 +30,11 @@ impl Template {
         template
     }
 
+    /// The command of redis for `function`.
+    pub(super) fn redis(spec: &LoadSpec, function: &str) -> Template {
+        Template::of(&super::resp::command(function, spec.session_bytes()))
+    }
+
     fn of(text: &str) -> Template {
         let mut parts = text.split(SESSION).map(|part| part.as_bytes().to_vec());
         Template { first: parts.next().unwrap_or_default(), rest: parts.collect() }

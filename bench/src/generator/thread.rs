@@ -72,7 +72,7 @@ pub(super) fn run_thread(
         start.recv().ok()
     };
     match spec.transport {
-        Transport::Http => {
+        Transport::Http | Transport::Redis => {
             let (mut streams, mut ring) = Streams::connect(spec, shared.sessions, connections)?;
             let Some(start_ns) = is_ready() else { return Ok((Tally::new(spec.functions.len()), None)) };
             let ledger = Ledger::new(spec, thread, in_flight, (shared.truth, live), start_ns);
