@@ -210,6 +210,34 @@ fn replies_of_other_sessions_and_other_statuses_fail_the_run() {
     assert_eq!((count(&run, "failed"), count(&run["statuses"], "404")), (10, 10), "{run}");
 }
 
+/// A server that ends each connection after one request; it answers with `reply` first, if there is one.
+fn closing_server(reply: Option<&'static str>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut request = [0; 1_024];
+                if stream.read(&mut request).is_ok_and(|bytes| bytes > 0) {
+                    stream.write_all(reply.unwrap_or_default().as_bytes()).ok();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn connections_that_the_server_closes_are_made_anew_and_cut_requests_fail_the_run() {
+    let arguments = ["--connections", "2", "--requests", "20", "--function", "x", "--no-session-echo"];
+    let closing = closing_server(Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"));
+    let run = document(&load(&format!("http://{closing}"), &arguments), 0);
+    assert_eq!((count(&run, "good"), count(&run, "cut")), (20, 0), "{run}");
+    assert!(count(&run, "reconnects") >= 18, "{run}");
+    let run = document(&load(&format!("http://{}", closing_server(None)), &arguments), 1);
+    assert_eq!((count(&run, "good"), count(&run, "cut"), count(&run, "unsure")), (0, 20, 20), "{run}");
+}
+
 /// Answers datagrams with counts, but for every tenth.
 fn lossy_datagrams() -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");

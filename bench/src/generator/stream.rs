@@ -44,8 +44,8 @@ struct Connection {
 enum Took {
     /// So many bytes of whole replies.
     Bytes(usize),
-    /// It says what is no reply to anything: what follows cannot be understood.
-    Nonsense,
+    /// No more of this connection is of use: the server closes it, or says what is no reply to anything.
+    Ended,
 }
 
 pub(super) struct Streams<'a> {
@@ -133,8 +133,9 @@ impl<'a> Streams<'a> {
             took
         };
         ring.recycle(buffer);
-        if took == Took::Nonsense {
+        if took == Took::Ended {
             ring.cancel_all(FixedFile(i as u32));
+            ring.poll().map_err(LoadError::from)?; // now, or it would meet the connection that takes this one's place
             return self.reconnect(ring, i, ledger);
         }
         if !completion.more {
@@ -187,20 +188,20 @@ fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, byte
         let rest = &bytes[taken..];
         let Some(place) = asked.front().map(|place| *place as usize) else {
             ledger.stray(|| excerpt(rest));
-            return Took::Nonsense;
+            return Took::Ended;
         };
         let Some((outcome, reply_bytes)) = judge(spec, sessions, place, rest, ledger) else { break };
         asked.pop_front();
         ledger.answered(place, outcome, now_ns, || excerpt(rest));
         match reply_bytes {
             Some(bytes) => taken += bytes,
-            None => return Took::Nonsense,
+            None => return Took::Ended,
         }
     }
     Took::Bytes(taken)
 }
 
-/// What the first reply in `bytes` is worth to the request at `place`, and its length if it is one; `None` when more must come.
+/// What the first reply in `bytes` is worth to the request at `place`, and its length if more may follow it; `None` when more of it must come.
 fn judge(spec: &LoadSpec, sessions: &[SessionId], place: usize, bytes: &[u8], ledger: &Ledger<'_>) -> Option<(Outcome, Option<usize>)> {
     if spec.transport == Transport::Redis {
         return judge_resp(bytes);
@@ -208,7 +209,8 @@ fn judge(spec: &LoadSpec, sessions: &[SessionId], place: usize, bytes: &[u8], le
     match parse_reply(bytes) {
         Ok(reply) => reply.map(|reply| {
             let session = spec.shape.names_session.then(|| &sessions[ledger.place(place).session as usize]);
-            (judge_http(&reply, session, ledger.check_of(place), &spec.payload), Some(reply.bytes))
+            let outcome = judge_http(&reply, session, ledger.check_of(place), &spec.payload);
+            (outcome, (!reply.closes).then_some(reply.bytes))
         }),
         Err(_) => Some((Outcome::Wrong("the answer is no HTTP reply"), None)),
     }
