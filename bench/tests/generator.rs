@@ -210,6 +210,34 @@ fn replies_of_other_sessions_and_other_statuses_fail_the_run() {
     assert_eq!((count(&run, "failed"), count(&run["statuses"], "404")), (10, 10), "{run}");
 }
 
+/// A server that ends each connection after one request; it answers with `reply` first, if there is one.
+fn closing_server(reply: Option<&'static str>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut request = [0; 1_024];
+                if stream.read(&mut request).is_ok_and(|bytes| bytes > 0) {
+                    stream.write_all(reply.unwrap_or_default().as_bytes()).ok();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn connections_that_the_server_closes_are_made_anew_and_cut_requests_fail_the_run() {
+    let arguments = ["--connections", "2", "--requests", "20", "--function", "x", "--no-session-echo"];
+    let closing = closing_server(Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"));
+    let run = document(&load(&format!("http://{closing}"), &arguments), 0);
+    assert_eq!((count(&run, "good"), count(&run, "cut")), (20, 0), "{run}");
+    assert!(count(&run, "reconnects") >= 18, "{run}");
+    let run = document(&load(&format!("http://{}", closing_server(None)), &arguments), 1);
+    assert_eq!((count(&run, "good"), count(&run, "cut"), count(&run, "unsure")), (0, 20, 20), "{run}");
+}
+
 /// Answers datagrams with counts, but for every tenth.
 fn lossy_datagrams() -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -322,4 +350,23 @@ fn curves_of_one_core_are_points_up_to_twice_the_top_and_a_verdict() {
     assert!(rows[..11].iter().all(|row| row["name"] == "http_rmw" && row["steering"] == "off" && row["cores"] == 1), "{text}");
     assert!(rows.get(11).is_none_or(|row| row["name"] == "http_rmw_verdict" && row["kept_share"].is_number()), "{text}");
     assert!(svg.is_file() && svg.with_extension("png").is_file());
+}
+
+#[test]
+fn peers_that_need_no_packages_are_rows_with_the_promised_keys() {
+    let files = files();
+    let mut peers = Command::new(env!("CARGO_BIN_EXE_peers"));
+    peers.args(["--json", "--seconds", "0.3", "--rounds", "1", "--connections", "8", "--saturation-only"]);
+    peers.args(["--only", "xfaas", "--only", "limit"]);
+    let output = peers.env("XFAAS_BIN", files.binary).env("XFAAS_GUESTS", files.guests).output().expect("a built program starts");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["xfaas_rmw", "xfaas_read", "xfaas_rmw_linear", "limit_http"]);
+    for row in &rows {
+        assert!(["requests_per_second", "p50_us", "rss_bytes"].iter().all(|field| row[*field].as_f64().unwrap() > 0.0), "{row}");
+        assert!(row["p999_us"].as_f64() >= row["p99_us"].as_f64() && row["cpu_us_per_request"].as_f64().unwrap() >= 0.0, "{row}");
+        assert_eq!(row.as_object().unwrap().len(), 7);
+    }
 }

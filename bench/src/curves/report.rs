@@ -137,6 +137,9 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
 }
 
 #[cfg(test)]
+pub(super) use self::tests::point as sample_point;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -195,6 +198,3 @@ mod tests {
         assert!(verdict.to_json().starts_with(r#"{"name":"http_rmw_verdict","steering":"off","cores":1,"#));
     }
 }
-
-#[cfg(test)]
-pub(super) use self::tests::point as sample_point;

@@ -62,6 +62,8 @@ pub(super) struct Ledger<'a> {
     last_answer_ns: u64,
     /// Since when answers are awaited and none came.
     awaiting_since_ns: Option<u64>,
+    /// Time in which nothing of us ran.
+    stopped_ns: u64,
     pub(super) tally: Tally,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Ledger<'a> {
             has_counter: spec.functions.iter().any(|function| function.check == Check::Counter),
             last_answer_ns: start_ns,
             awaiting_since_ns: None,
+            stopped_ns: 0,
             tally: Tally::new(spec.functions.len()),
         }
     }
@@ -232,7 +235,7 @@ impl<'a> Ledger<'a> {
     /// Nothing is left to send and no answer is awaited. Gives up what is unanswered long after the end.
     pub(super) fn is_over(&mut self, now_ns: u64) -> bool {
         let is_sent = self.tally.sent == self.requests_max || now_ns >= self.window.to_ns;
-        if is_sent && now_ns.saturating_sub(self.window.to_ns) > self.spec.answer_timeout.as_nanos() as u64 {
+        if is_sent && now_ns.saturating_sub(self.window.to_ns + self.stopped_ns) > self.spec.answer_timeout.as_nanos() as u64 {
             self.abandon(now_ns);
         }
         is_sent && self.under_way == 0
@@ -246,6 +249,12 @@ impl<'a> Ledger<'a> {
                 self.given_up(place);
             }
         }
+    }
+
+    /// Nothing of us ran for so long: that is no silence of the server's.
+    pub(super) fn was_stopped(&mut self, elapsed_ns: u64) {
+        self.stopped_ns += elapsed_ns;
+        self.awaiting_since_ns = self.awaiting_since_ns.map(|since_ns| since_ns + elapsed_ns);
     }
 
     /// How long answers have been awaited and none came, ns.
@@ -428,7 +437,18 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_run_ends_with_what_it_has() {
+    fn time_in_which_the_generator_was_stopped_is_not_the_servers() {
+        let run = run(Arrivals::Closed, "x");
+        let mut ledger = run.ledger(1);
+        let place = ledger.next(100 * MS).unwrap();
+        ledger.was_stopped(5_000 * MS);
+        assert_eq!(ledger.silence_ns(5_102 * MS), 2 * MS);
+        assert!(!ledger.is_over(5_102 * MS) && ledger.is_busy(place));
+        assert!(ledger.is_over(5_161 * MS));
+    }
+
+    #[test]
+    fn a_run_that_is_told_to_stop_ends_with_what_it_has() {
         let run = run(Arrivals::Closed, "x");
         let mut ledger = run.ledger(1);
         let place = ledger.next(20 * MS).unwrap();

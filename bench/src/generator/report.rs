@@ -131,8 +131,8 @@ impl LoadOutcome {
             target: spec.target.to_string(),
             transport: match spec.transport {
                 Transport::Http => "http",
-                Transport::Datagram => "udp",
                 Transport::Redis => "redis",
+                Transport::Datagram => "udp",
             },
             arrivals: spec.arrivals.name(),
             offered_per_second: spec.arrivals.per_second(),

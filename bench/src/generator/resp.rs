@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A reply, as far as the load asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resp<'a> {
+enum Resp<'a> {
     /// `+OK`, `:7` or `$1` and its bytes: the text.
     Text(&'a [u8]),
     /// The key is not there.
@@ -27,24 +27,30 @@ pub(super) enum Resp<'a> {
     Error,
 }
 
-/// The command `function`, such as `set`, of the session as key.
-pub(super) fn template(spec: &LoadSpec, function: &str) -> Template {
-    let value = (function == "set").then(|| if spec.payload.is_empty() { VALUE } else { &spec.payload[..] });
-    let mut text = Vec::new();
+/// The command `function`, such as `set`, up to its key of `key_bytes`, and what follows the key. SET stores the payload.
+pub(super) fn command(function: &str, key_bytes: usize, payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let value = (function == "set").then_some(if payload.is_empty() { VALUE } else { payload });
     let words = if value.is_some() { 3 } else { 2 };
-    let key_bytes = spec.session_bytes();
-    text.extend_from_slice(format!("*{words}\r\n${}\r\n{}\r\n${key_bytes}\r\n", function.len(), function.to_uppercase()).as_bytes());
-    let mut rest = b"\r\n".to_vec();
+    let before = format!("*{words}\r\n${}\r\n{}\r\n${key_bytes}\r\n", function.len(), function.to_uppercase());
+    let mut after = b"\r\n".to_vec();
     if let Some(value) = value {
-        rest.extend_from_slice(format!("${}\r\n", value.len()).as_bytes());
-        rest.extend_from_slice(value);
-        rest.extend_from_slice(b"\r\n");
+        after.extend_from_slice(format!("${}\r\n", value.len()).as_bytes());
+        after.extend_from_slice(value);
+        after.extend_from_slice(b"\r\n");
     }
-    Template::around_session(text, rest)
+    (before.into_bytes(), after)
+}
+
+/// What the first answer in `input` is worth, and its length if it is one; `None` when more must come.
+pub(super) fn judge_resp(input: &[u8], check: Check, payload: &[u8]) -> Option<(Outcome, Option<usize>)> {
+    match parse(input) {
+        Ok(reply) => reply.map(|(reply, bytes)| (judge(reply, check, payload), Some(bytes))),
+        Err(fault) => Some((Outcome::Wrong(fault), None)),
+    }
 }
 
 /// Input: the bytes received so far of one reply. Output: the reply and its length, `None` when more must come. Errors: no reply.
-pub(super) fn parse(input: &[u8]) -> Result<Option<(Resp<'_>, usize)>, &'static str> {
+fn parse(input: &[u8]) -> Result<Option<(Resp<'_>, usize)>, &'static str> {
     let Some(end) = memchr::memmem::find(&input[..input.len().min(LINE_BYTES_MAX)], b"\r\n") else {
         return if input.len() >= LINE_BYTES_MAX { Err("the answer's first line has no end") } else { Ok(None) };
     };
@@ -65,7 +71,7 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<(Resp<'_>, usize)>, &'static 
     }
 }
 
-pub(super) fn judge(reply: Resp<'_>, check: Check, payload: &[u8]) -> Outcome {
+fn judge(reply: Resp<'_>, check: Check, payload: &[u8]) -> Outcome {
     match (check, reply) {
         (_, Resp::Error) => Outcome::Failed(500),
         (Check::Anything, _) => Outcome::Good,
@@ -85,7 +91,7 @@ pub(super) fn read_numbers(spec: &LoadSpec, reader: &str, sessions: &[SessionId]
     let mut stream = TcpStream::connect_timeout(&target, TIMEOUT).map_err(io("connect to"))?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(io("set a timeout on a connection to"))?;
     stream.set_nodelay(true).map_err(io("set TCP_NODELAY on a connection to"))?;
-    let template = template(&LoadSpec { payload: Vec::new(), ..spec.clone() }, reader);
+    let template = Template::redis(&LoadSpec { payload: Vec::new(), ..spec.clone() }, reader);
     let (mut request, mut received, mut chunk) = (Vec::new(), Vec::new(), [0; 4_096]);
     let mut numbers = Vec::with_capacity(wanted.len());
     for session in wanted {
@@ -118,7 +124,7 @@ mod tests {
         let mut spec = LoadSpec::new(([127, 0, 0, 1], 81).into(), Transport::Redis, "p-".to_owned());
         spec.payload = payload.to_vec();
         let mut buffer = b"what was there".to_vec();
-        template(&spec, function).fill(&SessionId::new(b"p-00000007").unwrap(), &mut buffer);
+        Template::redis(&spec, function).fill(&SessionId::new(b"p-00000007").unwrap(), &mut buffer);
         String::from_utf8(buffer).unwrap()
     }
 

@@ -26,10 +26,10 @@ pub const SESSION_PREFIX_BYTES_MAX: usize = 64 - NUMBER_DIGITS;
 pub enum Transport {
     /// HTTP/1.1, one request at a time on a connection, or pipelined.
     Http,
+    /// RESP2: the functions `set`, `get` and `incr` of the session as key; otherwise as HTTP.
+    Redis,
     /// docs/PROTOCOL.md, any number under way on a socket.
     Datagram,
-    /// RESP2 over connections like HTTP's: the functions are `set`, `get` and `incr` of the session as key.
-    Redis,
 }
 
 /// What a thread does while nothing is to be done.

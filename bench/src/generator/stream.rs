@@ -1,11 +1,10 @@
-//! HTTP/1.1, or redis' protocol, over connections: a request is known by its connection and the order in which it was sent there. With as many requests under way
-//! as connections there is one on each; with more, they are pipelined. A connection that the server closes, or on which it says what is no
+//! HTTP/1.1, or redis' protocol, over connections: a request is known by its connection and the order in which it was sent there. With as
+//! many requests under way as connections there is one on each; with more, they are pipelined. A connection that the server closes, or on which it says what is no
 //! reply, is made anew.
 
 use super::judge::{Outcome, judge_http};
 use super::ledger::Ledger;
-use super::mix::Check;
-use super::resp;
+use super::resp::judge_resp;
 use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
 use super::thread::Wire;
@@ -45,8 +44,8 @@ struct Connection {
 enum Took {
     /// So many bytes of whole replies.
     Bytes(usize),
-    /// It says what is no reply to anything: what follows cannot be understood.
-    Nonsense,
+    /// No more of this connection is of use: the server closes it, or says what is no reply to anything.
+    Ended,
 }
 
 pub(super) struct Streams<'a> {
@@ -134,8 +133,9 @@ impl<'a> Streams<'a> {
             took
         };
         ring.recycle(buffer);
-        if took == Took::Nonsense {
+        if took == Took::Ended {
             ring.cancel_all(FixedFile(i as u32));
+            ring.poll().map_err(LoadError::from)?; // now, or it would meet the connection that takes this one's place
             return self.reconnect(ring, i, ledger);
         }
         if !completion.more {
@@ -166,6 +166,10 @@ impl<'a> Streams<'a> {
     }
 }
 
+fn template(spec: &LoadSpec, function: &str) -> Template {
+    if spec.transport == Transport::Redis { Template::redis(spec, function) } else { Template::http(spec, function) }
+}
+
 fn connect(spec: &LoadSpec) -> Result<TcpStream, LoadError> {
     let target = spec.target;
     let stream = TcpStream::connect_timeout(&target, CONNECT_TIMEOUT).map_err(|source| LoadError::Connect { target, source })?;
@@ -177,27 +181,6 @@ fn connect(spec: &LoadSpec) -> Result<TcpStream, LoadError> {
     Ok(stream)
 }
 
-fn template(spec: &LoadSpec, function: &str) -> Template {
-    match spec.transport {
-        Transport::Redis => resp::template(spec, function),
-        Transport::Http | Transport::Datagram => Template::http(spec, function),
-    }
-}
-
-/// The first reply in `bytes`: what it is worth, and its length. `None` when more must come. Errors: why it is none.
-fn judge(spec: &LoadSpec, session: &SessionId, check: Check, bytes: &[u8]) -> Result<Option<(Outcome, usize)>, &'static str> {
-    if spec.transport == Transport::Redis {
-        return Ok(resp::parse(bytes)?.map(|(reply, length)| (resp::judge(reply, check, &spec.payload), length)));
-    }
-    match parse_reply(bytes) {
-        Ok(reply) => Ok(reply.map(|reply| {
-            let session = spec.shape.names_session.then_some(session);
-            (judge_http(&reply, session, check, &spec.payload), reply.bytes)
-        })),
-        Err(_) => Err("the answer is no HTTP reply"),
-    }
-}
-
 /// Judges the whole replies in what came so far on a connection.
 fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, bytes: &[u8], ledger: &mut Ledger<'_>, now_ns: u64) -> Took {
     let mut taken = 0;
@@ -205,22 +188,32 @@ fn take(spec: &LoadSpec, sessions: &[SessionId], asked: &mut VecDeque<u32>, byte
         let rest = &bytes[taken..];
         let Some(place) = asked.front().map(|place| *place as usize) else {
             ledger.stray(|| excerpt(rest));
-            return Took::Nonsense;
+            return Took::Ended;
         };
-        let session = &sessions[ledger.place(place).session as usize];
-        let (outcome, reply_bytes) = match judge(spec, session, ledger.check_of(place), rest) {
-            Ok(None) => break,
-            Ok(Some((outcome, bytes))) => (outcome, Some(bytes)),
-            Err(fault) => (Outcome::Wrong(fault), None),
-        };
+        let Some((outcome, reply_bytes)) = judge(spec, sessions, place, rest, ledger) else { break };
         asked.pop_front();
         ledger.answered(place, outcome, now_ns, || excerpt(rest));
         match reply_bytes {
             Some(bytes) => taken += bytes,
-            None => return Took::Nonsense,
+            None => return Took::Ended,
         }
     }
     Took::Bytes(taken)
+}
+
+/// What the first reply in `bytes` is worth to the request at `place`, and its length if more may follow it; `None` when more of it must come.
+fn judge(spec: &LoadSpec, sessions: &[SessionId], place: usize, bytes: &[u8], ledger: &Ledger<'_>) -> Option<(Outcome, Option<usize>)> {
+    if spec.transport == Transport::Redis {
+        return judge_resp(bytes, ledger.check_of(place), &spec.payload);
+    }
+    match parse_reply(bytes) {
+        Ok(reply) => reply.map(|reply| {
+            let session = spec.shape.names_session.then(|| &sessions[ledger.place(place).session as usize]);
+            let outcome = judge_http(&reply, session, ledger.check_of(place), &spec.payload);
+            (outcome, (!reply.closes).then_some(reply.bytes))
+        }),
+        Err(_) => Some((Outcome::Wrong("the answer is no HTTP reply"), None)),
+    }
 }
 
 impl Wire for Streams<'_> {

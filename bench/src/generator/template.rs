@@ -30,9 +30,10 @@ impl Template {
         template
     }
 
-    /// Bytes before the session and after it.
-    pub(super) fn around_session(first: Vec<u8>, after: Vec<u8>) -> Template {
-        Template { first, rest: vec![after] }
+    /// The command of redis for `function`.
+    pub(super) fn redis(spec: &LoadSpec, function: &str) -> Template {
+        let (before, after) = super::resp::command(function, spec.session_bytes(), &spec.payload);
+        Template { first: before, rest: vec![after] }
     }
 
     fn of(text: &str) -> Template {

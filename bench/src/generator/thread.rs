@@ -20,6 +20,8 @@ const SEND_BATCH: usize = 16;
 /// A thread that sleeps looks at the interrupt this often.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
+/// A turn that takes so long was not ours: the machine or the process was stopped, and the server perhaps as well.
+const STOPPED_NS_MIN: u64 = 1_000_000_000;
 /// A turn in vain takes less; if not, others had the core, and that is no CPU time of ours.
 const IDLE_TURN_NS_MAX: u64 = 2_000;
 
@@ -126,6 +128,9 @@ fn run_turns(
         .map_err(LoadError::from)?;
         // What the kernel has brought was there by now; the time that judging it takes is not the server's.
         let now_ns = monotonic_ns();
+        if now_ns - turned_ns > STOPPED_NS_MIN {
+            ledger.was_stopped(now_ns - turned_ns);
+        }
         let mut was_busy = false;
         while let Some(completion) = ring.next_completion() {
             was_busy = true;

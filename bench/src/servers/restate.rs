@@ -29,6 +29,7 @@ pub fn start_restate(packages: &Path, interrupt: &Interrupt) -> Result<(Server, 
     let base = directory.path().join("data");
     write(&configuration, &configuration_text(&base, ingress, admin, fabric))?;
     let mut command = Command::new(binary);
+    command.args(["--production", "--auto-provision", "true", "--listen-mode", "tcp", "--no-logo"]);
     command.arg("--config-file").arg(&configuration);
     let is_ready = |ingress| answers(ingress) || (takes_connections(admin) && register(admin, service_address) && answers(ingress));
     let server = Server::start("restate-server", &mut command, ingress, directory, interrupt, is_ready)?;
