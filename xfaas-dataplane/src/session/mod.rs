@@ -7,6 +7,7 @@ mod hint;
 mod idle;
 mod keep_alive;
 mod known;
+mod loads;
 mod namespace;
 mod outcome;
 mod pin_book;
@@ -15,6 +16,7 @@ mod placement;
 mod places;
 mod primary;
 mod proxy;
+mod secondaries;
 mod token;
 
 pub use self::alias::{AliasChange, AliasTable};
@@ -22,6 +24,7 @@ pub use self::fresh::FreshIds;
 pub use self::hint::named_session;
 pub use self::keep_alive::{EvictionOrder, Evictor, KeepAlive, KeepAlivePolicy, Priority, Use, Windows};
 pub use self::known::{KnownSession, KnownSessions, NO_TICKET};
+pub use self::loads::ShardLoads;
 pub use self::outcome::{Finished, Outcome};
 pub use self::pin_book::{PIN_BOOK, PinBook, PinError};
 pub use self::pins::{MoveClaim, PinBoard, PinView};
@@ -29,7 +32,7 @@ pub use self::placement::{LocalPlacement, Placement};
 pub use self::places::{ContainerPlaces, NodePlaces};
 pub use self::primary::{ContainerPlacement, Primary};
 pub use self::proxy::{
-    CallName, EndedInvocation, HotNamespace, LastUse, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, UsedLimits,
+    CallName, EndedInvocation, HotNamespace, LastUse, Offer, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, UsedLimits,
     invocation_of,
 };
 pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

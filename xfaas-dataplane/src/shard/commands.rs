@@ -40,7 +40,10 @@ impl Shard {
                 }
                 ShardCommand::Checkpoints(door) => (self.lifecycle.door, self.lifecycle.is_listing) = (Some(*door), true),
                 ShardCommand::Serve => self.is_serving = true,
-                ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
+                ShardCommand::Drain => {
+                    self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns));
+                    self.proxy.keep_calls();
+                }
             }
         }
     }

@@ -206,6 +206,9 @@ impl Shard {
         }
         self.step_move();
         self.send_to_owners();
+        if self.proxy.has_offers() {
+            self.send_offers();
+        }
         self.answer_granted();
         self.step_log();
         self.step_lifecycle();
@@ -307,6 +310,7 @@ impl Shard {
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     Some(Message::Move(message)) => self.on_move_message(from, message),
+                    Some(Message::Secondary(message)) => self.on_secondary_message(from, message),
                     None => break,
                 }
             }
@@ -344,6 +348,9 @@ impl Shard {
         let finished = self.proxy.submit(call, self.now_ns);
         if finished.is_none() {
             self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+            if self.proxy.has_offers() {
+                self.send_offers();
+            }
         }
         self.hold(finished?)
     }
@@ -352,6 +359,7 @@ impl Shard {
         if !self.proxy.has_runnable() {
             return;
         }
+        self.wake_now(); // whoever waits for an answer waits for no guest here
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
@@ -368,6 +376,7 @@ impl Shard {
 
     /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.
     pub(super) fn deliver(&mut self, finished: Finished) {
+        let Some(finished) = self.return_offer(finished) else { return };
         if let Some(finished) = self.hold(finished) {
             self.deliver_now(finished);
         }
@@ -390,17 +399,23 @@ impl Shard {
         }
     }
 
-    fn wake_neighbours(&mut self) {
+    /// Output: true when somebody had mail.
+    pub(super) fn wake_neighbours(&mut self) -> bool {
+        if !self.post.take_has_mail_out() {
+            return false;
+        }
         for shard in 0..self.post.shards() {
             if self.post.take_wake(shard) {
                 self.ring.message(self.rings[shard], Operation::Mail.tag());
             }
         }
+        true
     }
 
     fn publish(&self) {
         let counters = &self.view.counters;
         counters.publish_proxy(&self.proxy.stats());
+        self.proxy.publish_load();
         counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);
