@@ -42,11 +42,6 @@ fn run(node: &Node, session: &str, script: Script) -> Vec<i32> {
 }
 
 #[track_caller]
-fn run_narrow(node: &Node, session: &str, script: Script) -> Vec<i32> {
-    results(&node.post("narrow", session, &script.end()))
-}
-
-#[track_caller]
 fn wait_for(node: &Node, metric: &str, value: u32) {
     eventually(&format!("{metric} is {value}"), || node.metrics().sum(metric, &[]) == f64::from(value));
 }
@@ -107,4 +102,280 @@ fn a_call_that_finds_the_primary_full_runs_on_another_core() {
     wait_for(&node, "xfaas_secondaries", 1);
     gate.open();
     eventually("the primary has a worker free", || core_of(&node.post("narrow", "s", &Script::new().end())) == core_of(&home));
+}
+
+/// A call of `narrow` in the secondary container, spinning after what `script` does.
+fn begin_away(node: &Node, function: &str, session: &str, body: &[u8]) -> Client {
+    let before = calls_away(node);
+    let client = begin(node, function, session, body);
+    eventually("it runs on the other core", || calls_away(node) > before);
+    client
+}
+
+#[test]
+fn no_update_is_lost_between_the_primary_and_its_secondaries() {
+    const CLIENTS: usize = 16;
+    const ROUNDS: usize = 20;
+    for workers in [1, 2] {
+        let counter = Function::guest("counter-rmw-linear").with(&format!("workers_max = {workers}")).with("containers_max = 2");
+        let spinner = Script::function("script").app("counter-rmw-linear").with("workers_max = 1").with("containers_max = 2");
+        let node = Node::builder().function(counter).function(spinner.with("deadline_ms = 60000")).start();
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut client = node.connect();
+                    for round in 0..ROUNDS {
+                        let reply = match round % 2 {
+                            // Some of them hold the key for more than a slice.
+                            0 => client.call("POST", "/f/script", &[("x-session-id", "s")], &add_slowly()),
+                            _ => client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "s")], b""),
+                        };
+                        assert_eq!(reply.status, 200, "{reply:?}");
+                    }
+                });
+            }
+        });
+        let counted = (CLIENTS * ROUNDS / 2) as u64;
+        node.post("counter-rmw-linear", "s", b"").assert_ok((counted + 1).to_string().as_bytes());
+        assert!(calls_away(&node) > 0.0, "some ran in secondaries");
+        wait_for(&node, "xfaas_calls_queued", 0);
+        parked(&node, 0);
+    }
+}
+
+/// Holds the counter's key for some milliseconds and leaves it as it was, in as far as a script can: it opens a section and ends without a write.
+fn add_slowly() -> Vec<u8> {
+    Script::new().read("n", 1).spin(1_000_000).end()
+}
+
+#[test]
+fn sections_hold_across_both_containers_in_the_order_of_asking() {
+    let node = builder().start();
+    let gate = Gate::close(&node, "script", "s", "n");
+    let mut away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).write("n", b"first", 1).end());
+    parked(&node, 1);
+    let mut here = begin(&node, "script", "s", &Script::new().read("n", 1).write("n", b"second!", 1).end());
+    parked(&node, 2);
+    assert_eq!(run(&node, "s", Script::new().read("n", 0)), [-1], "neither has come so far");
+    gate.open();
+    assert_eq!(results(&away.reply()), [-1, 0]);
+    assert_eq!(results(&here.reply()), [5, 0]);
+    assert_eq!(run(&node, "s", Script::new().read("n", 1)), [7]);
+}
+
+#[test]
+fn a_strong_write_alone_waits_for_a_section_in_the_other_container() {
+    let node = builder().start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).write("held", b"y", 0).spin_forever());
+    eventually("it holds the key", || run(&node, "s", Script::new().read("held", 0)) == [1]);
+    let mut writer = begin(&node, "script", "s", &Script::new().write("n", b"w", 1).read("n", 1).end());
+    parked(&node, 1);
+    reset(away);
+    assert_eq!(results(&writer.reply()), [0, 1]);
+    let mut waits = begin_away(&node, "narrow", "s", &Script::new().write("gate", b"open", 1).read("gate", 1).end());
+    parked(&node, 1);
+    gate.open();
+    assert_eq!(results(&waits.reply()), [0, 4], "the write waited, and its lock was free again");
+}
+
+#[test]
+fn a_cycle_through_both_containers_is_refused_at_its_last_link() {
+    let node = builder().start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let body = Script::new().read("a", 1).read("gate", 1).read("b", 1).write("a", b"from away", 1).end();
+    let mut away = begin_away(&node, "narrow", "s", &body);
+    parked(&node, 1);
+    let mut here = begin(&node, "script", "s", &Script::new().read("b", 1).read("a", 1).write("a", b"x", 1).end());
+    parked(&node, 2);
+    gate.open();
+    assert_eq!(results(&away.reply()), [-1, -1, -4, 0], "refused, and still holds what it held");
+    assert_eq!(results(&here.reply()), [-1, 9, 0]);
+    assert_eq!(run(&node, "s", Script::new().read("a", 1).read("b", 1).read("gate", 1)), [1, -1, -1], "all are free");
+}
+
+type Check = fn(&Reply);
+
+#[test]
+fn however_a_call_ends_there_the_next_one_gets_its_lock_and_the_old_value() {
+    let node = builder().start();
+    let opened = || Script::new().write("w", b"w", 0).read("n", 1);
+    let ends: [(&str, Vec<u8>, Check); 4] = [
+        ("return", opened().end(), |reply| assert_eq!(reply.status, 200)),
+        ("trap", opened().trap(), |reply| reply.assert_error(500, "guest_trapped")),
+        ("code", opened().end_with(7), |reply| reply.assert_error(500, "guest_error")),
+        ("deadline", opened().spin_forever(), |reply| reply.assert_error(504, "deadline")),
+    ];
+    for (end, body, check) in &ends {
+        run(&node, end, Script::new().write("n", b"old", 1));
+        let gate = Gate::close(&node, "script", end, "gate");
+        let away = calls_away(&node);
+        check(&node.post("narrow-brief", end, body));
+        assert_eq!(calls_away(&node), away + 1.0, "{end}");
+        assert_eq!(run(&node, end, Script::new().read("n", 1).write("n", b"newer", 1).read("w", 0)), [3, 0, 1], "{end}");
+        gate.open();
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_frees_what_its_call_there_held_or_waited_for() {
+    let node = builder().start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let holder = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).write("held", b"y", 0).spin_forever());
+    eventually("it holds the key", || run(&node, "s", Script::new().read("held", 0)) == [1]);
+    let mut next = begin(&node, "script", "s", &Script::new().read("n", 1).write("n", b"next", 1).end());
+    parked(&node, 1);
+    reset(holder);
+    assert_eq!(results(&next.reply()), [-1, 0]);
+    wait_for(&node, "xfaas_cancelled_total", 1);
+    let waiter = begin_away(&node, "narrow", "s", &Script::new().read("a", 1).read("gate", 1).end());
+    parked(&node, 1);
+    reset(waiter);
+    parked(&node, 0);
+    wait_for(&node, "xfaas_cancelled_total", 2);
+    assert_eq!(run(&node, "s", Script::new().read("a", 1)), [-1]);
+    gate.open();
+    wait_for(&node, "xfaas_cancelled_total", 3);
+    assert_eq!(run(&node, "s", Script::new().read("gate", 1)), [-1]);
+}
+
+#[test]
+fn what_finds_no_room_anywhere_waits_and_then_is_refused() {
+    let node = builder().limit("namespace_queue_calls_max = 1").start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let away = begin_away(&node, "narrow", "s", &Script::new().spin_forever());
+    let mut queued = begin(&node, "narrow", "s", &Script::new().read("n", 0).end());
+    wait_for(&node, "xfaas_calls_queued", 1);
+    node.post("narrow", "s", &Script::new().end()).assert_error(503, "overloaded");
+    assert_eq!(calls_away(&node), 1.0);
+    reset(away);
+    assert_eq!(results(&queued.reply()), [-1], "the place that is free again is its");
+    assert_eq!(calls_away(&node), 2.0);
+    gate.open();
+}
+
+#[test]
+fn a_wait_in_vain_ends_with_lock_wait() {
+    let script = |name: &str| Script::function(name).app("state").with("deadline_ms = 60000");
+    let narrow = script("narrow").with("workers_max = 1").with("containers_max = 2");
+    let node = Node::builder().limit("lock_wait_ms = 300").function(script("script")).function(narrow).start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let mut in_vain = begin_away(&node, "narrow", "s", &Script::new().read("held", 1).read("gate", 1).end());
+    in_vain.reply().assert_error(503, "lock_wait");
+    assert_eq!(run(&node, "s", Script::new().read("held", 1)), [-1], "what it held is free");
+    gate.open();
+    assert_eq!(run(&node, "s", Script::new().read("gate", 1)), [-1]);
+}
+
+/// What a guest can ask, well or badly, of its session and of others.
+fn questions(session: &str) -> Script {
+    Script::new()
+        .write("a", b"12345", 0)
+        .read("a", 0)
+        .write("b", &[7; 40_000], 1)
+        .read("b", 1)
+        .write("b", b"", 1)
+        .snapshot(&["a", "b", "none"])
+        .write("", b"", 0)
+        .read(&"k".repeat(256), 0)
+        .write("a", b"", 2)
+        .timer("t", i64::MAX, b"never")
+        .cancel_timer("t")
+        .cancel_timer("t")
+        .session("other", "k")
+        .session(session, "a")
+        .session("nobody", "a")
+}
+
+#[test]
+fn guests_see_the_same_in_both_containers() {
+    let node = builder().start();
+    run(&node, "other", Script::new().write("k", b"xyz", 0));
+    let here = run(&node, "here", questions("here"));
+    for function in ["narrow", "narrow-atomic"] {
+        let gate = Gate::close(&node, "script", function, "gate");
+        let away = calls_away(&node);
+        assert_eq!(results(&node.post(function, function, &questions(function).end())), here, "{function}");
+        let body = Script::new().read("n", 1).write("n", b"n", 1).write("m", b"m", 0).end_with(7);
+        node.post(function, function, &body).assert_error(500, "guest_error");
+        let look = || run(&node, function, Script::new().read("n", 0).read("m", 0));
+        assert_eq!(look(), if function == "narrow" { [1, 1] } else { [-1, -1] }, "{function}: of an atomic call nothing stays");
+        node.post(function, function, &Script::new().read("n", 1).write("n", b"nn", 1).write("m", b"mm", 0).end_with(0)).assert_ok(b"");
+        assert_eq!(look(), [2, 2], "{function}");
+        assert_eq!(run(&node, function, Script::new().read("n", 1)), [2], "{function}: its lock is free");
+        assert_eq!(calls_away(&node), away + 3.0);
+        gate.open();
+    }
+}
+
+#[test]
+fn a_session_moves_when_its_calls_in_secondaries_are_over() {
+    let node = builder().start();
+    let home: u64 = core_of(&node.post("script", "s", &Script::new().write("k", b"value", 0).end())).parse().unwrap();
+    let target = (1 - home).to_string();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let mut away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).read("gate", 1).write("n", b"moved", 1).end());
+    parked(&node, 1);
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| node.cli(&["sessions", "move", "state", "s", "--core", &target]));
+        let mut late = begin(&node, "narrow", "s", &Script::new().read("n", 1).read("k", 0).end());
+        wait_for(&node, "xfaas_calls_held_for_move", 1);
+        gate.open();
+        assert_eq!(results(&away.reply()), [-1, -1, 0]);
+        assert_eq!(results(&late.reply()), [5, 5]);
+        let output = moving.join().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
+    let reply = node.post("narrow", "s", &Script::new().read("n", 1).read("k", 0).end());
+    assert_eq!((results(&reply), core_of(&reply)), (vec![5, 5], &*target), "it lives there now");
+    // And the other way round.
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let reply = node.post("narrow", "s", &Script::new().read("n", 1).write("n", b"again!", 1).end());
+    assert_eq!((results(&reply), core_of(&reply)), (vec![5, 0], &*home.to_string()));
+    gate.open();
+}
+
+#[test]
+fn one_core_has_no_room_for_a_secondary() {
+    let node = builder().shards(1).start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let mut waits = begin(&node, "narrow", "s", &Script::new().read("n", 0).end());
+    wait_for(&node, "xfaas_calls_queued", 1);
+    assert_eq!((copies(&node), calls_away(&node)), (0.0, 0.0));
+    gate.open();
+    assert_eq!(results(&waits.reply()), [-1]);
+}
+
+#[test]
+fn replies_of_a_sync_app_wait_for_the_log_wherever_they_were_made() {
+    let script = |name: &str| Script::function(name).app("state").with("durability = \"sync\"").with("deadline_ms = 60000");
+    let mut node =
+        Node::builder().function(script("script")).function(script("narrow").with("workers_max = 1").with("containers_max = 2")).start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let body = Script::new().read("n", 1).write("n", b"acknowledged", 1).read("n", 0).write("w", b"weak", 0).end();
+    assert_eq!(results(&node.post("narrow", "s", &body)), [-1, 0, 12, 0]);
+    assert_eq!(calls_away(&node), 1.0);
+    gate.open();
+    node.kill();
+    // The memory is lost with the machine.
+    for entry in std::fs::read_dir(node.shared_memory()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    node.start();
+    assert_eq!(run(&node, "s", Script::new().read("n", 0).read("w", 0)), [12, 4]);
+}
+
+#[test]
+fn a_stop_waits_for_calls_in_secondaries() {
+    let mut node = builder().start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let mut away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).read("gate", 1).write("n", b"done", 1).end());
+    parked(&node, 1);
+    let mut other = node.connect();
+    node.signal(rustix::process::Signal::TERM);
+    eventually("it drains", || other.call("POST", "/f/script", &[("x-session-id", "t")], &Script::new().end()).status == 503);
+    gate.open();
+    assert_eq!(results(&away.reply()), [-1, -1, 0]);
+    assert!(node.wait().success());
 }
