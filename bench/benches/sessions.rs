@@ -6,7 +6,8 @@ use std::time::Duration;
 use xfaas_bench::bursts::{BurstBench, measure_bursts, start_for_bursts};
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::sessions::{
-    SessionsBench, measure_cold, measure_density, measure_image, measure_kills, measure_starts, start_for_cold, start_for_starts,
+    SessionsBench, measure_cold, measure_copies, measure_density, measure_image, measure_kills, measure_starts, start_for_cold,
+    start_for_copies, start_for_starts,
 };
 use xfaas_bench::settings::built_beside;
 use xfaas_dataplane::sys::affinity::allowed_cpus;
@@ -16,7 +17,8 @@ const BURST_REQUESTS: u32 = 20;
 
 fn sessions(criterion: &mut Criterion) {
     let (xfaas, interrupt) = (built_beside(), Interrupt::default());
-    let bench = SessionsBench { xfaas: &xfaas, server_cpu: allowed_cpus()[0], interrupt: &interrupt };
+    let cpus = allowed_cpus();
+    let bench = SessionsBench { xfaas: &xfaas, server_cpu: cpus[0], second_cpu: *cpus.last().expect("it runs"), interrupt: &interrupt };
     let mut group = criterion.benchmark_group("sessions");
     group.sample_size(SAMPLES);
     group.bench_function("starts/10", |bencher| {
@@ -25,6 +27,13 @@ fn sessions(criterion: &mut Criterion) {
             let (place, server) = start_for_starts(&bench).expect("a node with counters starts");
             let figures = measure_starts(&bench, &place, &server, 10).expect("each request is answered as it should be");
             assert!(figures.iter().all(|figures| figures.quantiles.p99_us >= figures.quantiles.p50_us));
+        });
+    });
+    group.bench_function("copies/10", |bencher| {
+        bencher.iter(|| {
+            let (place, server) = start_for_copies(&bench).expect("a node with two shards starts");
+            let figures = measure_copies(&bench, &place, &server, 10).expect("each request makes a secondary container");
+            assert!(figures.quantiles.p99_us >= figures.quantiles.p50_us);
         });
     });
     group.bench_function("cold/1mib", |bencher| {
