@@ -285,10 +285,7 @@ impl Proxy {
             }
         }
         if function.manifest.containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
-            call = match self.offer(id, &function, call, now_ns) {
-                None => return None,
-                Some(call) => call,
-            };
+            call = self.offer(id, &function, call, now_ns)?; // else it is on its way to another shard
         }
         let namespace = self.namespaces.get_mut(id);
         // Without a call of its own nothing would ever start what waits here.

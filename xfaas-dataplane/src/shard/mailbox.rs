@@ -255,7 +255,7 @@ mod tests {
         (0..sent).for_each(|number| sender.send(1, finished(number)));
         assert!(sender.has_unsent() && sender.take_wake(1) && !sender.take_wake(1));
         let mut received = Vec::new();
-        let mut take_all = |receiver: &mut Post, received: &mut Vec<u16>| {
+        let take_all = |receiver: &mut Post, received: &mut Vec<u16>| {
             while let Some(Message::Done(finished)) = receiver.receive(0) {
                 received.push(finished.call.function);
             }
