@@ -5,7 +5,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Client, Function, Node, NodeBuilder, Reply, Script, eventually, request};
+use harness::{Client, Function, Node, NodeBuilder, Reply, Script, UdpClient, eventually, request};
 use socket2::SockRef;
 use std::time::Duration;
 
@@ -100,6 +100,14 @@ fn a_call_that_finds_the_primary_full_runs_on_another_core() {
         assert_eq!((copies(&node), calls_away(&node)), (1.0, f64::from(round)), "its worker stays warm");
     }
     wait_for(&node, "xfaas_secondaries", 1);
+    // A secondary is there as long as its workers are.
+    let module = node.directory.path().join("narrow.wasm");
+    let limits = ["--workers-max", "1", "--containers-max", "2", "--read-sessions"];
+    let deploy = ["deploy", "narrow", module.to_str().unwrap(), "--app", "state"];
+    assert!(node.cli(&[&deploy[..], &limits].concat()).status.success());
+    wait_for(&node, "xfaas_secondaries", 0);
+    assert_eq!(results(&node.post("narrow", "s", &Script::new().read("k", 0).end())), [5]);
+    assert_eq!(copies(&node), 2.0);
     gate.open();
     eventually("the primary has a worker free", || core_of(&node.post("narrow", "s", &Script::new().end())) == core_of(&home));
 }
@@ -200,17 +208,17 @@ type Check = fn(&Reply);
 fn however_a_call_ends_there_the_next_one_gets_its_lock_and_the_old_value() {
     let node = builder().start();
     let opened = || Script::new().write("w", b"w", 0).read("n", 1);
-    let ends: [(&str, Vec<u8>, Check); 4] = [
-        ("return", opened().end(), |reply| assert_eq!(reply.status, 200)),
-        ("trap", opened().trap(), |reply| reply.assert_error(500, "guest_trapped")),
-        ("code", opened().end_with(7), |reply| reply.assert_error(500, "guest_error")),
-        ("deadline", opened().spin_forever(), |reply| reply.assert_error(504, "deadline")),
+    let ends: [(&str, &str, Vec<u8>, Check); 4] = [
+        ("return", "narrow", opened().end(), |reply| assert_eq!(reply.status, 200)),
+        ("trap", "narrow", opened().trap(), |reply| reply.assert_error(500, "guest_trapped")),
+        ("code", "narrow", opened().end_with(7), |reply| reply.assert_error(500, "guest_error")),
+        ("deadline", "narrow-brief", opened().spin_forever(), |reply| reply.assert_error(504, "deadline")),
     ];
-    for (end, body, check) in &ends {
+    for (end, function, body, check) in &ends {
         run(&node, end, Script::new().write("n", b"old", 1));
         let gate = Gate::close(&node, "script", end, "gate");
         let away = calls_away(&node);
-        check(&node.post("narrow-brief", end, body));
+        check(&node.post(function, end, body));
         assert_eq!(calls_away(&node), away + 1.0, "{end}");
         assert_eq!(run(&node, end, Script::new().read("n", 1).write("n", b"newer", 1).read("w", 0)), [3, 0, 1], "{end}");
         gate.open();
@@ -378,4 +386,76 @@ fn a_stop_waits_for_calls_in_secondaries() {
     gate.open();
     assert_eq!(results(&away.reply()), [-1, -1, 0]);
     assert!(node.wait().success());
+}
+
+/// Names of sessions that live on `core`.
+fn sessions_on<'a>(node: &'a Node, core: &'a str) -> impl Iterator<Item = String> + 'a {
+    let names = (0..).map(|number| format!("session-{number}"));
+    names.filter(move |name| core_of(&node.post("script", name, &Script::new().end())) == core)
+}
+
+#[test]
+fn a_call_for_which_the_other_core_has_no_worker_waits_at_home() {
+    let node = builder().limit("workers_live_max = 6").start();
+    let home = core_of(&node.post("script", "s", &Script::new().end())).to_owned();
+    let away = if home == "0" { "1" } else { "0" };
+    let gate = Gate::close(&node, "script", "s", "gate");
+    // As many as there may be workers; those that there are not are refused.
+    let others: Vec<String> = sessions_on(&node, away).take(6).collect();
+    let spinners: Vec<Client> = others.iter().map(|session| begin(&node, "script", session, &Script::new().spin_forever())).collect();
+    eventually("all workers are busy but some at home", || {
+        let metrics = node.metrics();
+        metrics.sum("xfaas_workers", &[]) == 6.0 && metrics.sum("xfaas_workers_idle", &[("shard", away)]) == 0.0
+    });
+    let mut waits = begin(&node, "narrow", "s", &Script::new().read("n", 1).end());
+    wait_for(&node, "xfaas_calls_queued", 1);
+    assert_eq!(calls_away(&node), 1.0, "it was offered");
+    gate.open();
+    let reply = waits.reply();
+    assert_eq!((results(&reply), core_of(&reply)), (vec![-1], &*home));
+    spinners.into_iter().for_each(reset);
+}
+
+#[test]
+fn timers_and_datagrams_run_there_too_and_once() {
+    let node = builder().function(idempotent()).start();
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let payload = Script::new().read("n", 1).write("n", b"by timer", 1).end_with(0);
+    assert_eq!(results(&node.post("narrow", "s", &Script::new().timer("t", 0, &payload).end())), [0]);
+    eventually("the timer has run", || run(&node, "s", Script::new().read("n", 0)) == [8]);
+    wait_for(&node, "xfaas_timers", 0);
+    assert_eq!(node.metrics().sum("xfaas_timers_failed_total", &[]), 0.0);
+    let udp = UdpClient::connect(node.http);
+    let body = Script::new().read("d", 1).write("d", b"once", 1).end();
+    let expected = [(-1_i32).to_le_bytes(), 0_i32.to_le_bytes()].concat();
+    for _ in 0..3 {
+        udp.call("idempotent", "s", 7, &body).assert_reply(&expected);
+    }
+    assert_eq!(calls_away(&node), 3.0, "the call that set the timer, the timer's, and one of the datagrams'");
+    gate.open();
+}
+
+fn idempotent() -> Function {
+    let script = Script::function("idempotent").app("state").with("idempotent = true").with("read_sessions = true");
+    script.with("workers_max = 1").with("containers_max = 2").with("deadline_ms = 60000")
+}
+
+#[test]
+fn a_session_does_not_sleep_while_a_call_of_it_runs_elsewhere() {
+    let script = |name: &str| Script::function(name).app("state").with("keep_alive_s = 1").with("deadline_ms = 60000");
+    let narrow = script("narrow").with("workers_max = 1").with("containers_max = 2");
+    let node = Node::builder().function(script("script")).function(narrow).start();
+    run(&node, "s", Script::new().write("k", b"value", 0));
+    let gate = Gate::close(&node, "script", "s", "gate");
+    let away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).spin_forever());
+    gate.open();
+    wait_for(&node, "xfaas_cancelled_total", 1);
+    run(&node, "later", Script::new().write("k", b"value", 0));
+    // Used after the primary of `s`, and asleep before it.
+    wait_for(&node, "xfaas_sessions_asleep", 1);
+    assert_eq!(run(&node, "s", Script::new().read("k", 0)), [5]);
+    assert_eq!(node.metrics().sum("xfaas_cold_sessions_total", &[]), 0.0, "it was in memory");
+    reset(away);
+    wait_for(&node, "xfaas_sessions_asleep", 2);
+    assert_eq!(run(&node, "s", Script::new().read("k", 0).read("n", 1)), [5, -1]);
 }

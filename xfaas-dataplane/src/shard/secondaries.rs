@@ -15,7 +15,7 @@
 use super::mailbox::Message;
 use super::rpc::{Answered, StateQuestion};
 use super::turn::Shard;
-use crate::session::{CallName, Finished, Offer, RemoteAnswer, RemoteTicket};
+use crate::session::{CallName, Finished, Offer, Outcome, RemoteAnswer, RemoteTicket};
 use crate::sys::clock;
 use crate::worker::{Call, StateAt};
 
@@ -73,7 +73,7 @@ impl Shard {
     /// A call that found no room elsewhere waits here, or is refused.
     fn keep_offer(&mut self, (shard, mut call): Offer) {
         let (app, session, table_hash) = (call.app, call.session, call.table_hash);
-        (call.state_at, call.stays) = (StateAt::Here, true);
+        (call.state_at, call.stays, call.served_by) = (StateAt::Here, true, self.core.0);
         // Before its place is given back: the namespace must not be forgotten in between.
         let finished = self.proxy.submit(call, clock::monotonic_ns());
         self.proxy.end_offer(app, &session, table_hash, shard);
@@ -92,7 +92,8 @@ impl Shard {
         }
     }
 
-    /// Brings the end of a call that ran in a secondary container to its owner. Output: the call, if it is not one.
+    /// Brings the end of a call that ran in a secondary container to its owner, once what it may have read of this shard's sessions is safe. Output: the call,
+    /// if it is not one.
     #[inline(always)]
     pub(super) fn return_offer(&mut self, finished: Finished) -> Option<Finished> {
         let StateAt::PrimaryShard(owner) = finished.call.state_at else { return Some(finished) };
@@ -103,13 +104,14 @@ impl Shard {
     /// A call that ran elsewhere is over: what it held is free, and it goes on as if it had run here.
     fn on_offer_done(&mut self, shard: u16, finished: Finished) {
         let Finished { mut call, outcome } = finished;
-        self.end_on_shard(call.remote.invocation);
+        let is_cancelled = self.end_on_shard(call.remote.invocation);
         call.state_at = StateAt::Here;
-        if !outcome.ran() {
-            self.keep_offer((shard, call));
-        } else {
+        if outcome.ran() || is_cancelled {
             self.proxy.end_offer(call.app, &call.session, call.table_hash, shard);
+            let outcome = if outcome.ran() { outcome } else { Outcome::Cancelled };
             self.deliver(Finished { call, outcome });
+        } else {
+            self.keep_offer((shard, call));
         }
         self.send_offers();
     }
@@ -134,7 +136,7 @@ impl Shard {
     /// Ends a call of ours that runs in a secondary container. False: there is none.
     pub(super) fn cancel_offered(&mut self, name: &CallName) -> bool {
         self.send_offers();
-        let Some(shard) = self.rpc.shard_of(&name.origin) else { return false };
+        let Some(shard) = self.rpc.cancel_on_shard(&name.origin) else { return false };
         self.tell_secondary(shard, SecondaryMessage::Cancel(Box::new(*name)));
         true
     }

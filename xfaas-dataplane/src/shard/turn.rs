@@ -376,14 +376,14 @@ impl Shard {
 
     /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.
     pub(super) fn deliver(&mut self, finished: Finished) {
-        let Some(finished) = self.return_offer(finished) else { return };
         if let Some(finished) = self.hold(finished) {
             self.deliver_now(finished);
         }
     }
 
-    /// A connection here, a datagram's sender, or the shard that forwarded it.
+    /// A connection here, a datagram's sender, or the shard that forwarded it or gave it away.
     pub(super) fn deliver_now(&mut self, finished: Finished) {
+        let Some(finished) = self.return_offer(finished) else { return };
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {

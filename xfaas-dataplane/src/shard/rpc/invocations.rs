@@ -62,8 +62,8 @@ impl Waiting {
 pub(in crate::shard) enum Holder {
     /// In the container at the other end of a connection.
     Connection(u32),
-    /// On another shard of this process, for the sake of `origin`.
-    Shard { shard: u16, origin: Origin },
+    /// On another shard of this process, for the sake of `origin`, which may be gone meanwhile.
+    Shard { shard: u16, origin: Origin, is_cancelled: bool },
 }
 
 pub(super) struct Invocation {
@@ -92,10 +92,13 @@ impl Invocations {
         self.slab.len() - self.on_shards
     }
 
-    /// The shard on which the call of `origin` runs, if it is another one.
-    pub(super) fn shard_of(&self, origin: &Origin) -> Option<u16> {
-        self.slab.iter().find_map(|(_, invocation)| match &invocation.holder {
-            Holder::Shard { shard, origin: other } if other == origin => Some(*shard),
+    /// Notes that nobody waits for the call of `origin` any more. Output: the shard on which it runs, if it is another one.
+    pub(super) fn cancel(&mut self, origin: &Origin) -> Option<u16> {
+        self.slab.iter_mut().find_map(|(_, invocation)| match &mut invocation.holder {
+            Holder::Shard { shard, origin: other, is_cancelled } if other == origin => {
+                *is_cancelled = true;
+                Some(*shard)
+            }
             _ => None,
         })
     }
@@ -205,10 +208,10 @@ mod tests {
         let mut invocations = Invocations::default();
         let origin = |connection| Origin::Http { connection, generation: 1, shard: 0 };
         invocations.add(CONTAINER, 10).unwrap();
-        let there = invocations.add(Holder::Shard { shard: 3, origin: origin(7) }, 0).unwrap();
+        let there = invocations.add(Holder::Shard { shard: 3, origin: origin(7), is_cancelled: false }, 0).unwrap();
         assert_eq!((invocations.len(), invocations.in_containers()), (2, 1));
-        assert_eq!((invocations.shard_of(&origin(7)), invocations.shard_of(&origin(8))), (Some(3), None));
-        invocations.remove(there);
-        assert_eq!((invocations.len(), invocations.in_containers(), invocations.shard_of(&origin(7))), (1, 1, None));
+        assert_eq!((invocations.cancel(&origin(7)), invocations.cancel(&origin(8))), (Some(3), None));
+        assert!(matches!(invocations.remove(there).holder, Holder::Shard { is_cancelled: true, .. }));
+        assert_eq!((invocations.len(), invocations.in_containers(), invocations.cancel(&origin(7))), (1, 1, None));
     }
 }

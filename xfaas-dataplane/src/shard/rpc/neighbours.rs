@@ -59,12 +59,12 @@ impl StateQuestion {
 impl Rpc {
     /// An invocation that is to run on another shard. Output: its index. `None`: there are as many as may be.
     pub(in crate::shard) fn begin_on_shard(&mut self, shard: u16, origin: Origin) -> Option<u32> {
-        self.invocations.add(Holder::Shard { shard, origin }, 0)
+        self.invocations.add(Holder::Shard { shard, origin, is_cancelled: false }, 0)
     }
 
-    /// The shard on which the call of `origin` runs, if it is another one.
-    pub(in crate::shard) fn shard_of(&self, origin: &Origin) -> Option<u16> {
-        self.invocations.shard_of(origin)
+    /// Notes that nobody waits for the call of `origin` any more. Output: the shard on which it runs, if it is another one.
+    pub(in crate::shard) fn cancel_on_shard(&mut self, origin: &Origin) -> Option<u16> {
+        self.invocations.cancel(origin)
     }
 
     /// The invocation that asks, if it is known; `number`: what a container calls it.
@@ -138,9 +138,9 @@ impl Shard {
         self.proxy.with_state(|state, granted| state.locks.release_all(CallToken::remote(index), granted));
     }
 
-    /// An invocation on another shard is over.
-    pub(in crate::shard) fn end_on_shard(&mut self, index: u32) {
+    /// An invocation on another shard is over. Output: true when nobody waits for it any more.
+    pub(in crate::shard) fn end_on_shard(&mut self, index: u32) -> bool {
         self.release_locks(index);
-        self.rpc.invocations.remove(index);
+        matches!(self.rpc.invocations.remove(index).holder, Holder::Shard { is_cancelled: true, .. })
     }
 }
