@@ -100,6 +100,8 @@ fn a_call_that_finds_the_primary_full_runs_on_another_core() {
         assert_eq!((copies(&node), calls_away(&node)), (1.0, f64::from(round)), "its worker stays warm");
     }
     wait_for(&node, "xfaas_secondaries", 1);
+    let listed = &node.cli_json(&["sessions", "--prefix", "s"])["sessions"][0];
+    assert_eq!((listed["session"].as_str(), listed["containers"].as_u64()), (Some("s"), Some(2)));
     // A secondary is there as long as its workers are.
     let module = node.directory.path().join("narrow.wasm");
     let limits = ["--workers-max", "1", "--containers-max", "2", "--read-sessions"];

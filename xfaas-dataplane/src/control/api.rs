@@ -186,8 +186,10 @@ pub struct SessionInfo {
     /// Bytes of keys and values.
     pub state_bytes: u64,
     pub keys: u32,
-    /// Live workers of the session's namespace.
+    /// Live workers of the session's primary container.
     pub workers: u32,
+    /// Containers of the session in this process, the primary included.
+    pub containers: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

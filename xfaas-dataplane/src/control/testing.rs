@@ -125,6 +125,7 @@ impl Shards for FakeShards {
             state_bytes: 100,
             keys: 1,
             workers: 1,
+            containers: 1,
         });
         let wanted = |session: &SessionInfo| {
             query.app.as_ref().is_none_or(|app| *app == session.app)

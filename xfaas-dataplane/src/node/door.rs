@@ -163,6 +163,7 @@ impl Shards for ShardsDoor {
             state_bytes: row.state_bytes,
             keys: u32::try_from(row.keys).unwrap_or(u32::MAX),
             workers: row.workers as u32,
+            containers: row.containers as u32,
         };
         Ok(listed.take(query.limit).map(info).collect())
     }

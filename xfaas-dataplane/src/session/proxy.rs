@@ -236,13 +236,6 @@ impl Proxy {
         }
     }
 
-    /// Live workers of a session, running and idle.
-    pub fn workers_of(&self, app: u16, session: &xfaas_common::ids::SessionId) -> usize {
-        let mut namespaces = self.namespaces.iter();
-        let found = namespaces.find(|namespace| namespace.app == app && namespace.session == *session);
-        found.map_or(0, |namespace| namespace.idle.len() + usize::from(namespace.running))
-    }
-
     /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
     pub fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
         let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {

@@ -11,6 +11,12 @@ struct Secondary {
     idle_since_ns: u64,
 }
 
+impl Secondary {
+    fn is_there(&self, keep_warm_ns: u64, now_ns: u64) -> bool {
+        self.running > 0 || now_ns.saturating_sub(self.idle_since_ns) < keep_warm_ns
+    }
+}
+
 /// Empty for nearly all namespaces: then it owns no memory.
 #[derive(Default)]
 pub(super) struct Secondaries(Vec<Secondary>);
@@ -33,9 +39,14 @@ impl Secondaries {
         self.0.iter().any(|secondary| secondary.running > 0)
     }
 
+    /// How many there are, as far as is known here.
+    pub(super) fn count(&self, keep_warm_ns: u64, now_ns: u64) -> usize {
+        self.0.iter().filter(|secondary| secondary.is_there(keep_warm_ns, now_ns)).count()
+    }
+
     /// The shard that gets the next call: of the fullest secondary with room, else a new one on the least busy shard. `None`: there is no room.
     pub(super) fn place(&mut self, rules: &PlaceRules<'_>, now_ns: u64) -> Option<u16> {
-        self.0.retain(|secondary| secondary.running > 0 || now_ns.saturating_sub(secondary.idle_since_ns) < rules.keep_warm_ns);
+        self.0.retain(|secondary| secondary.is_there(rules.keep_warm_ns, now_ns));
         let with_room = self.0.iter_mut().filter(|secondary| secondary.running < rules.workers_max);
         if let Some(fullest) = with_room.max_by_key(|secondary| secondary.running) {
             fullest.running += 1;
@@ -89,6 +100,9 @@ mod tests {
         assert_eq!(secondaries.place(&rules, 60), Some(2));
         assert_eq!(secondaries.place(&rules, 160), Some(1), "the one on shard 3 is gone by now");
         assert!(secondaries.is_busy());
+        assert_eq!((secondaries.count(100, 160), secondaries.count(100, 0)), (2, 2));
+        secondaries.end(2, 170);
+        assert_eq!((secondaries.count(100, 269), secondaries.count(100, 270)), (2, 1));
     }
 
     #[test]

@@ -80,8 +80,8 @@ impl Shard {
                     return rows;
                 }
                 if session.as_bytes().starts_with(&query.prefix) && !self.moves.is_arriving(app, &session) {
-                    let workers = self.proxy.workers_of(app, &session) as u64;
-                    rows.push(SessionRow { app, session, state_bytes, keys, workers });
+                    let (workers, containers) = self.proxy.presence_of(app, &session, self.now_ns);
+                    rows.push(SessionRow { app, session, state_bytes, keys, workers: workers as u64, containers: containers as u64 });
                 }
             }
         }

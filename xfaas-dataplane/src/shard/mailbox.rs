@@ -208,7 +208,9 @@ pub struct SessionRow {
     pub session: xfaas_common::ids::SessionId,
     pub state_bytes: u64,
     pub keys: u64,
+    /// In the primary container.
     pub workers: u64,
+    pub containers: u64,
 }
 
 /// Commands that wait in a shard's door.
