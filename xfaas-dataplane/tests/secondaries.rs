@@ -5,7 +5,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Client, Function, Node, NodeBuilder, Reply, Script, UdpClient, eventually, request};
+use harness::{Client, Container, Function, Node, NodeBuilder, Reply, Script, UdpClient, eventually, request};
 use socket2::SockRef;
 use std::time::Duration;
 
@@ -202,6 +202,23 @@ fn a_cycle_through_both_containers_is_refused_at_its_last_link() {
     assert_eq!(results(&away.reply()), [-1, -1, -4, 0], "refused, and still holds what it held");
     assert_eq!(results(&here.reply()), [-1, 9, 0]);
     assert_eq!(run(&node, "s", Script::new().read("a", 1).read("b", 1).read("gate", 1)), [1, -1, -1], "all are free");
+}
+
+#[test]
+fn containers_of_other_processes_stand_in_the_same_queues() {
+    let node = builder().start();
+    let container = Container::join(&node, &[]);
+    let gate = Gate::close(&node, "script", "s", "n");
+    let turn = |value: &[u8]| Script::new().read("n", 1).write("n", value, 1).end();
+    let mut away = begin_away(&node, "narrow", "s", &turn(b"first"));
+    parked(&node, 1);
+    let mut joined = Client::connect(container.http);
+    joined.send(&request("POST", "/f/narrow", &[("x-session-id", "s")], &turn(b"second!")));
+    wait_for(&node, "xfaas_rpc_lock_waits_total", 1);
+    let mut here = begin(&node, "script", "s", &turn(b"last"));
+    parked(&node, 2);
+    gate.open();
+    assert_eq!([results(&away.reply()), results(&joined.reply()), results(&here.reply())], [[-1, 0], [5, 0], [7, 0]]);
 }
 
 type Check = fn(&Reply);

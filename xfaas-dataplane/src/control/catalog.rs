@@ -314,5 +314,9 @@ mod tests {
         assert!(matches!(check_manifest(&too_big, 128), Err(ManifestError::OutOfRange { key: "memory_mib", high: 128, .. })));
         let no_workers = FunctionManifest { workers_max: 0, ..manifest("a", "a") };
         assert!(matches!(check_manifest(&no_workers, 128), Err(ManifestError::OutOfRange { key: "workers_max", .. })));
+        for (containers_max, is_good) in [(0, false), (1, true), (64, true), (65, false)] {
+            let checked = check_manifest(&FunctionManifest { containers_max, ..manifest("a", "a") }, 128);
+            assert_eq!(checked.is_ok(), is_good, "{containers_max}");
+        }
     }
 }

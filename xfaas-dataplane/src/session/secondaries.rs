@@ -101,6 +101,7 @@ mod tests {
         assert_eq!(secondaries.place(&rules, 160), Some(1), "the one on shard 3 is gone by now");
         assert!(secondaries.is_busy());
         assert_eq!((secondaries.count(100, 160), secondaries.count(100, 0)), (2, 2));
+        secondaries.end(2, 165);
         secondaries.end(2, 170);
         assert_eq!((secondaries.count(100, 269), secondaries.count(100, 270)), (2, 1));
     }

@@ -94,6 +94,9 @@ impl Invocations {
 
     /// Notes that nobody waits for the call of `origin` any more. Output: the shard on which it runs, if it is another one.
     pub(super) fn cancel(&mut self, origin: &Origin) -> Option<u16> {
+        if self.on_shards == 0 {
+            return None; // a reset costs no search through what containers hold
+        }
         self.slab.iter_mut().find_map(|(_, invocation)| match &mut invocation.holder {
             Holder::Shard { shard, origin: other, is_cancelled } if other == origin => {
                 *is_cancelled = true;
