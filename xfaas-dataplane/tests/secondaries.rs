@@ -400,6 +400,8 @@ fn a_stop_waits_for_calls_in_secondaries() {
     let mut away = begin_away(&node, "narrow", "s", &Script::new().read("n", 1).read("gate", 1).write("n", b"done", 1).end());
     parked(&node, 1);
     let mut other = node.connect();
+    // One that the node has not accepted yet when it begins to stop is closed.
+    assert_eq!(other.call("POST", "/f/script", &[("x-session-id", "t")], &Script::new().end()).status, 200);
     node.signal(rustix::process::Signal::TERM);
     eventually("it drains", || other.call("POST", "/f/script", &[("x-session-id", "t")], &Script::new().end()).status == 503);
     gate.open();
