@@ -97,6 +97,9 @@ pub(super) struct ConfigArguments {
     /// Where deployments and compiled code are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Tell perf the names of wasm functions, in /tmp/perf-PID.map
+    #[arg(long)]
+    perf_map: bool,
 }
 
 impl ConfigArguments {
@@ -109,6 +112,7 @@ impl ConfigArguments {
             steering_mode: self.steering,
             steering_iface: self.iface,
             state_dir: self.state_dir,
+            perf_map: self.perf_map,
         };
         (self.config, overrides)
     }

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_trace_without_requests_says_so() {
-        let reply = TraceReply { seconds: 1.0, shards: vec![shard(0, Vec::new(), Vec::new())] };
+        let reply = TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard(0, Vec::new(), Vec::new())] };
         assert!(report(&reply).contains("no request ended meanwhile"));
     }
 
@@ -196,7 +196,7 @@ mod tests {
     fn the_report_names_the_stage_and_what_else_there_was() {
         let mut slow = request(90.0);
         (slow.guest_us, slow.turn_us, slow.chores_us) = (10.0, 80.0, 60.0);
-        let text = report(&TraceReply { seconds: 1.0, shards: vec![shard(100, vec![slow], vec![request(5.0)])] });
+        let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard(100, vec![slow], vec![request(5.0)])] });
         assert!(text.contains("turn; log, checkpoints, timed work 60"), "{text}");
     }
 }

@@ -21,7 +21,7 @@ pub(crate) const MODULE_2: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x
 /// One engine for all tests of the process.
 pub(crate) fn engine() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    let options = EngineOptions { cache_directory: None, workers_live_max: 4, memory_mib_max: 128, tick_us: 1_000 };
+    let options = EngineOptions { workers_live_max: 4, ..EngineOptions::default() };
     ENGINE.get_or_init(|| Engine::new(&options).expect("an engine with small limits")).clone()
 }
 

@@ -21,6 +21,8 @@ const ENTRIES_MAX: usize = 20_000;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceReply {
     pub seconds: f64,
+    /// When it began, on the machine's monotonic clock.
+    pub began_ns: u64,
     pub shards: Vec<ShardTrace>,
 }
 
@@ -236,7 +238,11 @@ pub(super) async fn trace(shards: &dyn Shards, seconds: u32) -> TraceReply {
     }
     let names = shards.function_names();
     let seconds = (clock::monotonic_ns() - began_ns) as f64 / 1e9;
-    TraceReply { seconds, shards: traced.into_iter().enumerate().map(|(core, traced)| traced.end(core, began_ns, &names)).collect() }
+    TraceReply {
+        seconds,
+        began_ns,
+        shards: traced.into_iter().enumerate().map(|(core, traced)| traced.end(core, began_ns, &names)).collect(),
+    }
 }
 
 #[cfg(test)]
