@@ -6,8 +6,8 @@
 
 use super::describe;
 use crate::durable::{
-    CheckpointAnswer, CheckpointDoor, CheckpointName, CheckpointNumber, CheckpointOrder, CheckpointStore, CheckpointWork, KnownCheckpoint, ListedCheckpoint,
-    StoreFault, StorePlace, checkpoint_mail,
+    CheckpointAnswer, CheckpointDoor, CheckpointName, CheckpointNumber, CheckpointOrder, CheckpointStore, CheckpointWork, KnownCheckpoint,
+    ListedCheckpoint, StoreFault, StorePlace, checkpoint_mail,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -255,7 +255,12 @@ impl Office {
             if let Some(record) = self.works(read, store) {
                 self.status.read.fetch_add(1, Ordering::Relaxed);
                 if number != latest {
-                    tracing::warn!(app, session = session.as_str(), number = number.count(), "the latest checkpoint is damaged: the one before is taken");
+                    tracing::warn!(
+                        app,
+                        session = session.as_str(),
+                        number = number.count(),
+                        "the latest checkpoint is damaged: the one before is taken"
+                    );
                 }
                 return Some((number.count(), record));
             }
@@ -298,11 +303,7 @@ impl Office {
 
 /// What is not needed any more when `number` is there and `latest` is the one before: `previous`, and what failed writes may have left, as far as
 /// it is known for when their timers were; the next start finds the others.
-fn needless(
-    number: CheckpointNumber,
-    latest: CheckpointNumber,
-    previous: CheckpointNumber,
-) -> impl Iterator<Item = CheckpointNumber> {
+fn needless(number: CheckpointNumber, latest: CheckpointNumber, previous: CheckpointNumber) -> impl Iterator<Item = CheckpointNumber> {
     let left_over = (latest.count() + 1).max(number.count().saturating_sub(LEFT_OVER_MAX))..number.count();
     let named = |due_s| left_over.clone().map(move |count| CheckpointNumber::new(count, due_s));
     let with_timers = named(number.due_s()).filter(|left_over| left_over.due_s() != 0);
