@@ -31,6 +31,8 @@ pub struct KnownSession {
     pub attempted: u32,
     /// Of the order that is under way for it.
     pub ticket: u32,
+    /// It was used since the start of the process, so that `used_tenths` is right.
+    pub was_used: bool,
     /// Requests since it was loaded, 65,535 at most.
     pub frequency: u16,
     /// Its state was seen in the region and was not dropped since.
@@ -86,6 +88,7 @@ impl KnownSessions {
                 previous: 0,
                 attempted: 0,
                 ticket: NO_TICKET,
+                was_used: false,
                 frequency: 0,
                 is_in_memory: false,
                 is_pre_warmed: false,

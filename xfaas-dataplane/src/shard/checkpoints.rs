@@ -211,8 +211,10 @@ impl Shard {
         let Some(known) = sessions.find_mut(session, table_hash) else { return Rest::Stays };
         let now_tenths = tenths(*now_ns);
         match proxy.last_use(app, session, table_hash) {
-            LastUse::Now => known.used_tenths = now_tenths,
-            LastUse::SinceNs(since_ns) => known.used_tenths = known.used_tenths.max(tenths(since_ns)),
+            LastUse::Now => (known.used_tenths, known.was_used) = (now_tenths, true),
+            // Never before a use that the session is known for.
+            LastUse::SinceNs(since_ns) if known.was_used => known.used_tenths = known.used_tenths.max(tenths(since_ns)),
+            LastUse::SinceNs(since_ns) => (known.used_tenths, known.was_used) = (tenths(since_ns), true),
             LastUse::Forgotten => {}
         }
         let rest = keeping.at_rest(now_tenths.saturating_sub(known.used_tenths));

@@ -11,7 +11,7 @@ use super::waking::WAKE_AHEAD_MS;
 use crate::durable::{CheckpointAnswer, CheckpointDoor, CheckpointNumber, CheckpointOrder, CheckpointWork, KnownCheckpoint};
 use crate::net::ErrorCode;
 use crate::session::{Alarms, CallName, Finished, KnownSessions, LastUse, NO_TICKET, NOT_STORED, Outcome};
-use crate::state::{Record, SessionKey};
+use crate::state::{Record, SessionKey, StateError};
 use crate::sys::clock;
 use crate::worker::{Call, FunctionManifest};
 use rustc_hash::FxHashMap;
@@ -25,6 +25,7 @@ pub(super) const SECOND_NS: u64 = 1_000_000_000;
 const UNREADABLE: &str = "the session sleeps and its checkpoint cannot be read now: try again later";
 const UNLISTED: &str =
     "the store of checkpoints was not listed yet, so it is not known whether the session has state there: try again later";
+const NO_ROOM: &str = "the session sleeps and finds no room in its app's region, where others may leave soon: try again later";
 const TOO_MANY: &str = "too many requests wait for sessions that are being loaded";
 
 /// What a shard knows of sessions beside their state.
@@ -219,14 +220,14 @@ impl Shard {
         if is_use {
             let now_tenths = tenths(*now_ns);
             let idle_tenths = now_tenths.saturating_sub(known.used_tenths);
-            if let Some(keeping) = keeping.as_mut().filter(|keeping| idle_tenths >= keeping.noted_tenths) {
+            if let Some(keeping) = keeping.as_mut().filter(|keeping| known.was_used && idle_tenths >= keeping.noted_tenths) {
                 match proxy.last_use(app, session, table_hash) {
                     LastUse::Now => {}
                     LastUse::Forgotten => keeping.on_rest(idle_tenths),
                     LastUse::SinceNs(since_ns) => keeping.on_rest(idle_tenths.min(now_tenths.saturating_sub(tenths(since_ns)))),
                 }
             }
-            known.used_tenths = now_tenths;
+            (known.used_tenths, known.was_used) = (now_tenths, true);
             known.frequency = known.frequency.saturating_add(1);
             known.clock = pressure.clock();
             if std::mem::take(&mut known.is_pre_warmed) {
@@ -369,8 +370,9 @@ impl Shard {
         self.lifecycle.parked -= calls.len();
         let is_there = match found {
             Some((number, record)) => self.put_into_memory(slot, &session, table_hash, number, &record),
-            None => false,
+            None => Err(UNREADABLE),
         };
+        let (is_there, detail) = (is_there.is_ok(), is_there.err().unwrap_or_default());
         let is_pre_warmed = is_there && is_ahead && calls.is_empty();
         if let Some(known) = self.lifecycle.apps[slot].sessions.find_mut(&session, table_hash) {
             known.ticket = NO_TICKET;
@@ -393,7 +395,7 @@ impl Shard {
                 true => self.submit(call),
                 false => {
                     self.view.counters.cold_refused.add(1);
-                    Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, UNREADABLE) })
+                    Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) })
                 }
             };
             if let Some(finished) = finished {
@@ -403,20 +405,27 @@ impl Shard {
         self.answer_roused(&session, is_there);
     }
 
-    /// False: there is no room, or the app is gone; the session sleeps on.
-    fn put_into_memory(&mut self, slot: usize, session: &SessionId, table_hash: u32, number: u32, record: &[u8]) -> bool {
+    /// Errors: why the session sleeps on: there is no room, or the app is gone.
+    fn put_into_memory(
+        &mut self,
+        slot: usize,
+        session: &SessionId,
+        table_hash: u32,
+        number: u32,
+        record: &[u8],
+    ) -> Result<(), &'static str> {
         let Shard { lifecycle, proxy, core, .. } = self;
         let AppSessions { app, sessions, name, keeping, timers, .. } = &mut lifecycle.apps[slot];
-        let (Some(app), Ok((record, _))) = (*app, Record::decode(record)) else { return false };
+        let (Some(app), Ok((record, _))) = (*app, Record::decode(record)) else { return Err(UNREADABLE) };
         let [latest, previous] = sessions.checkpoints(session, table_hash);
-        let Some(known) = sessions.find_mut(session, table_hash) else { return false };
+        let Some(known) = sessions.find_mut(session, table_hash) else { return Err(UNREADABLE) };
         let key = SessionKey { app, session, table_hash };
         let mut namespace = None;
         // By way of the log if the app has one: what it writes from now on is of use only on top of this.
         let stored = proxy.with_state(|state, _| state.store_many(&key, &mut namespace, record.writes(), usize::MAX));
         if let Err(error) = stored {
             tracing::error!(shard = core.0, app = &**name, session = session.as_str(), %error, "a session cannot be loaded");
-            return false;
+            return Err(if error == StateError::RegionFull { NO_ROOM } else { UNREADABLE });
         }
         proxy.with_state(|state, _| state.load_timers(&key));
         let sequence = proxy.state().region(app).zip(namespace).and_then(|(region, namespace)| region.namespace_sequence(namespace));
@@ -433,7 +442,7 @@ impl Shard {
             keeping.pre_warms.remove(session);
         }
         lifecycle.asleep -= 1;
-        true
+        Ok(())
     }
 
     /// Calls that have waited for too long are told so; the load goes on.
