@@ -428,10 +428,12 @@ impl Shard {
             return Err(if error == StateError::RegionFull { NO_ROOM } else { UNREADABLE });
         }
         proxy.with_state(|state, _| state.load_timers(&key));
+        // Checkpoints of an older form do not say that there are timers: such a one is written anew when it can be.
+        let is_untold = latest.due_s() == 0 && proxy.state().timers.has_any(app, session);
         let sequence = proxy.state().region(app).zip(namespace).and_then(|(region, namespace)| region.namespace_sequence(namespace));
         known.is_in_memory = true;
         if number == latest.count() {
-            known.sequence = sequence.unwrap_or(NOT_STORED);
+            known.sequence = sequence.filter(|_| !is_untold).unwrap_or(NOT_STORED);
         } else {
             // The latest one is damaged: the one before is the latest that is any good, and is to be written anew.
             known.sequence = NOT_STORED;
