@@ -6,6 +6,7 @@ use super::catalog::Entry;
 use super::moving::{HotSession, MoveError, MoveReply, MoveRequest};
 use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
 use crate::session::{AliasChange, TOKEN_SECRET_BYTES, TokenKey};
+use crate::shard::ShardView;
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,6 +82,14 @@ impl FakeShards {
 }
 
 impl Shards for FakeShards {
+    fn views(&self) -> Vec<Arc<ShardView>> {
+        vec![Arc::new(ShardView::new())]
+    }
+
+    fn function_names(&self) -> HashMap<u16, String> {
+        HashMap::new()
+    }
+
     fn count(&self) -> usize {
         2
     }
