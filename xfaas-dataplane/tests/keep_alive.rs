@@ -5,7 +5,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Client, Node, NodeBuilder, Reply, Script, eventually, guest, request, xfaas};
+use harness::{Client, Node, NodeBuilder, Reply, RpcClient, Script, State, eventually, guest, request, xfaas};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -95,6 +95,22 @@ fn unbounded_sessions_stay_while_others_come_and_go() {
     }
     assert_eq!(in_memory(&node), BTreeSet::from(["stays".to_owned()]));
     assert_eq!((dropped(&node, "idle"), dropped(&node, "pressure")), (2.0, 0.0));
+}
+
+#[test]
+fn a_section_that_a_container_has_open_keeps_its_session_in_memory() {
+    let node = node(&["keep_alive_s = 1"]).start();
+    let write = Script::new().write("k", b"v", 0).end();
+    assert_eq!(results(&node.post("script", "held", &write)), [0]);
+    let mut container = RpcClient::to_owner(node.rpc, "held");
+    let section = State::strong("script", "held", 1);
+    assert_eq!(container.call(|id| section.read(id, b"k")).value(), b"v");
+    // Used later, so it sleeps later.
+    assert_eq!(results(&node.post("script", "other", &write)), [0]);
+    eventually("the other one sleeps", || metric(&node, "xfaas_sessions_asleep") == 1.0);
+    assert_eq!(in_memory(&node), BTreeSet::from(["held".to_owned()]));
+    assert_eq!(container.call(|id| section.write(id, b"k", b"w")).result(), 0);
+    eventually("both sleep", || metric(&node, "xfaas_sessions_asleep") == 2.0);
 }
 
 /// Writes a MiB into a session, as often as it is refused for want of memory. Output: how often that was.
