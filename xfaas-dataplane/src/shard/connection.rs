@@ -57,6 +57,8 @@ pub(super) struct Connection {
     pub(super) spoke_for: u32,
     /// The shard to which this connection is on its way.
     pub(super) moving_to: Option<u16>,
+    /// The client's; 0 until somebody traces.
+    pub(super) peer_port: u16,
 }
 
 /// The shard that was asked to run a connection's request, and what names the request there.
@@ -171,6 +173,7 @@ impl Connection {
             speaks_for: SpeaksFor::Nobody,
             spoke_for: 0,
             moving_to: None,
+            peer_port: 0,
         }
     }
 
