@@ -123,11 +123,15 @@ impl Shard {
     pub(super) fn on_sent(&mut self, id: u32, generation: u16, completion: Completion) {
         let bytes = completion.sent.as_ref().map_or(0, Vec::len);
         self.keep_buffer(completion.sent);
+        let core = self.core;
         let Some(connection) = self.connection(id, generation) else { return };
         connection.sending = false;
         connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
         if completion.result < 0 || (completion.result as usize) < bytes {
             connection.closing = Closing::Shut; // the client is gone
+        }
+        if connection.is_at_rest(core) {
+            return;
         }
         self.flush(id);
         self.resume(id, u32::from(generation));
