@@ -86,6 +86,8 @@ impl Shards for FakeShards {
         vec![Arc::new(ShardView::new())]
     }
 
+    fn set_traced(&self, _is_traced: bool) {}
+
     fn function_names(&self) -> HashMap<u16, String> {
         HashMap::new()
     }

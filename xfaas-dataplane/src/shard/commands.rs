@@ -39,6 +39,7 @@ impl Shard {
                     answer.try_send(()).ok();
                 }
                 ShardCommand::Checkpoints(door) => (self.lifecycle.door, self.lifecycle.is_listing) = (Some(*door), true),
+                ShardCommand::Trace(is_on) => self.set_traced(is_on),
                 ShardCommand::Serve => self.is_serving = true,
                 ShardCommand::Drain => {
                     self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns));

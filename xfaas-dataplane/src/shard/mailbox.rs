@@ -187,6 +187,8 @@ pub enum ShardCommand {
     Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Sessions are checkpointed by way of this door from now on. Before any function is installed.
     Checkpoints(Box<CheckpointDoor>),
+    /// Somebody traces, or nobody any more.
+    Trace(bool),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.

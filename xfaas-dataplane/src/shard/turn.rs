@@ -97,6 +97,8 @@ pub struct Shard {
     /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
     pub(super) tail: Tail,
+    /// Somebody traces, and the kernel programs write stamps.
+    pub(super) is_traced: bool,
 }
 
 /// The parts of a shard that `start` prepares.
@@ -171,6 +173,7 @@ impl Shard {
             date: [0; 29],
             now_ns,
             tail: Tail::default(),
+            is_traced: false,
         }
     }
 
