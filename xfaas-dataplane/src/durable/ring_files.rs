@@ -26,11 +26,29 @@ pub(super) struct RingFiles {
     drafts: Arc<AtomicU64>,
 }
 
-/// A file that is open for reading.
+/// Read first: most checkpoints are not longer. After it each piece is as long as all before it.
+const FIRST_BYTES: usize = (1 << 20) + (64 << 10);
+
+/// A file that is being read.
 pub(super) struct OpenObject {
     file: File,
     path: PathBuf,
-    pub bytes: u64,
+    read: Vec<u8>,
+}
+
+/// How far it is read.
+pub(super) enum Piece {
+    Whole(Vec<u8>),
+    More(OpenObject),
+}
+
+impl OpenObject {
+    /// Makes room for the next piece. Output: its bytes.
+    pub fn make_room(&mut self) -> u64 {
+        let bytes = self.read.len().max(FIRST_BYTES).min(OBJECT_BYTES_MAX - self.read.len());
+        self.read.reserve_exact(bytes);
+        bytes as u64
+    }
 }
 
 impl RingFiles {
@@ -64,20 +82,21 @@ impl RingFiles {
 
     pub async fn open(&self, object: &str) -> Result<OpenObject, StoreFault> {
         let path = self.root.join(object);
-        self.run("read", path.clone(), async move {
-            let file = File::open(&path).await?;
-            let bytes = file.statx().await?.stx_size;
-            Ok(OpenObject { file, path, bytes })
-        })
-        .await
+        self.run("read", path.clone(), async move { Ok(OpenObject { file: File::open(&path).await?, path, read: Vec::new() }) }).await
     }
 
-    pub async fn read(&self, object: OpenObject) -> Result<Vec<u8>, StoreFault> {
-        let OpenObject { file, path, bytes } = object;
-        self.run("read", path, async move {
-            let mut read = Vec::with_capacity(bytes.min(OBJECT_BYTES_MAX as u64) as usize);
-            while read.len() < read.capacity() {
+    /// Reads until the room is full or the file at its end. Its length is not asked for: io_uring has a thread do that, which takes longer than to read.
+    pub async fn read(&self, object: OpenObject) -> Result<Piece, StoreFault> {
+        let OpenObject { file, path, mut read } = object;
+        self.run("read", path.clone(), async move {
+            loop {
                 let at = read.len();
+                if at >= OBJECT_BYTES_MAX {
+                    break;
+                }
+                if at == read.capacity() {
+                    return Ok(Piece::More(OpenObject { file, path, read }));
+                }
                 let (done, part) = file.read_at(read.slice(at..), at as u64).await;
                 read = part.into_inner();
                 if done? == 0 {
@@ -85,7 +104,7 @@ impl RingFiles {
                 }
             }
             file.close().await?;
-            Ok(read)
+            Ok(Piece::Whole(read))
         })
         .await
     }
@@ -151,7 +170,14 @@ mod tests {
     use futures_util::FutureExt;
 
     async fn read(files: &RingFiles, object: &str) -> Result<Vec<u8>, StoreFault> {
-        files.read(files.open(object).await?).await
+        let mut open = files.open(object).await?;
+        loop {
+            open.make_room();
+            open = match files.read(open).await? {
+                Piece::Whole(bytes) => return Ok(bytes),
+                Piece::More(open) => open,
+            };
+        }
     }
 
     fn kind(fault: &StoreFault) -> io::ErrorKind {
@@ -165,7 +191,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = RingFiles::new(&folder.path().join("made/later"));
         tokio_uring::start(async {
-            for bytes in [0, 1, 4_096, 3 << 20] {
+            for bytes in [0, 1, 4_096, FIRST_BYTES, 3 * FIRST_BYTES + 1] {
                 let content: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
                 files.write("app/0a1/s.1", content.clone()).await.unwrap();
                 assert_eq!(read(&files, "app/0a1/s.1").await.unwrap(), content);
@@ -176,6 +202,15 @@ mod tests {
         });
         let left = std::fs::read_dir(folder.path().join("made/later/app/0a1")).unwrap().count();
         assert_eq!(left, 0, "drafts are left");
+    }
+
+    #[test]
+    fn a_file_that_is_far_too_long_is_not_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::File::create(folder.path().join("long")).unwrap().set_len(1 << 40).unwrap();
+        let files = RingFiles::new(folder.path());
+        let bytes = tokio_uring::start(read(&files, "long")).unwrap();
+        assert!(bytes.len() >= OBJECT_BYTES_MAX && bytes.len() < 2 * OBJECT_BYTES_MAX);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! that stores or file systems treat in their own way are written as `=XX`.
 
 use super::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
-use super::ring_files::RingFiles;
+use super::ring_files::{Piece, RingFiles};
 use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
@@ -161,8 +161,14 @@ impl CheckpointStore {
 
     async fn get_bytes(&self, object: &str) -> Result<Vec<u8>, StoreFault> {
         if let Some(files) = &self.files {
-            let found = within(time_for(0), "read", object, files.open(object)).await?;
-            return within(time_for(found.bytes), "read", object, files.read(found)).await;
+            let mut open = within(time_for(0), "read", object, files.open(object)).await?;
+            loop {
+                let wait = time_for(open.make_room());
+                open = match within(wait, "read", object, files.read(open)).await? {
+                    Piece::Whole(bytes) => return Ok(bytes),
+                    Piece::More(open) => open,
+                };
+            }
         }
         let path = path_of(object)?;
         let found = in_bucket(time_for(0), "read", object, self.objects.get(&path)).await?;
