@@ -3,7 +3,7 @@
 use crate::config::{self, ContainerOptions, Overrides};
 use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
 use crate::steering::SteeringMode;
-use crate::worker::{CpuShare, Durability, Hint};
+use crate::worker::{CpuShare, Durability, Hint, KeepAliveRule};
 use clap::{Args, Parser, Subcommand};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -214,7 +214,10 @@ pub(super) struct DeployArguments {
     /// Part of a core that one session may use while others want it, 0.01 to 1.0 [default: no limit]
     #[arg(long, value_name = "SHARE")]
     cpu_share: Option<CpuShare>,
-    /// A session that was not used for so long is written to the store of checkpoints and leaves memory [default: it stays]
+    /// When sessions at rest leave memory: fixed (after --keep-alive-s), hybrid (as the app's idle times say) or unbounded (when memory is short) [default: fixed]
+    #[arg(long, value_name = "POLICY", value_parser = KeepAliveRule::parse)]
+    keep_alive: Option<KeepAliveRule>,
+    /// A session that was not used for so long is written to the store of checkpoints and leaves memory [default: it stays; with hybrid 600]
     #[arg(long, value_name = "N")]
     keep_alive_s: Option<u32>,
     /// With durability checkpoint: how old a session's checkpoint may be [default: 10]
@@ -241,6 +244,7 @@ impl DeployArguments {
             tokens: self.tokens,
             requests_per_s: self.requests_per_s,
             cpu_share: self.cpu_share,
+            keep_alive: self.keep_alive,
             keep_alive_s: self.keep_alive_s,
             checkpoint_every_s: self.checkpoint_every_s,
         }
@@ -410,7 +414,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive-s 7 --checkpoint-every-s 8";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -429,6 +433,7 @@ mod tests {
             tokens: true,
             requests_per_s: Some(5),
             cpu_share: Some("0.5".parse().unwrap()),
+            keep_alive: Some(KeepAliveRule::Hybrid),
             keep_alive_s: Some(7),
             checkpoint_every_s: Some(8),
         };

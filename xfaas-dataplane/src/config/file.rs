@@ -2,7 +2,7 @@
 
 use super::checkpoints::CheckpointsSection;
 use super::limits::Limits;
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -84,6 +84,8 @@ pub(super) struct FunctionEntry {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
@@ -111,6 +113,7 @@ impl FunctionEntry {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive: self.keep_alive,
                 keep_alive_s: self.keep_alive_s,
                 checkpoint_every_s: self.checkpoint_every_s,
             },

@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,7 @@ pub struct DeployFlags {
     pub tokens: bool,
     pub requests_per_s: Option<u32>,
     pub cpu_share: Option<CpuShare>,
+    pub keep_alive: Option<KeepAliveRule>,
     pub keep_alive_s: Option<u32>,
     pub checkpoint_every_s: Option<u32>,
 }
@@ -50,6 +51,7 @@ impl DeployFlags {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive: self.keep_alive.unwrap_or_default(),
                 keep_alive_s: self.keep_alive_s,
                 checkpoint_every_s: self.checkpoint_every_s,
             },
@@ -78,6 +80,7 @@ impl DeployFlags {
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
         query.extend(self.durability.map(|durability| ("durability", durability.name().to_owned())));
+        query.extend(self.keep_alive.map(|rule| ("keep_alive", rule.name().to_owned())));
         query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
         query.extend(self.cpu_share.map(|share| ("cpu_share", f64::from(share).to_string())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));

@@ -27,7 +27,7 @@ mod whole;
 #[cfg(test)]
 mod power_cut_tests;
 
-pub use self::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
+pub use self::checkpoint::{CheckpointName, CheckpointNumber, Damage, decode_checkpoint, encode_checkpoint};
 pub use self::checkpoint_mail::{CheckpointAnswer, CheckpointDoor, CheckpointOrder, CheckpointWork, KnownCheckpoint, checkpoint_mail};
 pub use self::files::{LogDirectory, LogError};
 pub use self::keeper::{Keeper, KeeperAnswer};

@@ -204,6 +204,7 @@ impl Shards for ShardsDoor {
                 });
             }
             samples.extend(rpc_samples(shard, view));
+            samples.extend(drop_samples(shard, view));
         }
         samples.extend(self.checkpoints.iter().flat_map(|status| checkpoint_samples(status)));
         self.each_function(|name, shard, counters| {
@@ -253,6 +254,19 @@ impl Shards for ShardsDoor {
 }
 
 /// How the store of checkpoints does.
+/// Sessions that left memory, by why.
+fn drop_samples(shard: usize, view: &ShardView) -> [CounterSample; 2] {
+    let for_room = view.counters.dropped_for_room.get();
+    let all = view.counters.sessions_reclaimed.get();
+    [("idle", all.saturating_sub(for_room)), ("pressure", for_room)].map(|(reason, count)| CounterSample {
+        name: "xfaas_sessions_dropped_total",
+        help: "Sessions dropped from memory once the store had their checkpoint, by reason.",
+        kind: MetricKind::Counter,
+        labels: vec![("shard", shard.to_string()), ("reason", reason.to_owned())],
+        value: count as f64,
+    })
+}
+
 fn checkpoint_samples(status: &CheckpointStatus) -> [CounterSample; 6] {
     let sample = |name, help, kind, value| CounterSample { name, help, kind, labels: Vec::new(), value };
     let counter = |name, help, count: &AtomicU64| sample(name, help, MetricKind::Counter, count.load(Ordering::Relaxed) as f64);

@@ -1,5 +1,6 @@
 //! Sessions: which shard owns one, how a request names one, and the proxy that runs its workers.
 
+mod alarms;
 mod alias;
 mod budget;
 mod fresh;
@@ -17,11 +18,12 @@ mod primary;
 mod proxy;
 mod token;
 
+pub use self::alarms::Alarms;
 pub use self::alias::{AliasChange, AliasTable};
 pub use self::fresh::FreshIds;
 pub use self::hint::named_session;
 pub use self::keep_alive::{EvictionOrder, Evictor, KeepAlive, KeepAlivePolicy, Priority, Use, Windows};
-pub use self::known::{KnownSession, KnownSessions, NO_TICKET};
+pub use self::known::{KnownSession, KnownSessions, NO_TICKET, NOT_STORED};
 pub use self::outcome::{Finished, Outcome};
 pub use self::pin_book::{PIN_BOOK, PinBook, PinError};
 pub use self::pins::{MoveClaim, PinBoard, PinView};

@@ -171,6 +171,13 @@ pub struct ShardCounters {
     pub sessions_asleep: Count,
     /// `xfaas_sessions_reclaimed_total`: dropped from memory once the store had them.
     pub sessions_reclaimed: Count,
+    /// `xfaas_sessions_dropped_total{reason}`: of `sessions_reclaimed`, those that left for want of memory; the others were idle for long enough.
+    pub dropped_for_room: Count,
+    /// `xfaas_pre_warm_loads_total`: loaded ahead of a request; `xfaas_pre_warm_hits_total`: of them, those that a request then came for.
+    pub pre_warm_loads: Count,
+    pub pre_warm_hits: Count,
+    /// `xfaas_sessions_asleep_with_timers`.
+    pub asleep_with_timers: Count,
     /// `xfaas_cold_sessions_total`: loaded from a checkpoint; `xfaas_cold_sessions_refused_total`: requests whose session could not be.
     pub cold_sessions: Count,
     pub cold_refused: Count,
@@ -282,6 +289,13 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_sessions_asleep", "Sessions whose state is in a checkpoint and not in memory.", |c| c.sessions_asleep.get() as f64),
     counter("xfaas_sessions_reclaimed_total", "Idle sessions dropped from memory once the store had their checkpoint.", |c| {
         c.sessions_reclaimed.get() as f64
+    }),
+    counter("xfaas_pre_warm_loads_total", "Sessions loaded from a checkpoint ahead of the request that was expected.", |c| {
+        c.pre_warm_loads.get() as f64
+    }),
+    counter("xfaas_pre_warm_hits_total", "Sessions loaded ahead of a request that then came.", |c| c.pre_warm_hits.get() as f64),
+    gauge("xfaas_sessions_asleep_with_timers", "Sessions that sleep and are woken when their first timer is due.", |c| {
+        c.asleep_with_timers.get() as f64
     }),
     counter("xfaas_cold_sessions_total", "Sessions loaded from a checkpoint.", |c| c.cold_sessions.get() as f64),
     counter("xfaas_cold_sessions_refused_total", "Requests answered 503 because their session's checkpoint could not be read.", |c| {

@@ -1,6 +1,6 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
-use super::app_rules::{AppRules, CpuShare, Hint};
+use super::app_rules::{AppRules, CpuShare, Hint, KeepAliveRule};
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{CHECKPOINT_EVERY_S_DEFAULT, DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
 
@@ -106,6 +106,8 @@ struct ManifestText {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
@@ -131,6 +133,7 @@ impl From<ManifestText> for FunctionManifest {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive: text.keep_alive,
                 keep_alive_s: text.keep_alive_s,
                 checkpoint_every_s: text.checkpoint_every_s,
             },
@@ -147,7 +150,7 @@ impl FunctionManifest {
 
     /// True when a session with state may be in a checkpoint and not in memory: then only its owner can tell what it holds.
     pub fn may_sleep(&self) -> bool {
-        self.rules.keep_alive_s.is_some() || self.durability == Durability::Checkpoint
+        self.rules.lets_sleep() || self.durability == Durability::Checkpoint
     }
 
     /// The manifest of a function deployed without a flag.

@@ -31,7 +31,7 @@ mod trap;
 #[cfg(test)]
 mod tests;
 
-pub use self::app_rules::{AppRules, CpuShare, Hint};
+pub use self::app_rules::{AppRules, CpuShare, Hint, KeepAliveRule};
 pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};

@@ -2,7 +2,7 @@
 
 use super::line::LineError;
 use crate::session::Primary;
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::Deserialize;
 use std::path::PathBuf;
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
@@ -69,6 +69,8 @@ struct OfferText {
     tokens: bool,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
@@ -130,6 +132,7 @@ impl From<OfferText> for Offer {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive: text.keep_alive,
                 keep_alive_s: text.keep_alive_s,
                 checkpoint_every_s: text.checkpoint_every_s,
             },
