@@ -187,10 +187,13 @@ impl Shard {
         Ok(())
     }
 
-    /// A session was seen in the region. `None`: it is not to be looked at further, because an order is under way for it, or no more are known.
+    /// A session was seen in the region. `None`: it is not to be looked at further, because it moves, an order is under way for it, or no more are known.
     pub(super) fn meet(&mut self, slot: usize, session: &SessionId, table_hash: u32) -> Option<&mut KnownSession> {
-        let Shard { lifecycle, now_ns, .. } = self;
-        let AppSessions { sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        let Shard { lifecycle, moves, now_ns, .. } = self;
+        let AppSessions { app, sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        if app.is_some_and(|app| moves.concerns(app, session)) {
+            return None;
+        }
         if sessions.len() >= KNOWN_SESSIONS_MAX && sessions.find_mut(session, table_hash).is_none() {
             return None; // it stays in memory
         }
@@ -317,7 +320,7 @@ impl Shard {
         if self.logging.has_snapshot() && self.proxy.state().journal.logs(app) {
             return false;
         }
-        if self.draining_since_ns.is_some() || !self.proxy.let_go(app, session, table_hash) {
+        if self.draining_since_ns.is_some() || self.moves.concerns(app, session) || !self.proxy.let_go(app, session, table_hash) {
             return false;
         }
         let key = SessionKey { app, session, table_hash };
