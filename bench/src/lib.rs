@@ -8,6 +8,7 @@ pub mod limit;
 pub mod load;
 pub mod network;
 pub mod policies;
+pub mod profile;
 pub mod read_scaling;
 pub mod report;
 pub mod servers;

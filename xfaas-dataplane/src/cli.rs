@@ -1,10 +1,11 @@
-//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|trace|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
 mod datagram;
 mod invoke;
 mod show;
+mod trace;
 
 use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionCommand, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, ContainerConfig, Environment};
@@ -198,6 +199,7 @@ where
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
+        Command::Trace { tail: _, seconds } => run_trace(&client(), seconds, terminal),
         Command::Token(arguments) => run_token(&client(), arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),
     }
@@ -207,6 +209,15 @@ fn run_token(client: &AdminClient, arguments: TokenArguments, terminal: &mut Ter
     let TokenArguments { app, session, ttl_s } = arguments;
     let reply = client.token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
     terminal.show(&reply, || format!("{}\n", reply.token))?;
+    Ok(EXIT_DONE)
+}
+
+fn run_trace(client: &AdminClient, seconds: u32, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    if !terminal.is_json {
+        terminal.complain(&format!("looking for {seconds} s"));
+    }
+    let reply = client.trace(seconds)?;
+    terminal.show(&reply, || trace::report(&reply))?;
     Ok(EXIT_DONE)
 }
 

@@ -57,6 +57,8 @@ pub struct Config {
     pub shared_memory_dir: PathBuf,
     pub checkpoints: StorePlace,
     pub functions: Vec<ConfiguredFunction>,
+    /// `perf` is told the names of wasm functions, in `/tmp/perf-<pid>.map`.
+    pub perf_map: bool,
 }
 
 impl Config {
@@ -86,6 +88,8 @@ pub struct Overrides {
     pub steering_mode: Option<SteeringMode>,
     pub steering_iface: Option<String>,
     pub state_dir: Option<PathBuf>,
+    /// Only a flag: see `Config::perf_map`.
+    pub perf_map: bool,
 }
 
 /// Why the configuration is refused. Every text says what to do.
@@ -212,6 +216,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         state_dir,
         shared_memory_dir,
         checkpoints,
+        perf_map: overrides.perf_map,
         functions,
     })
 }

@@ -120,6 +120,7 @@ impl Node {
             workers_live_max: config.limits.workers_live_max,
             memory_mib_max: config.limits.memory_mib_max,
             tick_us: TICK_US,
+            perf_map: config.perf_map,
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;

@@ -140,7 +140,7 @@ impl Node {
     }
 
     fn install(&self) {
-        let options = EngineOptions { cache_directory: None, workers_live_max: 16, memory_mib_max: 128, tick_us: 1_000 };
+        let options = EngineOptions { workers_live_max: 16, ..EngineOptions::default() };
         let engine = Engine::new(&options).unwrap();
         let functions = [
             (r#"{"name":"counter","app":"app"}"#, COUNTER, 0),

@@ -57,8 +57,13 @@ impl NodePlace {
 
     /// Starts the node on what is there, and waits until its last function answers, whatever it answers.
     pub fn start(&self, interrupt: &Interrupt) -> Result<Server, ServerError> {
+        self.start_with(interrupt, &[])
+    }
+
+    /// The same with more flags of `xfaas run`.
+    pub fn start_with(&self, interrupt: &Interrupt, flags: &[&str]) -> Result<Server, ServerError> {
         let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml"));
+        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml")).args(flags);
         let is_ready = |http| fetch(http, &self.probe).is_ok_and(|fetched| fetched.status != 404);
         Server::start("xfaas", &mut command, self.http, directory("output")?, interrupt, is_ready)
     }

@@ -1,7 +1,7 @@
 //! The flags, as clap reads them.
 
 use crate::config::{self, ContainerOptions, Overrides};
-use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
+use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX, TRACE_SECONDS_MAX};
 use crate::steering::SteeringMode;
 use crate::worker::{CpuShare, Durability, Hint, KeepAliveRule};
 use clap::{Args, Parser, Subcommand};
@@ -57,6 +57,15 @@ pub(super) enum Command {
     Invoke(InvokeArguments),
     /// Show counters and latencies
     Stats,
+    /// Say where the time of requests goes: of the median one, and of the slowest
+    Trace {
+        /// Explain the slowest requests (the only kind of trace there is, and the default)
+        #[arg(long)]
+        tail: bool,
+        /// For how long to look
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(TRACE_SECONDS_MAX)))]
+        seconds: u32,
+    },
     /// Name what this machine lacks to run the configuration
     Doctor {
         #[command(flatten)]
@@ -88,6 +97,9 @@ pub(super) struct ConfigArguments {
     /// Where deployments and compiled code are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Tell perf the names of wasm functions, in /tmp/perf-PID.map
+    #[arg(long)]
+    perf_map: bool,
 }
 
 impl ConfigArguments {
@@ -100,6 +112,7 @@ impl ConfigArguments {
             steering_mode: self.steering,
             steering_iface: self.iface,
             state_dir: self.state_dir,
+            perf_map: self.perf_map,
         };
         (self.config, overrides)
     }

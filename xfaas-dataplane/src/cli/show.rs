@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Columns under their names: numbers flush right, text flush left.
-fn table(names: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(names: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([names[column].len()]).max().unwrap_or(0);
     let is_number = |column: usize| rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit()));
     let columns: Vec<(usize, bool)> = (0..names.len()).map(|column| (width(column), is_number(column))).collect();

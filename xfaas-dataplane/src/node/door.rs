@@ -101,6 +101,14 @@ impl ShardsDoor {
 }
 
 impl Shards for ShardsDoor {
+    fn views(&self) -> Vec<Arc<ShardView>> {
+        self.views.clone()
+    }
+
+    fn function_names(&self) -> HashMap<u16, String> {
+        self.names().functions.clone()
+    }
+
     fn count(&self) -> usize {
         self.doors.len()
     }

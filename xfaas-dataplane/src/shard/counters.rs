@@ -1,6 +1,7 @@
 //! What one shard counts. Only the shard writes, so a count is a relaxed load and store; control reads at any time and never resets.
 
 use super::rpc::RpcCounters;
+use super::tail::TailView;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use crate::state::fragmentation;
@@ -341,12 +342,13 @@ pub struct ShardView {
     pub functions: Box<[FunctionCounters]>,
     /// Where the kernel says how long the shard's thread was on a CPU.
     pub schedstat: OnceLock<PathBuf>,
+    pub tail: TailView,
 }
 
 impl ShardView {
     pub fn new() -> ShardView {
         let functions = (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect();
-        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new() }
+        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new(), tail: TailView::default() }
     }
 }
 

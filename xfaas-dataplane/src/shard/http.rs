@@ -196,6 +196,7 @@ impl Shard {
         let function = self.proxy.function(index).expect("by_name holds functions in service only");
         call.function = index;
         call.received_ns = self.now_ns;
+        call.stages = self.tail.stages(self.core, self.now_ns);
         if function.hook.is_some() {
             return self.run_hook(id, call);
         }

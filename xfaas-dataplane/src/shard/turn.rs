@@ -13,6 +13,7 @@ use super::rpc::Rpc;
 use super::session_reads::SessionReads;
 use super::start::ShardOptions;
 use super::tag::Operation;
+use super::tail::Tail;
 use crate::net::{ErrorCode, HttpLimits, http_date};
 use crate::session::{AliasTable, Finished, FreshIds, Outcome, PinView, Placement, Proxy};
 use crate::steering::FlowTable;
@@ -95,6 +96,7 @@ pub struct Shard {
     pub(super) date: [u8; 29],
     /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
+    pub(super) tail: Tail,
 }
 
 /// The parts of a shard that `start` prepares.
@@ -168,6 +170,7 @@ impl Shard {
             date_s: 0,
             date: [0; 29],
             now_ns,
+            tail: Tail::default(),
         }
     }
 
@@ -193,7 +196,8 @@ impl Shard {
         self.arm();
         let timeout = self.wait_time();
         self.ring.wait_past_sends(timeout)?;
-        self.now_ns = clock::monotonic_ns();
+        self.now_ns = clock::anchor_ns();
+        self.tail.begin_turn(self.now_ns, &self.view.tail);
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion);
@@ -201,6 +205,7 @@ impl Shard {
         self.take_mail();
         self.fire_timers();
         self.run_slices();
+        let chores_from_ns = clock::quick_ns();
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
@@ -210,6 +215,8 @@ impl Shard {
         self.step_log();
         self.step_lifecycle();
         self.pump_primary();
+        self.tail.work.chores_ns += clock::quick_ns().saturating_sub(chores_from_ns);
+        self.tail.work.fork_ns = self.proxy.stats().fork_ns;
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -343,7 +350,7 @@ impl Shard {
         };
         let finished = self.proxy.submit(call, self.now_ns);
         if finished.is_none() {
-            self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+            self.now_ns = clock::quick_ns(); // a whole slice may have gone by, and the next call's deadline starts now
         }
         self.hold(finished?)
     }
@@ -359,11 +366,12 @@ impl Shard {
             if let Some(finished) = self.proxy.run_next(now_ns) {
                 self.deliver(finished);
             }
-            if is_idle_time {
-                return; // whoever came meanwhile goes first
-            }
             now_ns = clock::monotonic_ns();
+            if is_idle_time {
+                break; // whoever came meanwhile goes first
+            }
         }
+        self.tail.work.slices_ns += now_ns - started_ns;
     }
 
     /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.

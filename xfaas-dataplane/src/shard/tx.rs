@@ -25,7 +25,10 @@ impl Shard {
 
     /// Counts an ended call. Moves the turn's clock on.
     pub(super) fn record(&mut self, call: &Call, outcome: &Outcome) {
-        self.now_ns = clock::monotonic_ns();
+        // The guest that ended just now was left at the latest time that is known.
+        let is_latest = call.served_by == self.core.0 && call.stages.left_ns > self.now_ns;
+        self.now_ns = if is_latest { call.stages.left_ns } else { clock::quick_ns().max(self.now_ns) };
+        self.tail.note(call, outcome, self.core, self.now_ns);
         let duration_ns = self.now_ns.saturating_sub(call.received_ns);
         self.view.functions[usize::from(call.function)].record(outcome, duration_ns);
         if matches!(outcome, Outcome::Failed { code, .. } if *code == crate::net::ErrorCode::Overloaded) {

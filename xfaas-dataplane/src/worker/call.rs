@@ -3,6 +3,7 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
+use super::stages::Stages;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
@@ -97,6 +98,7 @@ pub struct Call {
     pub(super) overlay: Overlay,
     /// What is asked of the primary, where `state_at` says `Primary`.
     pub remote: RemoteAccess,
+    pub stages: Stages,
 }
 
 impl Default for Call {
@@ -131,6 +133,7 @@ impl Default for Call {
             parked_in_write: false,
             overlay: Overlay::default(),
             remote: RemoteAccess::default(),
+            stages: Stages::default(),
         }
     }
 }
@@ -162,6 +165,7 @@ impl Call {
         self.parked_in_write = false;
         self.overlay.clear();
         self.remote.reset();
+        self.stages = Stages::default();
     }
 
     /// Takes over the limits of the function that is to run.

@@ -25,6 +25,7 @@ mod remote;
 mod rewrite;
 mod shape;
 mod snapshot;
+mod stages;
 mod timers;
 mod trap;
 
@@ -40,4 +41,5 @@ pub use self::lend::Lent;
 pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
+pub use self::stages::{CoreWork, Stages};
 pub use self::trap::TrapKind;
