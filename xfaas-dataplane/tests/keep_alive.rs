@@ -5,7 +5,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Client, Node, NodeBuilder, Reply, Script, eventually, guest, request, xfaas};
+use harness::{Client, Node, NodeBuilder, Reply, RpcClient, Script, State, eventually, guest, request, xfaas};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -97,6 +97,22 @@ fn unbounded_sessions_stay_while_others_come_and_go() {
     assert_eq!((dropped(&node, "idle"), dropped(&node, "pressure")), (2.0, 0.0));
 }
 
+#[test]
+fn a_section_that_a_container_has_open_keeps_its_session_in_memory() {
+    let node = node(&["keep_alive_s = 1"]).start();
+    let write = Script::new().write("k", b"v", 0).end();
+    assert_eq!(results(&node.post("script", "held", &write)), [0]);
+    let mut container = RpcClient::to_owner(node.rpc, "held");
+    let section = State::strong("script", "held", 1);
+    assert_eq!(container.call(|id| section.read(id, b"k")).value(), b"v");
+    // Used later, so it sleeps later.
+    assert_eq!(results(&node.post("script", "other", &write)), [0]);
+    eventually("the other one sleeps", || metric(&node, "xfaas_sessions_asleep") == 1.0);
+    assert_eq!(in_memory(&node), BTreeSet::from(["held".to_owned()]));
+    assert_eq!(container.call(|id| section.write(id, b"k", b"w")).result(), 0);
+    eventually("both sleep", || metric(&node, "xfaas_sessions_asleep") == 2.0);
+}
+
 /// Writes a MiB into a session, as often as it is refused for want of memory. Output: how often that was.
 fn fill(client: &mut Client, session: &str) -> usize {
     let mut refusals = 0;
@@ -127,7 +143,7 @@ fn assert_has_its_name(client: &mut Client, session: &str) {
 #[test]
 fn when_memory_is_short_those_that_are_asked_for_least_leave_and_nothing_is_lost() {
     let rules = ["keep_alive = \"unbounded\"", "durability = \"checkpoint\"", "checkpoint_every_s = 1"];
-    let node = node(&rules).limit("region_mib = 64").start();
+    let mut node = node(&rules).limit("region_mib = 64").start();
     let mut client = node.connect();
     let name = |kind: &str, count: usize| (0..count).map(|number| format!("{kind}-{number}")).collect::<Vec<String>>();
     let (popular, rare) = (name("popular", 20), name("rare", 26));
@@ -155,10 +171,14 @@ fn when_memory_is_short_those_that_are_asked_for_least_leave_and_nothing_is_lost
     for session in name("more", 40) {
         fill(&mut client, &session);
     }
+    // Those that were leaving are in memory or in the store.
+    node.kill();
+    node.start();
+    client = node.connect();
     for session in popular.iter().chain(&rare).chain(&name("new", 14)).chain(&name("more", 40)) {
         assert_has_its_name(&mut client, session);
     }
-    assert!(metric(&node, "xfaas_sessions_asleep") >= 40.0);
+    assert!(metric(&node, "xfaas_sessions_asleep") >= 36.0, "100 sessions of a MiB do not fit");
 }
 
 /// A body that sets a timer which marks its session.
@@ -200,11 +220,16 @@ fn sessions_sleep_until_shortly_before_their_timers_are_due() {
     let mut node = node(&["keep_alive_s = 1"]).start();
     // The shard looks more often at what rests while a connection is open.
     let _open = node.connect();
-    let due_ms = now_ms() + 8_000;
-    assert_eq!(results(&node.post("script", "soon", &alarm(due_ms))), [0, 0]);
-    assert_eq!(results(&node.post("script", "far", &alarm(due_ms + 3_600_000))), [0, 0]);
-    eventually("both sleep", || metric(&node, "xfaas_sessions_asleep_with_timers") == 2.0);
-    assert_eq!((metric(&node, "xfaas_timers"), metric(&node, FIRED)), (0.0, 0.0));
+    assert_eq!(results(&node.post("script", "far", &alarm(now_ms() + 3_600_000))), [0, 0]);
+    let (mut due_ms, mut fired) = (0, 0.0);
+    eventually("both sleep", || {
+        // On a busy machine it may be due before it could sleep: then it is set anew.
+        if due_ms == 0 || metric(&node, FIRED) > fired {
+            (due_ms, fired) = (now_ms() + 8_000, metric(&node, FIRED));
+            assert_eq!(results(&node.post("script", "soon", &alarm(due_ms))), [0, 0]);
+        }
+        metric(&node, "xfaas_sessions_asleep_with_timers") == 2.0
+    });
     node.kill();
     lose_memory(&node);
     node.start();

@@ -320,7 +320,10 @@ impl Shard {
         if self.logging.has_snapshot() && self.proxy.state().journal.logs(app) {
             return false;
         }
-        if self.draining_since_ns.is_some() || self.moves.concerns(app, session) || !self.proxy.let_go(app, session, table_hash) {
+        // Calls here are seen by `let_go`; those of containers only by the sections that they have open.
+        let is_locked = self.proxy.state().locks.has_locks_of(app, session);
+        let must_stay = self.draining_since_ns.is_some() || self.moves.concerns(app, session) || is_locked;
+        if must_stay || !self.proxy.let_go(app, session, table_hash) {
             return false;
         }
         let key = SessionKey { app, session, table_hash };
