@@ -63,6 +63,12 @@ mod tests {
             let is_whole = detach_hook(&both[..cut]).is_none_or(|(rest, _)| wasm.starts_with(&rest));
             assert!(is_whole, "{cut}");
         }
+        for at in 0..both.len() {
+            // Changed anywhere: something or nothing comes out, never a panic.
+            let mut changed = both.clone();
+            changed[at] ^= 0x7f;
+            drop(detach_hook(&changed));
+        }
         assert_eq!(attach_hook(b"\0asm", b"hook"), b"\0asm");
         let component = wat::parse_str("(component)").unwrap();
         assert!(detach_hook(&attach_hook(&component, b"hook")).is_none());
