@@ -106,6 +106,8 @@ pub const COLD_SESSIONS_MAX: usize = 128;
 pub const COLD_WAIT_MS_MAX: u64 = 5_000;
 /// How long one operation of the store may take, beside the time for the bytes.
 pub const STORE_MS_MAX: u64 = 10_000;
+/// Operations on local files of the store under way at once, those included that nobody waits for any more.
+pub const STORE_FILES_MAX: usize = 64;
 /// How long an orderly stop waits for checkpoints.
 pub const STOP_CHECKPOINTS_MS_MAX: u64 = 60_000;
 /// Loads of one shard under way beyond which none is begun but for a request that waits: those for timers, and those ahead of requests.

@@ -13,6 +13,7 @@ use crate::control::{
     self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, MoveRequest, SessionsQuery, TokenRequest,
 };
 use crate::ebpf_object::ebpf_object;
+use crate::worker::attach_hook;
 use clap::Parser;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -238,9 +239,19 @@ fn admin_to_listen(admin: Option<&str>) -> Result<Option<SocketAddr>, CliError> 
 }
 
 fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
-    let wasm = std::fs::read(&deploy.file).map_err(|source| CliError::Read { path: deploy.file.clone(), source })?;
-    let name = deploy.name.clone();
-    let info = client.deploy(&name, &deploy.into_flags(), &wasm)?;
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| CliError::Read { path: path.clone(), source });
+    let mut wasm = read(&deploy.file)?;
+    let (name, hook) = (deploy.name.clone(), deploy.hook.clone());
+    let mut flags = deploy.into_flags();
+    if let Some(hook) = hook {
+        let mut hint = flags.hint.unwrap_or_default();
+        if !hint.set_hook() {
+            return Err(CliError::Usage(format!("--hook brings a hook, and --hint {hint} says otherwise: leave one of them out")));
+        }
+        flags.hint = Some(hint);
+        wasm = attach_hook(&wasm, &read(&hook)?);
+    }
+    let info = client.deploy(&name, &flags, &wasm)?;
     terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
     info.note.iter().for_each(|note| terminal.complain(note));
     Ok(EXIT_DONE)

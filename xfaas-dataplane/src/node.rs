@@ -70,6 +70,8 @@ pub enum NodeError {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
+    Checkpoints(#[from] crate::control::CheckpointsError),
+    #[error(transparent)]
     Deploy(#[from] DeployError),
     #[error("the shards did not take the aliases")]
     Aliases(#[from] crate::control::ShardsError),

@@ -35,8 +35,8 @@ struct Arguments {
     /// Requests of each kind on the node.
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     requests: u32,
-    /// Sessions at rest.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
+    /// Sessions at rest. A million take half a GiB of memory.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     sessions: u32,
     /// How often a node is killed.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]

@@ -212,9 +212,12 @@ pub(super) struct DeployArguments {
     /// What the app's state outlives: memory (the process), checkpoint (the machine, as of the last checkpoint) or sync (the machine) [default: memory]
     #[arg(long, value_name = "MODE", value_parser = Durability::parse)]
     durability: Option<Durability>,
-    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it) [default: the session header]
+    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it, or --hook brings it) [default: the session header]
     #[arg(long, value_name = "HINT")]
     hint: Option<Hint>,
+    /// A wasm module whose `hook() -> i32` says which session an HTTP request is of: the hint is `hook` then
+    #[arg(long, value_name = "FILE")]
+    pub hook: Option<PathBuf>,
     /// A longer run of the app's hook is stopped [default: 10]
     #[arg(long, value_name = "N")]
     hook_deadline_ms: Option<u32>,
@@ -428,7 +431,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --containers-max 2 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --containers-max 2 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -452,6 +455,7 @@ mod tests {
             keep_alive_s: Some(7),
             checkpoint_every_s: Some(8),
         };
+        assert_eq!(deploy.hook.as_deref(), Some(std::path::Path::new("h.wasm")));
         assert_eq!(deploy.into_flags(), expected);
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct SteeringSection {
 pub(super) struct FunctionEntry {
     name: String,
     wasm: PathBuf,
+    hook: Option<PathBuf>,
     app: Option<String>,
     #[serde(default)]
     read_only: bool,
@@ -91,8 +92,8 @@ pub(super) struct FunctionEntry {
 }
 
 impl FunctionEntry {
-    /// The manifest with the defaults of CONTRACT.md section 4, and the module's path as written.
-    pub fn into_parts(self) -> (FunctionManifest, PathBuf) {
+    /// The manifest with the defaults of CONTRACT.md section 4, and the paths of the module and of its hook as written.
+    pub fn into_parts(self) -> (FunctionManifest, PathBuf, Option<PathBuf>) {
         let default = FunctionManifest::named(&self.name);
         let manifest = FunctionManifest {
             app: self.app.unwrap_or(default.app),
@@ -119,6 +120,6 @@ impl FunctionEntry {
                 checkpoint_every_s: self.checkpoint_every_s,
             },
         };
-        (manifest, self.wasm)
+        (manifest, self.wasm, self.hook)
     }
 }

@@ -1,8 +1,8 @@
 //! The checkpoints' thread: writes sessions to the store and reads them back, for all shards. A runtime of its own, so that a slow store holds up
 //! neither the admin API nor, through it, a deployment. Started by `node`; docs/ARCHITECTURE.md, "Sessions that sleep".
 //!
-//! Local files go through `object_store` as objects of a bucket do, and so through its pool of threads and not through an io_uring: one code
-//! for both is worth more here than some microseconds of a write that nobody waits for.
+//! The runtime is tokio-uring's: local files are read and written on its io_uring, so that the thread waits for none of them. Buckets are asked over
+//! sockets on the same runtime. Its pool of threads only compresses, lists folders, and looks up names of hosts.
 
 use super::describe;
 use crate::durable::{
@@ -20,7 +20,6 @@ use xfaas_common::ids::SessionId;
 /// Writes, and reads, that are under way at once.
 const WRITES_MAX: usize = 16;
 const READS_MAX: usize = 32;
-const THREADS_MAX: usize = 16;
 /// Sessions told to a shard at once.
 const LISTED_MAX: usize = 1_024;
 /// Checkpoints that failed writes may have left are looked for as far back as this.
@@ -102,25 +101,50 @@ impl CheckpointStatus {
 /// The shard of an app's session.
 pub type OwnerOf = Box<dyn Fn(&str, &SessionId) -> u16 + Send>;
 
+/// Why the checkpoints' thread does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointsError {
+    #[error("cannot start the checkpoints' thread")]
+    Thread {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the checkpoints' thread cannot use io_uring: allow it to this process (`xfaas doctor` tells what stands in the way)")]
+    Ring {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the checkpoints' thread panicked: see the message above")]
+    Panicked,
+}
+
 /// Starts the thread. `wake`: makes a shard look for answers. Output: a door for each shard.
-/// Errors: the thread cannot be started.
+/// Errors: the thread cannot be started, or not use io_uring.
 pub fn start_checkpoints(
     place: StorePlace,
     shards: usize,
     owner: OwnerOf,
     wake: Arc<dyn Fn(u16) + Send + Sync>,
-) -> std::io::Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>)> {
+) -> Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>), CheckpointsError> {
     let (doors, (orders, answers)) = checkpoint_mail(shards);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS_MAX).build()?;
     let status = Arc::new(CheckpointStatus::default());
     let answers = answers.into_iter().map(|sender| Arc::new(Mutex::new(sender))).collect();
     let office = Office { place, answers, wake, status: Arc::clone(&status) };
-    let run = move || {
-        runtime.block_on(office.run(orders, &*owner));
-        // Deletions of what is not needed any more may be cut short: the next start does them.
-        runtime.shutdown_background();
+    let (started, starting) = std::sync::mpsc::sync_channel(1);
+    // A ring belongs to the thread that makes it.
+    let run = move || match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => {
+            // Whoever started the thread waits for this.
+            if started.send(Ok(())).is_ok() {
+                // Deletions of what is not needed any more may be cut short: the next start does them.
+                runtime.block_on(office.run(orders, &*owner));
+            }
+        }
+        Err(source) => started.send(Err(CheckpointsError::Ring { source })).unwrap_or_default(),
     };
-    std::thread::Builder::new().name("xfaas-checkpts".to_owned()).spawn(run)?;
+    let spawned = std::thread::Builder::new().name("xfaas-checkpts".to_owned()).spawn(run);
+    spawned.map_err(|source| CheckpointsError::Thread { source })?;
+    starting.recv().unwrap_or(Err(CheckpointsError::Panicked))?;
     Ok((doors, status))
 }
 
@@ -158,7 +182,7 @@ impl Office {
         while let Some((shard, order)) = orders.recv().await {
             let (office, store) = (self.clone(), store.clone());
             let permits = Arc::clone(if matches!(order.work, CheckpointWork::Write { .. }) { &writes } else { &reads });
-            tokio::spawn(async move {
+            tokio_uring::spawn(async move {
                 // Never closed.
                 let _permit = permits.acquire_owned().await;
                 office.serve(shard, order, &store).await;
@@ -209,7 +233,7 @@ impl Office {
             self.answer(shard as u16, CheckpointAnswer::ListedAll(apps.iter().cloned().collect()));
         }
         let (collector, status) = (store.clone(), Arc::clone(&self.status));
-        tokio::spawn(async move {
+        tokio_uring::spawn(async move {
             for (app, session, number) in needless {
                 if let Err(fault) = collector.delete(&app, &session, std::iter::once(number.in_name())).await {
                     return status.note(&fault); // the next start looks again
@@ -285,7 +309,7 @@ impl Office {
         self.status.note(&fault);
         if fault.is_of_the_store() && !self.status.probing.swap(true, Ordering::AcqRel) {
             let (status, store) = (Arc::clone(&self.status), store.clone());
-            tokio::spawn(async move {
+            tokio_uring::spawn(async move {
                 loop {
                     tokio::time::sleep(PROBE_EVERY).await;
                     match store.probe().await {
@@ -335,7 +359,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = StorePlace::Folder(folder.path().to_owned());
         let session = SessionId::new(b"s").unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder()).unwrap();
         let store = CheckpointStore::open(&place).unwrap();
         for number in [3, 9, 1, 4] {
             let name = CheckpointName { app: "shop", session: &session, number };

@@ -27,7 +27,7 @@ pub use self::api::{
     SessionInfo, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply,
 };
 pub use self::catalog::{ManifestError, check_manifest};
-pub use self::checkpoints::{CheckpointStatus, start_checkpoints};
+pub use self::checkpoints::{CheckpointStatus, CheckpointsError, start_checkpoints};
 pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
 pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};

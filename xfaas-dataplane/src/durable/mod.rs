@@ -8,6 +8,7 @@
 //! whole    which regions of another number of shards have all that the log has
 //!
 //! checkpoint       a session as bytes, checked and compressed      store   where checkpoints are kept: a folder or a bucket
+//! ring_files       objects as local files, on an io_uring
 //! checkpoint_mail  what shards and the checkpoints' thread tell each other
 //! ```
 
@@ -18,6 +19,7 @@ mod format;
 mod keeper;
 mod log;
 mod recover;
+mod ring_files;
 mod segment;
 mod store;
 mod whole;

@@ -97,6 +97,15 @@ impl KnownSessions {
         entry.or_insert_with(fresh).into_mut()
     }
 
+    /// Forgets the session.
+    pub fn remove(&mut self, session: &SessionId, table_hash: u32) -> Option<KnownSession> {
+        let (hash, table) = place(table_hash);
+        let (known, _) = self.tables[table].find_entry(hash, |known| known.session == *session).ok()?.remove();
+        self.length -= 1;
+        self.dues_s.remove(session);
+        Some(known)
+    }
+
     /// The session's latest checkpoint and the one before, as the store names them.
     pub fn checkpoints(&mut self, session: &SessionId, table_hash: u32) -> [CheckpointNumber; 2] {
         let [latest_s, previous_s] = if self.dues_s.is_empty() { [0; 2] } else { self.dues_s.get(session).copied().unwrap_or_default() };
@@ -156,5 +165,8 @@ mod tests {
             assert_eq!(known.checkpoints(&session, 7), pair);
         }
         assert!(known.dues_s.is_empty());
+        known.set_checkpoints(&session, 7, [number(4, 9), number(3, 0)]);
+        assert_eq!((known.remove(&session, 7).unwrap().latest, known.len(), known.dues_s.len()), (4, 0, 0));
+        assert!(known.remove(&session, 7).is_none() && known.find_mut(&session, 7).is_none());
     }
 }

@@ -187,10 +187,13 @@ impl Shard {
         Ok(())
     }
 
-    /// A session was seen in the region. `None`: it is not to be looked at further, because an order is under way for it, or no more are known.
+    /// A session was seen in the region. `None`: it is not to be looked at further, because it moves, an order is under way for it, or no more are known.
     pub(super) fn meet(&mut self, slot: usize, session: &SessionId, table_hash: u32) -> Option<&mut KnownSession> {
-        let Shard { lifecycle, now_ns, .. } = self;
-        let AppSessions { sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        let Shard { lifecycle, moves, now_ns, .. } = self;
+        let AppSessions { app, sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        if app.is_some_and(|app| moves.concerns(app, session)) {
+            return None;
+        }
         if sessions.len() >= KNOWN_SESSIONS_MAX && sessions.find_mut(session, table_hash).is_none() {
             return None; // it stays in memory
         }
@@ -319,7 +322,8 @@ impl Shard {
         }
         // Calls here are seen by `let_go`; those of containers only by the sections that they have open.
         let is_locked = self.proxy.state().locks.has_locks_of(app, session);
-        if self.draining_since_ns.is_some() || is_locked || !self.proxy.let_go(app, session, table_hash) {
+        let must_stay = self.draining_since_ns.is_some() || self.moves.concerns(app, session) || is_locked;
+        if must_stay || !self.proxy.let_go(app, session, table_hash) {
             return false;
         }
         let key = SessionKey { app, session, table_hash };

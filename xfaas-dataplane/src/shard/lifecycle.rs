@@ -121,13 +121,18 @@ impl Lifecycle {
     }
 
     #[inline(always)]
-    fn slot(&self, app: u16) -> Option<usize> {
+    pub(super) fn slot(&self, app: u16) -> Option<usize> {
         self.slots.get(usize::from(app)).copied().flatten().map(usize::from)
     }
 
     /// True when a session of the app may sleep: then only its owner knows what it holds.
     pub(super) fn may_sleep(&self, app: u16) -> bool {
         self.concerns(app)
+    }
+
+    /// Calls that waited for a session wait elsewhere now.
+    pub(super) fn end_parking(&mut self, calls: usize) {
+        self.parked -= calls;
     }
 
     /// True while calls wait for their sessions.

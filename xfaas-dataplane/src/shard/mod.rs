@@ -15,6 +15,7 @@ mod logging;
 mod mailbox;
 mod moving;
 mod moving_session;
+mod moving_sleepers;
 mod pressure;
 mod primary;
 mod read_only;

@@ -5,7 +5,7 @@
 use super::checkpoints::{Evicting, Leaves};
 use super::lifecycle::{AppSessions, SECOND_NS};
 use super::turn::Shard;
-use crate::session::{EvictionOrder, Evictor, LastUse, NO_TICKET, Priority, Use};
+use crate::session::{EvictionOrder, Evictor, KnownSession, LastUse, NO_TICKET, Priority, Use};
 use crate::state::{NamespaceRef, RegionStats, SESSION_BUCKETS};
 use crate::sys::clock;
 use xfaas_common::ids::SessionId;
@@ -223,8 +223,8 @@ impl Shard {
         let sequence = region.and_then(|region| region.namespace_sequence(region.find(&session, table_hash)?));
         let known = self.lifecycle.apps[slot].sessions.find_mut(&session, table_hash);
         // It may have been used, or have gone, since it was gathered.
-        let Some((sequence, known)) = sequence.zip(known.filter(|known| known.ticket == NO_TICKET && known.used_tenths == used_tenths))
-        else {
+        let is_as_it_was = |known: &&mut KnownSession| known.ticket == NO_TICKET && known.used_tenths == used_tenths;
+        let Some((sequence, known)) = sequence.zip(known.filter(is_as_it_was)).filter(|_| !self.moves.concerns(app, &session)) else {
             return Ok(());
         };
         let evicting = Evicting { priority, bytes, used_tenths };

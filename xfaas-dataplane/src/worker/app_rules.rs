@@ -166,13 +166,21 @@ pub enum Hint {
     /// A segment of the path after the function's name, counted from 0.
     Path(u8),
     Query(String),
-    /// What the module's `hook` says.
+    /// What the function's `hook` says.
     Hook,
 }
 
 impl Hint {
     pub fn is_default(&self) -> bool {
         *self == Hint::SessionHeader
+    }
+
+    /// Whoever gives a hook means it to be used. Output: false when the hint is another one already.
+    pub fn set_hook(&mut self) -> bool {
+        if self.is_default() {
+            *self = Hint::Hook;
+        }
+        *self == Hint::Hook
     }
 }
 
