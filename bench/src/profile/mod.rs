@@ -178,7 +178,7 @@ fn succeeded(what: &'static str, output: &Output) -> Result<(), ProfileError> {
 /// The samples as text. Without inlined frames, which take minutes to find.
 fn script(data: &Path) -> Result<String, ProfileError> {
     let mut perf = Command::new("perf");
-    perf.args(["script", "--no-inline", "-i"]).arg(data).stdin(Stdio::null());
+    perf.args(["script", "--no-inline", "-F", "comm,tid,time,event,ip,sym,dso", "-i"]).arg(data).stdin(Stdio::null());
     let output = perf.output().map_err(ProfileError::Start)?;
     succeeded("script", &output)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -188,11 +188,13 @@ fn draw(samples: &[Sample<'_>], title: &str, path: &Path) -> Result<(), ProfileE
     let (text, mut folded) = (joined(samples), Vec::new());
     let failed = |error: &dyn std::fmt::Display| ProfileError::Draw(error.to_string());
     Folder::default().collapse(BufReader::new(text.as_bytes()), &mut folded).map_err(|error| failed(&error))?;
+    // The stack of a worker's fiber ends in compiled wasm, through which perf cannot unwind: what called the guest is not known.
+    let folded = String::from_utf8_lossy(&folded).replace(";[unknown];", ";(on a worker's fiber);");
     let mut options = flamegraph::Options::default();
     options.title = title.to_owned();
     options.count_name = "samples".to_owned();
     let file = File::create(path).map_err(|source| ProfileError::File { operation: "create", path: path.into(), source })?;
-    flamegraph::from_reader(&mut options, &folded[..], file).map_err(|error| failed(&error))
+    flamegraph::from_reader(&mut options, folded.as_bytes(), file).map_err(|error| failed(&error))
 }
 
 /// The shares as a table, the whole run beside the slow requests' windows.
