@@ -188,8 +188,8 @@ fn draw(samples: &[Sample<'_>], title: &str, path: &Path) -> Result<(), ProfileE
     let (text, mut folded) = (joined(samples), Vec::new());
     let failed = |error: &dyn std::fmt::Display| ProfileError::Draw(error.to_string());
     Folder::default().collapse(BufReader::new(text.as_bytes()), &mut folded).map_err(|error| failed(&error))?;
-    // The stack of a worker's fiber ends in compiled wasm, through which perf cannot unwind: what called the guest is not known.
-    let folded = String::from_utf8_lossy(&folded).replace(";[unknown];", ";(on a worker's fiber);");
+    // Where a thread begins has no name. A worker's fiber begins in compiled wasm: what called the guest is on another stack.
+    let folded = String::from_utf8_lossy(&folded).replace(";[unknown];", ";");
     let mut options = flamegraph::Options::default();
     options.title = title.to_owned();
     options.count_name = "samples".to_owned();
