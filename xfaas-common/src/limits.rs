@@ -68,6 +68,9 @@ pub const FUNCTIONS_MAX: usize = 1_024;
 
 /// Default of `workers_max`: workers that run at once in one namespace.
 pub const WORKERS_MAX_DEFAULT: u16 = 10;
+/// Default of `containers_max`, and its ceiling: containers of one namespace in a process, the primary included, at most one a shard.
+pub const CONTAINERS_MAX_DEFAULT: u16 = 1;
+pub const CONTAINERS_MAX: u16 = CORES_MAX as u16;
 /// Default of `hook_deadline_ms`.
 pub const HOOK_DEADLINE_MS_DEFAULT: u32 = 10;
 /// Linear memory of a hook's worker.

@@ -85,7 +85,7 @@ fn start_configured(
     files.check()?;
     let (directory, shared, keys) = place;
     let [http, admin, rpc] = free_addresses_in(network)?;
-    let mut text = configuration_text((directory.path(), shared), http, admin, rpc, cpu);
+    let mut text = configuration_text((directory.path(), shared), http, admin, rpc, &[cpu]);
     for (function, read_only) in FUNCTIONS {
         let app = if function == "echo" { "echo" } else { "counters" };
         let wasm = quoted(&files.guest(function)?);
@@ -114,14 +114,14 @@ pub(super) fn configuration_text(
     http: SocketAddr,
     admin: SocketAddr,
     rpc: SocketAddr,
-    cpu: u16,
+    cpus: &[u16],
 ) -> String {
     // The sessions' state lies in the directory too: a benchmark must leave nothing behind.
     let (state, shared) = (quoted(&directory.join("state")), quoted(shared));
     format!(
         "state_dir = {state}\nshared_memory_dir = {shared}\n\n\
          [listen]\nhttp = \"{http}\"\nudp = \"{http}\"\nadmin = \"{admin}\"\nrpc = \"{rpc}\"\n\n\
-         [shards]\ncpus = [{cpu}]\n\n[steering]\nmode = \"off\"\n"
+         [shards]\ncpus = {cpus:?}\n\n[steering]\nmode = \"off\"\n"
     )
 }
 

@@ -200,9 +200,12 @@ pub(super) struct DeployArguments {
     /// Linear memory of a worker [default: 128]
     #[arg(long, value_name = "N")]
     memory_mib: Option<u32>,
-    /// Workers that run at once in one namespace [default: 10]
+    /// Workers that run at once in one container of a namespace [default: 10]
     #[arg(long, value_name = "N")]
     workers_max: Option<u16>,
+    /// Containers of one namespace, each on a core of its own: when all workers of the first are busy, others run beside it [default: 1]
+    #[arg(long, value_name = "N")]
+    containers_max: Option<u16>,
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
@@ -250,6 +253,7 @@ impl DeployArguments {
             deadline_ms: self.deadline_ms,
             memory_mib: self.memory_mib,
             workers_max: self.workers_max,
+            containers_max: self.containers_max,
             state_mib: self.state_mib,
             durability: self.durability,
             hint: self.hint,
@@ -427,7 +431,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --containers-max 2 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -439,6 +443,7 @@ mod tests {
             deadline_ms: Some(1),
             memory_mib: Some(2),
             workers_max: Some(3),
+            containers_max: Some(2),
             state_mib: Some(4),
             durability: Some(Durability::Sync),
             hint: Some(Hint::Path(0)),

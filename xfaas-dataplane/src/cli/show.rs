@@ -87,11 +87,12 @@ pub(super) fn sessions(reply: &SessionsReply) -> String {
         .sessions
         .iter()
         .map(|session| {
-            let numbers = [u64::from(session.shard), session.state_bytes, session.keys.into(), session.workers.into()];
+            let numbers =
+                [u64::from(session.shard), session.state_bytes, session.keys.into(), session.workers.into(), session.containers.into()];
             [session.app.clone(), session.session.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
         })
         .collect();
-    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS"], &rows);
+    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS", "CONTAINERS"], &rows);
     if reply.truncated {
         text.push_str("there may be more: raise --limit, or narrow with --app or --prefix\n");
     }

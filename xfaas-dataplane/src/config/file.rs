@@ -74,6 +74,7 @@ pub(super) struct FunctionEntry {
     deadline_ms: Option<u32>,
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
+    containers_max: Option<u16>,
     state_mib: Option<u32>,
     #[serde(default)]
     durability: Durability,
@@ -105,6 +106,7 @@ impl FunctionEntry {
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
+            containers_max: self.containers_max.unwrap_or(default.containers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
             durability: self.durability,
             rules: AppRules {

@@ -17,6 +17,7 @@ pub struct DeployFlags {
     pub deadline_ms: Option<u32>,
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
+    pub containers_max: Option<u16>,
     pub state_mib: Option<u32>,
     pub durability: Option<Durability>,
     pub hint: Option<Hint>,
@@ -43,6 +44,7 @@ impl DeployFlags {
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
+            containers_max: self.containers_max.unwrap_or(default.containers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
             durability: self.durability.unwrap_or(default.durability),
             rules: AppRules {
@@ -72,6 +74,7 @@ impl DeployFlags {
             ("deadline_ms", self.deadline_ms),
             ("memory_mib", self.memory_mib),
             ("workers_max", self.workers_max.map(u32::from)),
+            ("containers_max", self.containers_max.map(u32::from)),
             ("state_mib", self.state_mib),
             ("hook_deadline_ms", self.hook_deadline_ms),
             ("requests_per_s", self.requests_per_s),
@@ -186,8 +189,10 @@ pub struct SessionInfo {
     /// Bytes of keys and values.
     pub state_bytes: u64,
     pub keys: u32,
-    /// Live workers of the session's namespace.
+    /// Live workers of the session's primary container.
     pub workers: u32,
+    /// Containers of the session in this process, the primary included.
+    pub containers: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -75,6 +75,9 @@ pub trait Shards: Send + Sync + 'static {
     /// What each shard shows to the outside, in their order.
     fn views(&self) -> Vec<Arc<ShardView>>;
 
+    /// Somebody traces from now on, or nobody does: where the kernel steers, its programs note when they see packets. Best effort.
+    fn set_traced(&self, is_traced: bool);
+
     /// Names by index, also of functions that were removed.
     fn function_names(&self) -> HashMap<u16, String>;
 

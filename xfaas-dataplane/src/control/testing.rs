@@ -86,6 +86,8 @@ impl Shards for FakeShards {
         vec![Arc::new(ShardView::new())]
     }
 
+    fn set_traced(&self, _is_traced: bool) {}
+
     fn function_names(&self) -> HashMap<u16, String> {
         HashMap::new()
     }
@@ -125,6 +127,7 @@ impl Shards for FakeShards {
             state_bytes: 100,
             keys: 1,
             workers: 1,
+            containers: 1,
         });
         let wanted = |session: &SessionInfo| {
             query.app.as_ref().is_none_or(|app| *app == session.app)

@@ -227,8 +227,25 @@ fn softirq_and_steal(stat: &str, cpu: usize) -> Option<(u64, u64)> {
     Some((counts.next()?.ok()?, counts.next()?.ok()?))
 }
 
+/// Lets the kernel write stamps while it lives: a client may go away in the middle.
+struct Stamping<'a>(&'a dyn Shards);
+
+impl<'a> Stamping<'a> {
+    fn begin(shards: &'a dyn Shards) -> Stamping<'a> {
+        shards.set_traced(true);
+        Stamping(shards)
+    }
+}
+
+impl Drop for Stamping<'_> {
+    fn drop(&mut self) {
+        self.0.set_traced(false);
+    }
+}
+
 /// Traces for that long, 1..=TRACE_SECONDS_MAX seconds.
 pub(super) async fn trace(shards: &dyn Shards, seconds: u32) -> TraceReply {
+    let _stamping = Stamping::begin(shards);
     let began_ns = clock::monotonic_ns();
     let mut traced: Vec<Traced> = shards.views().into_iter().map(Traced::begin).collect();
     let until_ns = began_ns + u64::from(seconds) * 1_000_000_000;

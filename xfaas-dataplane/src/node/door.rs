@@ -105,6 +105,14 @@ impl Shards for ShardsDoor {
         self.views.clone()
     }
 
+    fn set_traced(&self, is_traced: bool) {
+        self.pins.set_stamps(is_traced);
+        for door in &self.doors {
+            // Without it some requests of the trace have no time of their network.
+            door.send(ShardCommand::Trace(is_traced)).ok();
+        }
+    }
+
     fn function_names(&self) -> HashMap<u16, String> {
         self.names().functions.clone()
     }
@@ -163,6 +171,7 @@ impl Shards for ShardsDoor {
             state_bytes: row.state_bytes,
             keys: u32::try_from(row.keys).unwrap_or(u32::MAX),
             workers: row.workers as u32,
+            containers: row.containers as u32,
         };
         Ok(listed.take(query.limit).map(info).collect())
     }

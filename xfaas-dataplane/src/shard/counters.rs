@@ -168,6 +168,14 @@ pub struct ShardCounters {
     pub tokens_refused: Count,
     /// `xfaas_rate_limited_total`: requests over their namespace's `requests_per_s`.
     pub rate_limited: Count,
+    /// `xfaas_secondaries`: secondary containers here of sessions that other shards own; `xfaas_copy_sessions_total`: those that were made.
+    pub secondaries: Count,
+    pub copy_sessions: Count,
+    /// `xfaas_secondary_calls_total`: calls that they were given; `xfaas_secondary_wait_seconds_total`: from being given away to arriving here.
+    pub secondary_calls: Count,
+    pub secondary_wait_ns: Count,
+    /// `xfaas_secondary_requests_total`: what their workers asked the primary's shard.
+    pub secondary_requests: Count,
     /// `xfaas_sessions_asleep`: in a checkpoint and not in memory.
     pub sessions_asleep: Count,
     /// `xfaas_sessions_reclaimed_total`: dropped from memory once the store had them.
@@ -286,6 +294,15 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     counter("xfaas_tokens_refused_total", "Requests without a token that is good for their session.", |c| c.tokens_refused.get() as f64),
     counter("xfaas_rate_limited_total", "Requests over their namespace's requests_per_s.", |c| c.rate_limited.get() as f64),
+    gauge("xfaas_secondaries", "Secondary containers of sessions that another shard owns.", |c| c.secondaries.get() as f64),
+    counter("xfaas_copy_sessions_total", "Secondary containers made.", |c| c.copy_sessions.get() as f64),
+    counter("xfaas_secondary_calls_total", "Calls given to secondary containers.", |c| c.secondary_calls.get() as f64),
+    counter("xfaas_secondary_wait_seconds_total", "Time that those calls were on their way there.", |c| {
+        c.secondary_wait_ns.get() as f64 / 1e9
+    }),
+    counter("xfaas_secondary_requests_total", "Requests of secondary containers to the shard of their primary.", |c| {
+        c.secondary_requests.get() as f64
+    }),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_sessions_asleep", "Sessions whose state is in a checkpoint and not in memory.", |c| c.sessions_asleep.get() as f64),
     counter("xfaas_sessions_reclaimed_total", "Idle sessions dropped from memory once the store had their checkpoint.", |c| {
@@ -331,6 +348,10 @@ impl ShardCounters {
         self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
         self.rate_limited.set(stats.rate_limited);
+        self.secondaries.set(stats.secondaries);
+        self.copy_sessions.set(stats.copy_sessions);
+        self.secondary_calls.set(stats.secondary_calls);
+        self.secondary_wait_ns.set(stats.secondary_wait_ns);
         self.regions_refused.set(stats.regions_refused);
     }
 }

@@ -27,6 +27,9 @@ impl Shard {
         counters.accepted.add(1);
         let id = self.insert_connection(|generation, now_ns| Connection::new(file, generation, now_ns));
         self.arm_receive(id);
+        if self.is_traced {
+            self.ask_for_port(id);
+        }
     }
 
     pub(super) fn insert_connection(&mut self, make: impl FnOnce(u16, u64) -> Connection) -> u32 {

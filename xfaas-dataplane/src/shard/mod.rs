@@ -21,6 +21,7 @@ mod primary;
 mod read_only;
 mod replay;
 mod rpc;
+mod secondaries;
 mod session_reads;
 mod start;
 mod sweep;

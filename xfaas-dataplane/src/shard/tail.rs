@@ -206,7 +206,7 @@ pub struct TailView {
 
 /// Which ring an entry goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kept {
+pub(super) struct Kept {
     slow: bool,
     sampled: bool,
 }
@@ -223,6 +223,13 @@ impl Threshold {
         self.0 = if is_over { self.0 + step } else { self.0 - step / (SLOW_ONE_IN - 1) };
         is_over
     }
+}
+
+/// One request in `SAMPLED_ONE_IN`, but not every 128th: loads have periods of their own. The multiples of the golden ratio are spread evenly (Knuth, TAOCP
+/// volume 3, section 6.4).
+fn is_sampled(request: u64) -> bool {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    request.wrapping_mul(GOLDEN) < u64::MAX / SAMPLED_ONE_IN
 }
 
 /// A shard's own part: what is to be remembered, until its reply is sent.
@@ -286,22 +293,21 @@ impl Tail {
         }
     }
 
-    /// A call is over, at `now_ns`. Nearly always two comparisons.
+    /// A call is over, at `now_ns`: is it to be kept? Nearly always two comparisons.
     #[inline]
-    pub(super) fn note(&mut self, call: &Call, outcome: &Outcome, core: CoreIndex, now_ns: u64) {
+    pub(super) fn wants(&mut self, call: &Call, now_ns: u64) -> Option<Kept> {
         if call.stages.entered_ns == 0 {
-            return; // nothing ran
+            return None; // nothing ran
         }
         self.requests += 1;
         let slow = self.threshold.is_exceeded_by(now_ns.saturating_sub(call.stages.handed_ns));
-        let sampled = self.requests.is_multiple_of(SAMPLED_ONE_IN);
-        if slow || sampled {
-            self.keep(call, outcome, core, Kept { slow, sampled });
-        }
+        let sampled = is_sampled(self.requests);
+        (slow || sampled).then_some(Kept { slow, sampled })
     }
 
+    /// `seen_ns`: when the kernel program saw its packet, if it did.
     #[cold]
-    fn keep(&mut self, call: &Call, outcome: &Outcome, core: CoreIndex, kept: Kept) {
+    pub(super) fn keep(&mut self, call: &Call, outcome: &Outcome, core: CoreIndex, kept: Kept, seen_ns: Option<u64>) {
         if self.pending.len() == PENDING_MAX {
             return;
         }
@@ -315,7 +321,7 @@ impl Tail {
             is_ok: *outcome == Outcome::Replied,
             slices: stages.slices,
             session: SessionPrefix::of(call.session.as_bytes()),
-            network_ns: 0,
+            network_ns: seen_ns.map_or(0, |seen_ns| stages.handed_ns.saturating_sub(seen_ns)),
             turn_ns: stages.begun_ns.saturating_sub(stages.handed_ns),
             decode_ns: stages.decoded_ns.saturating_sub(stages.begun_ns),
             worker_ns: stages.entered_ns.saturating_sub(stages.decoded_ns),
@@ -376,6 +382,15 @@ mod tests {
             assert!(read.drain(..).all(|found| found == entry(found.handed_ns)));
         }
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn the_sample_has_its_share_of_every_rhythm() {
+        for period in [1, 2, 3, 4, 32, 64, 128, 1_000] {
+            let of_rhythm = (0..1_280_000).filter(|request| request % period == 0 && is_sampled(*request)).count() as f64;
+            let expected = 10_000.0 / period as f64;
+            assert!((of_rhythm - expected).abs() <= expected.sqrt().max(3.0), "{of_rhythm} of {expected} at {period}");
+        }
     }
 
     #[test]

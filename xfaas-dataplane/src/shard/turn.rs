@@ -97,6 +97,8 @@ pub struct Shard {
     /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
     pub(super) tail: Tail,
+    /// Somebody traces, and the kernel programs write stamps.
+    pub(super) is_traced: bool,
 }
 
 /// The parts of a shard that `start` prepares.
@@ -171,6 +173,7 @@ impl Shard {
             date: [0; 29],
             now_ns,
             tail: Tail::default(),
+            is_traced: false,
         }
     }
 
@@ -211,6 +214,9 @@ impl Shard {
         }
         self.step_move();
         self.send_to_owners();
+        if self.proxy.has_offers() {
+            self.send_offers();
+        }
         self.answer_granted();
         self.step_log();
         self.step_lifecycle();
@@ -314,6 +320,7 @@ impl Shard {
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     Some(Message::Move(message)) => self.on_move_message(from, message),
+                    Some(Message::Secondary(message)) => self.on_secondary_message(from, message),
                     None => break,
                 }
             }
@@ -351,6 +358,9 @@ impl Shard {
         let finished = self.proxy.submit(call, self.now_ns);
         if finished.is_none() {
             self.now_ns = clock::quick_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+            if self.proxy.has_offers() {
+                self.send_offers();
+            }
         }
         self.hold(finished?)
     }
@@ -359,6 +369,7 @@ impl Shard {
         if !self.proxy.has_runnable() {
             return;
         }
+        self.wake_now(); // whoever waits for an answer waits for no guest here
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
@@ -381,8 +392,9 @@ impl Shard {
         }
     }
 
-    /// A connection here, a datagram's sender, or the shard that forwarded it.
+    /// A connection here, a datagram's sender, or the shard that forwarded it or gave it away.
     pub(super) fn deliver_now(&mut self, finished: Finished) {
+        let Some(finished) = self.return_offer(finished) else { return };
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {
@@ -398,17 +410,23 @@ impl Shard {
         }
     }
 
-    fn wake_neighbours(&mut self) {
+    /// Output: true when somebody had mail.
+    pub(super) fn wake_neighbours(&mut self) -> bool {
+        if !self.post.take_has_mail_out() {
+            return false;
+        }
         for shard in 0..self.post.shards() {
             if self.post.take_wake(shard) {
                 self.ring.message(self.rings[shard], Operation::Mail.tag());
             }
         }
+        true
     }
 
     fn publish(&self) {
         let counters = &self.view.counters;
         counters.publish_proxy(&self.proxy.stats());
+        self.proxy.publish_load();
         counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);

@@ -6,7 +6,7 @@ use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, Keep
 use serde::Deserialize;
 use std::path::PathBuf;
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
-use xfaas_common::limits::{FUNCTIONS_MAX, SLOTS};
+use xfaas_common::limits::{CONTAINERS_MAX_DEFAULT, FUNCTIONS_MAX, SLOTS};
 
 const MS_NS: u64 = 1_000_000;
 /// How the welcome says that slot `s` belongs to shard `s mod shards`.
@@ -124,6 +124,7 @@ impl From<OfferText> for Offer {
             deadline_ms: text.deadline_ms,
             memory_mib: text.memory_mib,
             workers_max: text.workers_max,
+            containers_max: CONTAINERS_MAX_DEFAULT, // its shards are containers each
             state_mib: text.state_mib,
             durability: text.durability,
             rules: AppRules {

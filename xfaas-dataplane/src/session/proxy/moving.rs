@@ -50,10 +50,7 @@ impl Proxy {
 
     /// True when no call of the session runs, is parked or waits for a worker.
     pub fn is_at_rest(&self, app: u16, session: &SessionId, table_hash: u32) -> bool {
-        self.namespaces.find(app, session, table_hash).is_none_or(|id| {
-            let namespace = self.namespaces.get(id);
-            namespace.running == 0 && namespace.waiting.is_empty()
-        })
+        self.namespaces.find(app, session, table_hash).is_none_or(|id| self.namespaces.get(id).is_at_rest())
     }
 
     /// Forgets a namespace at rest with its idle workers.
@@ -64,6 +61,7 @@ impl Proxy {
         }
         let namespace = self.namespaces.get_mut(id);
         namespace.state = None;
+        namespace.secondaries.clear();
         let used = UsedLimits { requests: std::mem::take(&mut namespace.requests), core_time: std::mem::take(&mut namespace.core_time) };
         self.namespaces.remove_if_empty(id);
         used
@@ -72,6 +70,7 @@ impl Proxy {
     /// Begins with what the namespace used of its limits on another shard.
     pub fn arrive(&mut self, app: u16, session: &SessionId, table_hash: u32, used: UsedLimits) {
         let id = self.namespaces.find_or_insert(app, session, table_hash);
+        self.namespaces.set_secondary(id, false); // the workers of one that was here may serve the primary
         let namespace = self.namespaces.get_mut(id);
         (namespace.requests, namespace.core_time) = (used.requests, used.core_time);
         self.namespaces.remove_if_empty(id);
@@ -86,7 +85,8 @@ impl Proxy {
         self.namespaces.each_mut(|namespace| {
             let ran_ns = std::mem::take(&mut namespace.ran_ns);
             all_ns += ran_ns;
-            if ran_ns > 0 {
+            // The session of a secondary container is another shard's to give away.
+            if ran_ns > 0 && !namespace.is_secondary() {
                 hot.push(HotNamespace { app: namespace.app, session: namespace.session, ran_ns });
             }
         });
