@@ -25,7 +25,7 @@ use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
 use crate::state::{CallToken, RegionError, ShardState, set_aside};
-use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
+use crate::worker::{Call, ForkError, Function, Lent, Progress, StateAt, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -446,7 +446,10 @@ impl Proxy {
         let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !is_fresh(current));
         let namespace = self.namespaces.get_mut(namespace_id);
         namespace.running -= 1;
-        namespace.state = call.namespace;
+        if call.state_at == StateAt::Here {
+            // A call beside its session's owner may have it from when the session was here, which has left since.
+            namespace.state = call.namespace;
+        }
         if keep {
             slot.phase = Phase::Idle { since_ns: now_ns };
             namespace.idle.push(id);
