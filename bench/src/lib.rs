@@ -2,15 +2,20 @@
 //! Used by the binaries and benches of this package only. Everything here talks to loopback and is bounded in count and time.
 
 pub mod bursts;
+pub mod curves;
 pub mod fork;
+pub mod generator;
 pub mod guest;
 pub mod limit;
 pub mod load;
 pub mod network;
+pub mod peers;
+pub mod picture;
 pub mod policies;
 pub mod profile;
 pub mod read_scaling;
 pub mod report;
+pub mod rival;
 pub mod servers;
 pub mod sessions;
 pub mod settings;

@@ -25,6 +25,10 @@ pub enum NetworkError {
     },
     #[error("a thread in the network namespace {name:?} panicked")]
     Panicked { name: String },
+    #[error("`ip` cannot be run")]
+    Ip(#[source] std::io::Error),
+    #[error("the network namespace {name:?} has no device with the address {ip}")]
+    NoDevice { name: String, ip: IpAddr },
 }
 
 /// Two namespaces, or none.
@@ -59,6 +63,14 @@ impl Network {
         SocketAddr::new(self.veth.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |veth| veth.server_ip), port)
     }
 
+    /// The device at the servers' end of the veth pair; `None` on loopback.
+    pub fn server_device(&self) -> Result<Option<String>, NetworkError> {
+        let Some(Veth { server, server_ip, .. }) = &self.veth else { return Ok(None) };
+        let output = Command::new("ip").args(["-n", server, "-brief", "address"]).output().map_err(NetworkError::Ip)?;
+        let device = device_with(&String::from_utf8_lossy(&output.stdout), *server_ip);
+        device.map(Some).ok_or_else(|| NetworkError::NoDevice { name: server.clone(), ip: *server_ip })
+    }
+
     /// A command whose program will run where servers are.
     pub fn server_command(&self, program: impl AsRef<OsStr>) -> Command {
         let Some(veth) = &self.veth else { return Command::new(program) };
@@ -76,6 +88,16 @@ impl Network {
     pub fn at_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
         in_namespace(self.veth.as_ref().map(|veth| veth.client.as_str()), work)
     }
+}
+
+/// `brief`: lines of a device's name (a veth's with `@` and its peer's), its state, and its addresses with their lengths.
+fn device_with(brief: &str, ip: IpAddr) -> Option<String> {
+    brief.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        let is_ours = |word: &str| word.split_once('/').is_some_and(|(address, _)| address.parse() == Ok(ip));
+        words.skip(1).any(is_ours).then(|| name.split('@').next().unwrap_or(name).to_owned())
+    })
 }
 
 fn in_namespace<T: Send>(name: Option<&str>, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
@@ -101,6 +123,15 @@ mod tests {
         assert_eq!(network.server_address(9_071).to_string(), "127.0.0.1:9071");
         assert_eq!(network.server_command("redis-server").get_program(), "redis-server");
         assert_eq!(network.at_client(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_device_is_found_by_its_address() {
+        let brief = "lo               UNKNOWN        127.0.0.1/8 ::1/128 \nxfaas0@if2       UP             10.231.0.1/24 fd00:231::1/64 \n";
+        assert_eq!(device_with(brief, "10.231.0.1".parse().unwrap()).as_deref(), Some("xfaas0"));
+        assert_eq!(device_with(brief, "fd00:231::1".parse().unwrap()).as_deref(), Some("xfaas0"));
+        assert_eq!(device_with(brief, "10.231.0.2".parse().unwrap()), None);
+        assert_eq!(Network::loopback().server_device().unwrap(), None);
     }
 
     #[test]

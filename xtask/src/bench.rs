@@ -1,5 +1,5 @@
 //! `cargo xtask bench NAME`: builds everything with optimisations, then becomes the benchmark program, so that its output is the only
-//! one on stdout. `state` gets a lab of two network namespaces for its round trips, where rights allow.
+//! one on stdout. `state` and `curves` get a lab of two network namespaces, where rights allow.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -18,7 +18,8 @@ use crate::{build, paths, rights, setup};
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
-    /// `policies` (keep-alive policies on a trace), or another one of bench/src/bin.
+    /// `policies` (keep-alive policies on a trace), `peers` (xfaas beside workerd, Restate, nginx, redis), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself), or another one
+    /// of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -37,21 +38,26 @@ pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
     command(&Arguments { name: "profile".to_owned(), arguments: arguments.arguments })
 }
 
-/// The program whose servers and clients are in a lab.
-const WITH_LAB: &str = "state";
+/// The programs whose servers and clients are in a lab.
+const WITH_LAB: [&str; 2] = ["state", "curves"];
+/// The bare io_uring echo.
+const BESIDE: &str = "limit";
 const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    step(&format!("build the benchmark {}", arguments.name), || run_quiet(&mut build::host_build(true, &arguments.name)))?;
+    // Several hold what they measure against the bare echo, and start it from beside themselves.
+    for program in [&arguments.name, BESIDE] {
+        step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
+    }
 
     let mut run = Command::new(paths::host_program(&arguments.name, true));
     run.args(&arguments.arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
     let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-    if arguments.name == WITH_LAB && !asks_for_help {
+    if WITH_LAB.contains(&arguments.name.as_str()) && !asks_for_help {
         let missing = rights::missing_capabilities()?;
         if missing.is_empty() {
             return run_in_lab(&mut run);

@@ -51,7 +51,7 @@ impl Expect {
 }
 
 /// The start of a reply as text, for a message.
-pub(super) fn excerpt(bytes: &[u8]) -> String {
+pub(crate) fn excerpt(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(400)].escape_ascii().to_string()
 }
 

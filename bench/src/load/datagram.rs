@@ -99,7 +99,8 @@ pub fn run_datagrams(load: &DatagramLoad<'_>, plan: &LoadPlan<'_>) -> Result<Loa
     Ok(generator.recorder.finish())
 }
 
-fn connect(target: SocketAddr) -> std::io::Result<Socket> {
+/// A socket that sends to `target` and hears only it.
+pub(crate) fn connect(target: SocketAddr) -> std::io::Result<Socket> {
     let local: SocketAddr = if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, Some(Protocol::UDP))?;
     // Asked for, granted up to net.core.rmem_max; what is lost for want of room is counted.

@@ -14,13 +14,16 @@ mod random;
 mod reply;
 
 pub use self::burst::{BurstReply, run_burst};
+pub(crate) use self::check::excerpt;
 pub use self::check::{BodyRule, Expect};
 pub use self::client::Client;
+pub(crate) use self::datagram::connect as connect_datagrams;
 pub use self::datagram::{DatagramLoad, run_datagrams};
 pub use self::fetch::{FetchError, Fetched, fetch};
 pub use self::http::{HttpLoad, run_http};
 pub use self::interrupt::{Interrupt, InterruptError};
 pub use self::measure::{LoadReport, Summary};
+pub(crate) use self::plan::SILENCE_NS_MAX;
 pub use self::plan::{LoadError, LoadPlan};
 pub(crate) use self::random::Random;
 pub use self::reply::{BadReply, Reply, parse_reply};

@@ -18,7 +18,7 @@ pub struct LoadPlan<'a> {
 }
 
 /// A server that answers nothing for this long has failed.
-pub(super) const SILENCE_NS_MAX: u64 = 5_000_000_000;
+pub(crate) const SILENCE_NS_MAX: u64 = 5_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {

@@ -5,6 +5,8 @@ mod nginx;
 mod node;
 mod process;
 mod redis;
+mod restate;
+mod workerd;
 mod xfaas;
 
 pub use self::echo::start_limit;
@@ -12,4 +14,6 @@ pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
 pub use self::process::{Server, ServerError, exit_code, print_error, scratch_directory};
 pub use self::redis::{start_redis, start_redis_always};
-pub use self::xfaas::{FUNCTIONS, RPC_FUNCTION, XfaasFiles, start_xfaas, start_xfaas_in, start_xfaas_sync};
+pub use self::restate::{Restate, start_restate};
+pub use self::workerd::start_workerd;
+pub use self::xfaas::{FUNCTIONS, RPC_FUNCTION, Steered, XfaasFiles, start_xfaas, start_xfaas_in, start_xfaas_steered, start_xfaas_sync};

@@ -1,7 +1,7 @@
 //! xfaas with functions and settings of one's own, that can be killed and started again on what it left behind.
 
 use super::process::{Server, ServerError, directory, free_addresses, scratch_directory, write};
-use super::xfaas::{XfaasFiles, configuration_text, quoted};
+use super::xfaas::{Steered, XfaasFiles, configuration_text, quoted};
 use crate::load::{Interrupt, fetch};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ impl NodePlace {
             source,
         })?;
         let place = directory("node")?;
-        let mut text = configuration_text((place.path(), shared.path()), http, admin, rpc, cpus);
+        let mut text = configuration_text((place.path(), shared.path()), http, admin, rpc, &Steered { cpus, mode: "off" });
         write!(text, "\n[limits]\n{limits}").expect("a String takes all");
         for NodeFunction { name, guest, keys } in functions {
             let wasm = quoted(&files.guest(guest)?);

@@ -57,16 +57,34 @@ pub fn start_xfaas(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Resul
 
 /// The same in `network`. Output: also the address of the RPC port.
 pub fn start_xfaas_in(network: &Network, files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<(Server, SocketAddr), ServerError> {
+    start_xfaas_steered(network, files, &Steered { cpus: &[cpu], mode: "off" }, interrupt)
+}
+
+/// Where xfaas runs, one shard on each CPU, and how packets find their shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Steered<'a> {
+    pub cpus: &'a [u16],
+    /// `[steering] mode`; all but `off` need a veth pair and rights.
+    pub mode: &'a str,
+}
+
+/// The same on many CPUs, or with the kernel's help.
+pub fn start_xfaas_steered(
+    network: &Network,
+    files: &XfaasFiles,
+    steered: &Steered<'_>,
+    interrupt: &Interrupt,
+) -> Result<(Server, SocketAddr), ServerError> {
     let directory = shared_directory()?;
     let shared = directory.path().join("shared");
-    start_configured(network, files, cpu, interrupt, (directory, &shared, ""))
+    start_configured(network, files, steered, interrupt, (directory, &shared, ""))
 }
 
 /// The same with `durability = "sync"`, its log in the directory for temporary files. Output: also where its shared memory is.
 pub fn start_xfaas_sync(files: &XfaasFiles, cpu: u16, interrupt: &Interrupt) -> Result<(Server, TempDir), ServerError> {
     let shared = shared_directory()?;
     let place = (directory("xfaas")?, shared.path(), "durability = \"sync\"\n");
-    let (server, _) = start_configured(&Network::loopback(), files, cpu, interrupt, place)?;
+    let (server, _) = start_configured(&Network::loopback(), files, &Steered { cpus: &[cpu], mode: "off" }, interrupt, place)?;
     Ok((server, shared))
 }
 
@@ -78,14 +96,19 @@ fn shared_directory() -> Result<TempDir, ServerError> {
 fn start_configured(
     network: &Network,
     files: &XfaasFiles,
-    cpu: u16,
+    steered: &Steered<'_>,
     interrupt: &Interrupt,
     place: (TempDir, &Path, &str),
 ) -> Result<(Server, SocketAddr), ServerError> {
     files.check()?;
     let (directory, shared, keys) = place;
     let [http, admin, rpc] = free_addresses_in(network)?;
-    let mut text = configuration_text((directory.path(), shared), http, admin, rpc, &[cpu]);
+    let mut text = configuration_text((directory.path(), shared), http, admin, rpc, steered);
+    if steered.mode != "off"
+        && let Some(device) = network.server_device()?
+    {
+        writeln!(text, "iface = \"{device}\"").expect("a String takes all");
+    }
     for (function, read_only) in FUNCTIONS {
         let app = if function == "echo" { "echo" } else { "counters" };
         let wasm = quoted(&files.guest(function)?);
@@ -114,14 +137,15 @@ pub(super) fn configuration_text(
     http: SocketAddr,
     admin: SocketAddr,
     rpc: SocketAddr,
-    cpus: &[u16],
+    steered: &Steered<'_>,
 ) -> String {
+    let Steered { cpus, mode } = steered;
     // The sessions' state lies in the directory too: a benchmark must leave nothing behind.
     let (state, shared) = (quoted(&directory.join("state")), quoted(shared));
     format!(
         "state_dir = {state}\nshared_memory_dir = {shared}\n\n\
          [listen]\nhttp = \"{http}\"\nudp = \"{http}\"\nadmin = \"{admin}\"\nrpc = \"{rpc}\"\n\n\
-         [shards]\ncpus = {cpus:?}\n\n[steering]\nmode = \"off\"\n"
+         [shards]\ncpus = {cpus:?}\n\n[steering]\nmode = \"{mode}\"\n"
     )
 }
 

@@ -1,0 +1,240 @@
+//! Latency and throughput against offered load, up to saturation and past it: for HTTP and datagrams, each way of steering, one core and two.
+//! The top is found by a closed loop; then an open loop offers parts and multiples of it.
+
+mod plot;
+mod report;
+
+pub use self::plot::CurvesPicture;
+pub use self::report::{CurvePoint, CurveVerdict, curves_table};
+
+use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, Transport, Wait, run_load};
+use crate::load::Interrupt;
+use crate::network::Network;
+use crate::servers::{Server, ServerError, Steered, XfaasFiles, start_xfaas_steered};
+use std::time::Duration;
+use xfaas_dataplane::sys::clock::unix_ms;
+
+/// What is offered, in parts of the top.
+pub const PARTS: [f64; 10] = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0];
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Under way in the closed loop that finds the top.
+const TOP_CONNECTIONS: usize = 64;
+const TOP_IN_FLIGHT: usize = 256;
+/// Past the top lost datagrams keep their places for this long.
+const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(250);
+const DATAGRAM_SOCKETS: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CurveError {
+    #[error("{steering} on {cores} cores: the server cannot be used")]
+    Server {
+        steering: &'static str,
+        cores: usize,
+        #[source]
+        source: ServerError,
+    },
+    #[error("{name}, {steering} on {cores} cores: the load")]
+    Load {
+        name: &'static str,
+        steering: &'static str,
+        cores: usize,
+        #[source]
+        source: GeneratorError,
+    },
+    #[error("{name}, {steering} on {cores} cores: {fault}")]
+    Run { name: &'static str, steering: &'static str, cores: usize, fault: String },
+}
+
+/// How packets find their shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    Xdp,
+    Reuseport,
+    Tc,
+    Off,
+}
+
+impl Steering {
+    pub const ALL: [Steering; 4] = [Steering::Xdp, Steering::Reuseport, Steering::Tc, Steering::Off];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Steering::Xdp => "xdp",
+            Steering::Reuseport => "reuseport",
+            Steering::Tc => "tc",
+            Steering::Off => "off",
+        }
+    }
+}
+
+/// What is asked, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    HttpRmw,
+    UdpRmw,
+}
+
+impl Asked {
+    pub const ALL: [Asked; 2] = [Asked::HttpRmw, Asked::UdpRmw];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Asked::HttpRmw => "http_rmw",
+            Asked::UdpRmw => "udp_rmw",
+        }
+    }
+
+    const fn transport(self) -> Transport {
+        match self {
+            Asked::HttpRmw => Transport::Http,
+            Asked::UdpRmw => Transport::Datagram,
+        }
+    }
+}
+
+/// What to measure and where.
+pub struct CurveBench<'a> {
+    pub xfaas: &'a XfaasFiles,
+    pub network: &'a Network,
+    /// CPUs that may be used, the servers' first.
+    pub cpus: &'a [u16],
+    pub asked: &'a [Asked],
+    /// Without a veth pair only `Off`.
+    pub steering: &'a [Steering],
+    /// Numbers of cores, each one of which the machine has.
+    pub cores: &'a [usize],
+    /// Of each point.
+    pub seconds: f64,
+    /// HTTP connections, and datagrams under way, that an open loop may have.
+    pub connections: usize,
+    pub in_flight: usize,
+    pub sessions: usize,
+    pub interrupt: &'a Interrupt,
+}
+
+/// One server of the bench.
+#[derive(Clone, Copy)]
+struct Setting {
+    steering: Steering,
+    cores: usize,
+}
+
+impl CurveBench<'_> {
+    /// All curves, in order. Progress goes to stderr. Ends early, with what there is, when interrupted.
+    /// Errors: a server that does not start, an answer that is neither good nor a refusal.
+    pub fn measure(&self) -> Result<(Vec<CurvePoint>, Vec<CurveVerdict>), CurveError> {
+        let (mut points, mut verdicts) = (Vec::new(), Vec::new());
+        for &cores in self.cores {
+            for &steering in self.steering {
+                let setting = Setting { steering, cores };
+                let steered = Steered { cpus: &self.cpus[..cores], mode: steering.name() };
+                let (server, _) = start_xfaas_steered(self.network, self.xfaas, &steered, self.interrupt)
+                    .map_err(|source| CurveError::Server { steering: steering.name(), cores, source })?;
+                for &asked in self.asked {
+                    let curve = self.curve(asked, setting, &server)?;
+                    verdicts.extend(CurveVerdict::of(&curve));
+                    points.extend(curve);
+                    if self.interrupt.is_set() {
+                        return Ok((points, verdicts));
+                    }
+                }
+            }
+        }
+        Ok((points, verdicts))
+    }
+
+    fn curve(&self, asked: Asked, setting: Setting, server: &Server) -> Result<Vec<CurvePoint>, CurveError> {
+        let top = self.point(asked, setting, server, None)?;
+        let mut curve = vec![top];
+        for part in PARTS {
+            if self.interrupt.is_set() {
+                break;
+            }
+            let per_second = curve[0].requests_per_second * part;
+            curve.push(self.point(asked, setting, server, Some((part, per_second)))?);
+        }
+        Ok(curve)
+    }
+
+    /// `offered`: part of the top, and requests a second; `None` for a closed loop.
+    fn point(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<(f64, f64)>) -> Result<CurvePoint, CurveError> {
+        let (name, Setting { steering, cores }) = (asked.name(), setting);
+        let spec = self.spec(asked, cores, server, offered.map(|(_, per_second)| per_second));
+        let outcome = run_load(&spec, self.interrupt, Progress::Off).map_err(|source| CurveError::Load {
+            name,
+            steering: steering.name(),
+            cores,
+            source,
+        })?;
+        // Requests that no answer came to in time are what a point shows, not what it fails by.
+        if outcome.error.is_some() || outcome.wrong + outcome.strays > 0 {
+            let fault = outcome.fault().unwrap_or_default();
+            return Err(CurveError::Run { name, steering: steering.name(), cores, fault });
+        }
+        let point = CurvePoint::new(name, steering.name(), cores, self.is_shared(cores), offered, &outcome);
+        eprintln!("{}", point.progress());
+        Ok(point)
+    }
+
+    /// The load has no core of its own.
+    fn is_shared(&self, cores: usize) -> bool {
+        self.cpus.len() <= cores
+    }
+
+    fn spec(&self, asked: Asked, cores: usize, server: &Server, per_second: Option<f64>) -> LoadSpec {
+        // New sessions for each point, so that none is warmer than another.
+        let mut spec = LoadSpec::new(server.address(), asked.transport(), format!("{:x}-", unix_ms()));
+        let own = if self.is_shared(cores) { Vec::new() } else { self.cpus[cores..].to_vec() };
+        spec.threads = own.len().clamp(1, cores);
+        spec.wait = if own.is_empty() { Wait::Sleep } else { Wait::Spin };
+        spec.cpus = own;
+        spec.functions = "counter-rmw:1:number".parse().into_iter().collect();
+        spec.network = self.network.clone();
+        spec.sessions = self.sessions;
+        (spec.warm_up, spec.measured) = (WARM_UP, Duration::from_secs_f64(self.seconds));
+        let is_http = asked.transport() == Transport::Http;
+        if !is_http {
+            spec.answer_timeout = DATAGRAM_TIMEOUT;
+        }
+        (spec.connections, spec.in_flight) = match (per_second, is_http) {
+            (None, true) => (TOP_CONNECTIONS, TOP_CONNECTIONS),
+            (None, false) => (DATAGRAM_SOCKETS, TOP_IN_FLIGHT),
+            (Some(_), true) => (self.connections, self.connections),
+            (Some(_), false) => (DATAGRAM_SOCKETS, self.in_flight),
+        };
+        if let Some(per_second) = per_second {
+            spec.arrivals = Arrivals::Poisson { per_second: per_second.max(1.0) };
+        }
+        spec
+    }
+}
+
+/// What a point says of a run.
+impl CurvePoint {
+    fn new(
+        name: &'static str,
+        steering: &'static str,
+        cores: usize,
+        shares_cores: bool,
+        offered: Option<(f64, f64)>,
+        outcome: &LoadOutcome,
+    ) -> CurvePoint {
+        let other: u64 = outcome.statuses.iter().filter(|(status, _)| **status != 503).map(|(_, count)| count).sum();
+        CurvePoint {
+            name,
+            steering,
+            cores,
+            load_shares_cores: shares_cores,
+            part_of_top: offered.map(|(part, _)| part),
+            offered_per_second: offered.map(|(_, per_second)| per_second.round()),
+            requests_per_second: outcome.requests_per_second,
+            refused_per_second: outcome.refused_per_second,
+            unanswered: outcome.unsure,
+            unsent: outcome.unsent,
+            other_statuses: other,
+            p50_us: outcome.latency.p50_us,
+            p99_us: outcome.latency.p99_us,
+            p999_us: outcome.latency.p999_us,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The figures as JSON lines and as text, and what they say. Formats and judges only.
+
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// What must be left of the top past saturation.
+const KEPT_SHARE_MIN: f64 = 0.9;
+
+/// One load on one server. The fields' names and order are the JSON object's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CurvePoint {
+    pub name: &'static str,
+    pub steering: &'static str,
+    pub cores: usize,
+    /// The load generator had no core of its own: compare such curves with each other only.
+    pub load_shares_cores: bool,
+    /// Null for the closed loop that finds the top.
+    pub part_of_top: Option<f64>,
+    pub offered_per_second: Option<f64>,
+    /// Good answers.
+    pub requests_per_second: f64,
+    /// 503 and 429.
+    pub refused_per_second: f64,
+    /// Requests that left and got no answer in time.
+    pub unanswered: u64,
+    /// Requests that were due and never left.
+    pub unsent: u64,
+    /// Answers with other statuses than 2xx and 503.
+    pub other_statuses: u64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+}
+
+impl CurvePoint {
+    /// The point as one line of JSON, without a line end.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and names are always JSON")
+    }
+
+    pub(super) fn progress(&self) -> String {
+        let offered = self.offered_per_second.map_or("closed loop".to_owned(), |offered| format!("{offered:.0}/s offered"));
+        let (name, steering, cores) = (self.name, self.steering, self.cores);
+        format!("{name} {steering} {cores} core(s), {offered}: {:.0}/s, p99 {:.0} us", self.requests_per_second, self.p99_us)
+    }
+}
+
+/// What a curve does past its top.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CurveVerdict {
+    pub name: String,
+    pub steering: &'static str,
+    pub cores: usize,
+    pub load_shares_cores: bool,
+    /// The most good answers a second of an open loop.
+    pub top_per_second: f64,
+    /// The fewest where more was offered than that.
+    pub least_past_top_per_second: f64,
+    pub kept_share: f64,
+    /// Nothing was refused otherwise than by 503.
+    pub only_503: bool,
+    /// It bends and does not break.
+    pub holds: bool,
+}
+
+impl CurveVerdict {
+    /// Of one curve; `None` if nothing was offered past its top, since then it cannot be judged.
+    pub fn of(curve: &[CurvePoint]) -> Option<CurveVerdict> {
+        let open = || curve.iter().filter(|point| point.offered_per_second.is_some());
+        let top = open().map(|point| point.requests_per_second).fold(0.0, f64::max);
+        let past = open().filter(|point| point.offered_per_second.is_some_and(|offered| offered > top * 1.05));
+        let least = past.map(|point| point.requests_per_second).min_by(f64::total_cmp)?;
+        let first = curve.first()?;
+        let kept_share = if top > 0.0 { (least / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
+        let only_503 = curve.iter().all(|point| point.other_statuses == 0);
+        Some(CurveVerdict {
+            name: format!("{}_verdict", first.name),
+            steering: first.steering,
+            cores: first.cores,
+            load_shares_cores: first.load_shares_cores,
+            top_per_second: top,
+            least_past_top_per_second: least,
+            kept_share,
+            only_503,
+            holds: kept_share >= KEPT_SHARE_MIN && only_503,
+        })
+    }
+
+    /// The verdict as one line of JSON, without a line end.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and names are always JSON")
+    }
+}
+
+/// All points and verdicts as text.
+pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String {
+    let mut text = format!(
+        "{:<10}{:<11}{:>6}{:>9}{:>12}{:>12}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}\n",
+        "name", "steering", "cores", "of top", "offered/s", "good/s", "refused/s", "p50 us", "p99 us", "p99.9 us", "unanswered", "unsent"
+    );
+    for point in points {
+        let part = point.part_of_top.map_or("closed".to_owned(), |part| format!("{part:.1}"));
+        let offered = point.offered_per_second.map_or(String::new(), |offered| format!("{offered:.0}"));
+        let shared = if point.load_shares_cores { "*" } else { "" };
+        let cores = format!("{}{shared}", point.cores);
+        writeln!(
+            text,
+            "{:<10}{:<11}{cores:>6}{part:>9}{offered:>12}{:>12.0}{:>12.0}{:>11.1}{:>11.1}{:>11.1}{:>11}{:>11}",
+            point.name,
+            point.steering,
+            point.requests_per_second,
+            point.refused_per_second,
+            point.p50_us,
+            point.p99_us,
+            point.p999_us,
+            point.unanswered,
+            point.unsent
+        )
+        .expect("a String takes all");
+    }
+    for verdict in verdicts {
+        let CurveVerdict { name, steering, cores, load_shares_cores, top_per_second, kept_share, only_503, .. } = verdict;
+        let shared = if *load_shares_cores { "*" } else { "" };
+        let errors = if *only_503 { "refusals are 503s" } else { "OTHER ERRORS THAN 503" };
+        let bend = if *kept_share >= KEPT_SHARE_MIN { "bends" } else { "BREAKS" };
+        writeln!(
+            text,
+            "{name} {steering} {cores}{shared} core(s): {bend}: {:.0}% of the top, {top_per_second:.0}/s, is kept past it; {errors}",
+            kept_share * 100.0
+        )
+        .expect("a String takes all");
+    }
+    if points.iter().any(|point| point.load_shares_cores) {
+        text += "* the load had no core of its own: compare these with each other only; they fail nothing\n";
+    }
+    text
+}
+
+#[cfg(test)]
+pub(super) use self::tests::point as sample_point;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(in crate::curves) fn point(steering: &'static str, offered: Option<f64>, good: f64, p99_us: f64) -> CurvePoint {
+        CurvePoint {
+            name: "http_rmw",
+            steering,
+            cores: 1,
+            load_shares_cores: false,
+            part_of_top: offered.map(|offered| offered / 1_000.0),
+            offered_per_second: offered,
+            requests_per_second: good,
+            refused_per_second: 0.0,
+            unanswered: 0,
+            unsent: 0,
+            other_statuses: 0,
+            p50_us: 100.0,
+            p99_us,
+            p999_us: p99_us * 2.0,
+        }
+    }
+
+    fn curve(past: f64) -> Vec<CurvePoint> {
+        let loads = [(None, 1_000.0), (Some(500.0), 500.0), (Some(1_000.0), 980.0), (Some(2_000.0), past)];
+        loads.map(|(offered, good)| point("off", offered, good, 300.0)).to_vec()
+    }
+
+    #[test]
+    fn a_curve_that_keeps_nine_tenths_past_its_top_bends() {
+        let kept = CurveVerdict::of(&curve(900.0)).unwrap();
+        assert_eq!((kept.top_per_second, kept.kept_share, kept.holds), (980.0, 0.918, true));
+        let broken = CurveVerdict::of(&curve(800.0)).unwrap();
+        assert!(!broken.holds && broken.least_past_top_per_second == 800.0);
+        let mut wrong = curve(980.0);
+        wrong[3].other_statuses = 1;
+        let wrong = CurveVerdict::of(&wrong).unwrap();
+        assert!(!wrong.holds && !wrong.only_503);
+    }
+
+    #[test]
+    fn a_curve_that_never_passed_its_top_is_not_judged() {
+        assert_eq!(CurveVerdict::of(&curve(900.0)[..3]), None);
+        assert_eq!(CurveVerdict::of(&[]), None);
+    }
+
+    #[test]
+    fn points_and_verdicts_are_printed() {
+        let points = curve(800.0);
+        let verdict = CurveVerdict::of(&points).unwrap();
+        let text = curves_table(&points, std::slice::from_ref(&verdict));
+        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(text.contains("closed") && text.contains("BREAKS: 82% of the top, 980/s") && !text.contains('*'), "{text}");
+        assert!(points[1].to_json().starts_with(
+            r#"{"name":"http_rmw","steering":"off","cores":1,"load_shares_cores":false,"part_of_top":0.5,"offered_per_second":500.0,"#
+        ));
+        assert!(verdict.to_json().starts_with(r#"{"name":"http_rmw_verdict","steering":"off","cores":1,"#));
+    }
+}

@@ -1,0 +1,264 @@
+//! What a run came to, as one JSON document and as text. Formats only.
+
+use super::spec::{GeneratorError, LoadSpec, Transport};
+use super::tally::{FunctionTally, Tally};
+use super::truth::CounterVerdict;
+use crate::settings::chain;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Times of good answers in us, from when each request was due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Latency {
+    pub mean_us: f64,
+    pub p50_us: f64,
+    pub p90_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
+}
+
+/// Of one function.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FunctionOutcome {
+    pub name: String,
+    pub weight: u32,
+    pub good: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub wrong: u64,
+    pub unsure: u64,
+    #[serde(flatten)]
+    pub latency: Latency,
+}
+
+/// A whole run. The fields' names and order are the JSON object's. Counts are of the whole run, rates and times of the measured time.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LoadOutcome {
+    pub target: String,
+    pub transport: &'static str,
+    pub arrivals: &'static str,
+    /// Asked for; null in a closed loop.
+    pub offered_per_second: Option<f64>,
+    pub connections: usize,
+    pub threads: usize,
+    pub sessions: usize,
+    pub popularity: &'static str,
+    pub measured_s: f64,
+    /// Good answers a second.
+    pub requests_per_second: f64,
+    pub refused_per_second: f64,
+    #[serde(flatten)]
+    pub latency: Latency,
+    pub sent: u64,
+    pub good: u64,
+    /// 503 and 429.
+    pub refused: u64,
+    /// Other statuses than those and 2xx.
+    pub failed: u64,
+    /// Answers that break a rule.
+    pub wrong: u64,
+    /// Requests without an answer.
+    pub unsure: u64,
+    /// Of those: the connection ended.
+    pub cut: u64,
+    /// Due and never sent, since all connections were taken; in the times with what they had waited in the end.
+    pub unsent: u64,
+    pub late_answers: u64,
+    pub strays: u64,
+    pub reconnects: u64,
+    pub statuses: BTreeMap<u16, u64>,
+    /// From when a request was due to when it left; null in a closed loop.
+    pub send_delay_p99_us: Option<f64>,
+    /// Of the generator's threads: CPU time for each answer, and the part of it in which there was something to do.
+    pub cpu_us_per_request: f64,
+    pub busy_us_per_request: f64,
+    pub functions: Vec<FunctionOutcome>,
+    pub counters: Option<CounterVerdict>,
+    pub interrupted: bool,
+    pub first_fault: Option<String>,
+    /// Why the run ended early.
+    pub error: Option<String>,
+}
+
+fn rounded(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}
+
+fn ratio(value: f64, by: f64) -> f64 {
+    if by > 0.0 { value / by } else { 0.0 }
+}
+
+fn latency(of: &FunctionTally) -> Latency {
+    let histogram = &of.latency_ns;
+    if histogram.is_empty() {
+        return Latency::default();
+    }
+    let us = |ns: f64| rounded(ns / 1_000.0, 100.0);
+    let at = |quantile| us(histogram.value_at_quantile(quantile) as f64);
+    Latency {
+        mean_us: us(histogram.mean()),
+        p50_us: at(0.5),
+        p90_us: at(0.9),
+        p99_us: at(0.99),
+        p999_us: at(0.999),
+        max_us: us(histogram.max() as f64),
+    }
+}
+
+impl LoadOutcome {
+    pub(super) fn new(
+        spec: &LoadSpec,
+        tally: Tally,
+        counters: Option<CounterVerdict>,
+        interrupted: bool,
+        ended: Option<GeneratorError>,
+    ) -> LoadOutcome {
+        let whole = tally.whole();
+        let (seconds, answers) = (tally.measured_ns as f64 / 1e9, whole.answers() as f64);
+        let functions = spec.functions.iter().zip(&tally.functions).map(|(function, tally)| FunctionOutcome {
+            name: function.name.clone(),
+            weight: function.weight,
+            good: tally.good,
+            refused: tally.refused,
+            failed: tally.failed,
+            wrong: tally.wrong,
+            unsure: tally.unsure,
+            latency: latency(tally),
+        });
+        LoadOutcome {
+            target: spec.target.to_string(),
+            transport: match spec.transport {
+                Transport::Http => "http",
+                Transport::Redis => "redis",
+                Transport::Datagram => "udp",
+            },
+            arrivals: spec.arrivals.name(),
+            offered_per_second: spec.arrivals.per_second(),
+            connections: spec.connections,
+            threads: spec.threads,
+            sessions: spec.sessions,
+            popularity: spec.popularity.name(),
+            measured_s: rounded(seconds, 1_000.0),
+            requests_per_second: rounded(ratio(tally.good_in_time as f64, seconds), 10.0),
+            refused_per_second: rounded(ratio(tally.refused_in_time as f64, seconds), 10.0),
+            latency: latency(&whole),
+            sent: tally.sent,
+            good: whole.good,
+            refused: whole.refused,
+            failed: whole.failed,
+            wrong: whole.wrong,
+            unsure: whole.unsure,
+            cut: tally.cut,
+            unsent: tally.unsent,
+            late_answers: tally.late_answers,
+            strays: tally.strays,
+            reconnects: tally.reconnects,
+            statuses: tally.statuses,
+            send_delay_p99_us: spec
+                .arrivals
+                .per_second()
+                .map(|_| rounded(tally.send_delay_ns.value_at_quantile(0.99) as f64 / 1_000.0, 100.0)),
+            cpu_us_per_request: rounded(ratio(tally.cpu_ns as f64 / 1_000.0, answers), 1_000.0),
+            busy_us_per_request: rounded(ratio(tally.busy_ns as f64 / 1_000.0, answers), 1_000.0),
+            functions: functions.collect(),
+            counters,
+            interrupted,
+            first_fault: tally.first_fault,
+            error: ended.map(|error| chain(&error)),
+        }
+    }
+
+    /// What makes the run a failure; `None` of a good one. Refusals are answers, and datagrams may be lost.
+    pub fn fault(&self) -> Option<String> {
+        let first = self.first_fault.as_deref().map_or(String::new(), |first| format!("; the first: {first}"));
+        let counters = self.counters.clone().unwrap_or_default();
+        if let Some(error) = &self.error {
+            return Some(error.clone());
+        }
+        if counters.lost_updates + counters.doubled_updates > 0 {
+            let CounterVerdict { lost_updates, doubled_updates, first_fault, .. } = counters;
+            let session = first_fault.unwrap_or_default();
+            return Some(format!("{lost_updates} updates were lost and {doubled_updates} doubled; {session}"));
+        }
+        if self.failed + self.wrong + self.strays > 0 {
+            let (failed, wrong, strays) = (self.failed, self.wrong, self.strays);
+            return Some(format!("{failed} requests failed, {wrong} answers were wrong and {strays} answered nothing{first}"));
+        }
+        if self.cut > 0 || (self.transport != "udp" && self.unsure > 0) {
+            return Some(format!("{} requests got no answer, {} of them because the connection ended", self.unsure, self.cut));
+        }
+        (self.good == 0 && !self.interrupted).then(|| format!("nothing was answered well{first}"))
+    }
+
+    /// One document, without a line end.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and names are always JSON")
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| {
+            text += &line;
+            text.push('\n');
+        };
+        let offered =
+            self.offered_per_second.map_or("closed loop".to_owned(), |rate| format!("{} arrivals, {rate:.0} offered/s", self.arrivals));
+        line(format!(
+            "{}://{}  {offered}, {} connections, {} sessions ({}), {} threads, {:.1} s measured",
+            self.transport, self.target, self.connections, self.sessions, self.popularity, self.threads, self.measured_s
+        ));
+        line(format!(
+            "{:<24}{:>10}{:>9}{:>8}{:>8}{:>8}{:>11}{:>11}{:>11}{:>11}{:>11}",
+            "function", "good", "refused", "failed", "wrong", "unsure", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us"
+        ));
+        let whole = FunctionOutcome {
+            name: "all".to_owned(),
+            weight: 0,
+            good: self.good,
+            refused: self.refused,
+            failed: self.failed,
+            wrong: self.wrong,
+            unsure: self.unsure,
+            latency: self.latency,
+        };
+        let rows = if self.functions.len() > 1 { [&self.functions[..], &[whole]].concat() } else { self.functions.clone() };
+        for row in &rows {
+            let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = row.latency;
+            let counts = format!("{:<24}{:>10}{:>9}{:>8}{:>8}{:>8}", row.name, row.good, row.refused, row.failed, row.wrong, row.unsure);
+            line(format!("{counts}{p50_us:>11.1}{p90_us:>11.1}{p99_us:>11.1}{p999_us:>11.1}{max_us:>11.1}"));
+        }
+        line(format!("{:.0} good/s, {:.0} refused/s", self.requests_per_second, self.refused_per_second));
+        self.notes(&mut text);
+        text
+    }
+
+    fn notes(&self, text: &mut String) {
+        let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
+        if let Some(delay_us) = self.send_delay_p99_us {
+            line(format!("requests left p99 {delay_us:.1} us after they were due; {} never left", self.unsent));
+        }
+        if let Some(counters) = &self.counters {
+            let how = if counters.was_read { "read in the end" } else { "by their answers" };
+            line(format!(
+                "counters ({how}): {} sessions, {} acknowledged, {} unsure, {} lost, {} doubled",
+                counters.sessions, counters.acknowledged, counters.unsure, counters.lost_updates, counters.doubled_updates
+            ));
+        }
+        if !self.statuses.is_empty() {
+            let statuses: Vec<String> = self.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
+            line(format!("statuses besides 2xx: {}", statuses.join(", ")));
+        }
+        if self.reconnects + self.late_answers + self.cut > 0 {
+            line(format!("{} reconnects, {} requests cut, {} late answers", self.reconnects, self.cut, self.late_answers));
+        }
+        line(format!(
+            "the generator: {:.2} us CPU a request, {:.2} us of it with something to do",
+            self.cpu_us_per_request, self.busy_us_per_request
+        ));
+        if self.interrupted {
+            line("interrupted: these are the results so far".to_owned());
+        }
+    }
+}

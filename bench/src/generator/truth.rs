@@ -1,0 +1,167 @@
+//! What the counters of a run must be: every acknowledged increment has a number of its own, and in the end each session has counted exactly
+//! the acknowledged ones and at most those besides whose fate is unknown. Shared by the threads of a run.
+
+use super::ranges::{Inserted, Ranges};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Sessions are spread over so many locks, so that threads seldom meet.
+const STRIPES: usize = 64;
+
+#[derive(Debug, Default)]
+struct Counter {
+    /// What it was before the run.
+    base: u64,
+    acknowledged: u64,
+    unsure: u64,
+    seen: Ranges,
+}
+
+/// What the counters came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CounterVerdict {
+    /// Sessions that were asked to count.
+    pub sessions: u64,
+    pub acknowledged: u64,
+    /// Requests without an answer: each may have counted or not.
+    pub unsure: u64,
+    /// How far the counters are behind what was acknowledged.
+    pub lost_updates: u64,
+    /// How far they are beyond it and all that is unsure.
+    pub doubled_updates: u64,
+    /// True where the counters were read in the end; else only the answers were held against each other.
+    pub was_read: bool,
+    pub first_fault: Option<String>,
+}
+
+pub(super) struct Truth {
+    stripes: Vec<Mutex<Vec<Counter>>>,
+}
+
+impl Truth {
+    /// Of sessions `0..sessions`, all at 0.
+    pub(super) fn new(sessions: usize) -> Truth {
+        let stripe = || Mutex::new((0..sessions.div_ceil(STRIPES)).map(|_| Counter::default()).collect());
+        Truth { stripes: (0..STRIPES).map(|_| stripe()).collect() }
+    }
+
+    fn stripe(&self, session: usize) -> MutexGuard<'_, Vec<Counter>> {
+        // A thread that panicked ends the run anyway.
+        self.stripes[session % STRIPES].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, session: usize, work: impl FnOnce(&mut Counter) -> T) -> T {
+        work(&mut self.stripe(session)[session / STRIPES])
+    }
+
+    /// What the session had counted before the run.
+    pub(super) fn set_base(&self, session: usize, base: u64) {
+        self.with(session, |counter| counter.base = base);
+    }
+
+    /// A request was answered with `number`. Output: what is wrong with that.
+    pub(super) fn acknowledge(&self, session: usize, number: u64) -> Option<&'static str> {
+        self.with(session, |counter| {
+            counter.acknowledged += 1;
+            if number <= counter.base {
+                return Some("the counter answered a number from before the run: an update was lost");
+            }
+            match counter.seen.insert(number) {
+                Inserted::New => None,
+                Inserted::Twice => Some("the counter answered the same number twice: an update was lost"),
+                Inserted::Scattered => Some("the counter's answers do not follow each other"),
+            }
+        })
+    }
+
+    /// A request that may have counted or not.
+    pub(super) fn unsure(&self, session: usize) {
+        self.with(session, |counter| counter.unsure += 1);
+    }
+
+    /// What a read that leaves now must not fall behind.
+    pub(super) fn floor(&self, session: usize) -> u64 {
+        self.with(session, |counter| counter.seen.highest().unwrap_or(counter.base))
+    }
+
+    /// Whether the session was asked to count.
+    pub(super) fn was_asked(&self, session: usize) -> bool {
+        self.with(session, |counter| counter.acknowledged + counter.unsure > 0)
+    }
+
+    /// Holds one session against its counter. `read`: what it is now; without, the highest number that was answered stands for it.
+    pub(super) fn judge(&self, verdict: &mut CounterVerdict, session: usize, name: &str, read: Option<u64>) {
+        self.with(session, |counter| {
+            let Counter { base, acknowledged, unsure, .. } = *counter;
+            let grown = read.or(counter.seen.highest()).unwrap_or(base).saturating_sub(base);
+            let (lost, doubled) = (acknowledged.saturating_sub(grown), grown.saturating_sub(acknowledged + unsure));
+            verdict.sessions += 1;
+            verdict.acknowledged += acknowledged;
+            verdict.unsure += unsure;
+            verdict.lost_updates += lost;
+            verdict.doubled_updates += doubled;
+            if lost + doubled > 0 {
+                verdict.first_fault.get_or_insert_with(|| {
+                    format!(
+                        "session {name}: {acknowledged} updates were acknowledged and {unsure} are unsure, and the counter grew by {grown}"
+                    )
+                });
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(truth: &Truth, read: Option<u64>) -> CounterVerdict {
+        let mut verdict = CounterVerdict::default();
+        truth.judge(&mut verdict, 70, "s", read);
+        verdict
+    }
+
+    #[test]
+    fn a_right_counter_is_found_right_whatever_the_order() {
+        let truth = Truth::new(80);
+        truth.set_base(70, 5);
+        assert_eq!(truth.floor(70), 5);
+        for number in [7, 6, 8] {
+            assert_eq!(truth.acknowledge(70, number), None);
+        }
+        assert_eq!(truth.floor(70), 8);
+        let found = verdict(&truth, Some(8));
+        assert_eq!((found.lost_updates, found.doubled_updates, found.acknowledged, &found.first_fault), (0, 0, 3, &None));
+        assert!(truth.was_asked(70) && !truth.was_asked(6)); // of the same stripe
+    }
+
+    #[test]
+    fn a_lost_update_shows_in_the_answers_and_in_the_end() {
+        let truth = Truth::new(80);
+        assert_eq!(truth.acknowledge(70, 1), None);
+        assert!(truth.acknowledge(70, 1).unwrap().contains("twice"));
+        assert!(truth.acknowledge(70, 0).unwrap().contains("before the run"));
+        let found = verdict(&truth, Some(1));
+        assert_eq!((found.lost_updates, found.doubled_updates), (2, 0));
+        assert!(found.first_fault.unwrap().contains("grew by 1"));
+    }
+
+    #[test]
+    fn a_doubled_update_shows_in_the_end() {
+        let truth = Truth::new(80);
+        assert_eq!(truth.acknowledge(70, 1), None);
+        assert_eq!(truth.acknowledge(70, 3), None);
+        assert_eq!(verdict(&truth, Some(3)).doubled_updates, 1);
+        assert_eq!(verdict(&truth, None).doubled_updates, 1);
+    }
+
+    #[test]
+    fn a_request_without_an_answer_may_have_counted_or_not() {
+        let truth = Truth::new(80);
+        assert_eq!(truth.acknowledge(70, 2), None);
+        truth.unsure(70);
+        for (read, lost, doubled) in [(0, 1, 0), (1, 0, 0), (2, 0, 0), (3, 0, 1)] {
+            let found = verdict(&truth, Some(read));
+            assert_eq!((found.lost_updates, found.doubled_updates, found.unsure), (lost, doubled, 1), "read {read}");
+        }
+    }
+}
