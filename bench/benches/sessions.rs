@@ -6,7 +6,8 @@ use std::time::Duration;
 use xfaas_bench::bursts::{BurstBench, measure_bursts, start_for_bursts};
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::sessions::{
-    SessionsBench, measure_cold, measure_density, measure_image, measure_kills, measure_starts, start_for_cold, start_for_starts,
+    SessionsBench, measure_cold, measure_copies, measure_density, measure_image, measure_kills, measure_starts, start_for_cold,
+    start_for_copies, start_for_starts,
 };
 use xfaas_bench::settings::built_beside;
 use xfaas_dataplane::sys::affinity::allowed_cpus;
@@ -16,7 +17,8 @@ const BURST_REQUESTS: u32 = 20;
 
 fn sessions(criterion: &mut Criterion) {
     let (xfaas, interrupt) = (built_beside(), Interrupt::default());
-    let bench = SessionsBench { xfaas: &xfaas, server_cpu: allowed_cpus()[0], interrupt: &interrupt };
+    let cpus = allowed_cpus();
+    let bench = SessionsBench { xfaas: &xfaas, server_cpu: cpus[0], second_cpu: *cpus.last().expect("it runs"), interrupt: &interrupt };
     let mut group = criterion.benchmark_group("sessions");
     group.sample_size(SAMPLES);
     group.bench_function("starts/10", |bencher| {
@@ -25,6 +27,13 @@ fn sessions(criterion: &mut Criterion) {
             let (place, server) = start_for_starts(&bench).expect("a node with counters starts");
             let figures = measure_starts(&bench, &place, &server, 10).expect("each request is answered as it should be");
             assert!(figures.iter().all(|figures| figures.quantiles.p99_us >= figures.quantiles.p50_us));
+        });
+    });
+    group.bench_function("copies/10", |bencher| {
+        bencher.iter(|| {
+            let (place, server) = start_for_copies(&bench).expect("a node with two shards starts");
+            let figures = measure_copies(&bench, &place, &server, 10).expect("each request makes a secondary container");
+            assert!(figures.quantiles.p99_us >= figures.quantiles.p50_us);
         });
     });
     group.bench_function("cold/1mib", |bencher| {
@@ -58,15 +67,16 @@ fn sessions(criterion: &mut Criterion) {
 fn bursts(criterion: &mut Criterion) {
     let (xfaas, interrupt) = (built_beside(), Interrupt::default());
     let work = Duration::from_micros(200);
-    let bench =
-        BurstBench { xfaas: &xfaas, server_cpu: allowed_cpus()[0], requests: BURST_REQUESTS, work, rounds: 1, interrupt: &interrupt };
+    let cpus = allowed_cpus();
+    let (server_cpu, second_cpu) = (cpus[0], *cpus.last().expect("it runs"));
+    let bench = BurstBench { xfaas: &xfaas, server_cpu, second_cpu, requests: BURST_REQUESTS, work, rounds: 1, interrupt: &interrupt };
     let mut group = criterion.benchmark_group("bursts");
     group.sample_size(SAMPLES);
     group.bench_function(format!("requests/{BURST_REQUESTS}"), |bencher| {
         bencher.iter(|| {
-            let (_place, server) = start_for_bursts(&bench).expect("a node with slow counters starts");
-            let rows = measure_bursts(&bench, &server).expect("each request is answered, and counted where it must be");
-            assert_eq!(rows.len(), 8);
+            let nodes = start_for_bursts(&bench).expect("nodes with slow counters start");
+            let rows = measure_bursts(&bench, &nodes).expect("each request is answered, and counted where it must be");
+            assert_eq!(rows.len(), 12);
         });
     });
     group.finish();

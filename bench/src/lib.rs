@@ -12,6 +12,7 @@ pub mod network;
 pub mod peers;
 pub mod picture;
 pub mod policies;
+pub mod profile;
 pub mod read_scaling;
 pub mod report;
 pub mod rival;

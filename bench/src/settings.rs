@@ -37,6 +37,11 @@ impl Cpus {
     }
 }
 
+/// The CPU of a server's second shard: one that nobody else has if this process may use three, else the load's, which it is shared with then.
+pub fn second_cpu(server: u16, load: u16) -> u16 {
+    allowed_cpus().into_iter().find(|cpu| *cpu != server && *cpu != load).unwrap_or(load)
+}
+
 fn path(variable: &str, default: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| default.into(), PathBuf::from)
 }

@@ -283,6 +283,23 @@ fn a_target_where_nobody_listens_ends_with_one_and_says_so() {
 }
 
 #[test]
+fn more_connections_than_a_shell_allows_files_are_made() {
+    let node = node();
+    let target = format!("http://{}", node.address());
+    let many = ["--connections", "1500", "--rate", "2000", "--requests", "2000", "--threads", "2"];
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -Sn 1024; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_xfaas-load"), &target, "--json", "--wait", "sleep"]);
+    let run = document(&shell.args(many).output().expect("a shell"), 0);
+    check_counters(&run);
+    assert_eq!((count(&run, "connections"), count(&run, "good")), (1_500, 2_000), "{run}");
+    shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_xfaas-load"), &target]);
+    let refused = shell.args(many).output().expect("a shell");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the limit is 256"), "{refused:?}");
+}
+
+#[test]
 fn wrong_usage_ends_with_two_and_says_what_is_wrong() {
     for (arguments, reason) in [
         (&["127.0.0.1:80"][..], "http://HOST:PORT"),

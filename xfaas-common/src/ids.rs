@@ -4,7 +4,7 @@ use crate::limits::{NAME_BYTES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
 
 /// A session's identity: 1-64 bytes of 0x21-0x7E, chosen by the client or made by us. The text is the identity, a hash only steers.
 /// Unused bytes are zero, so two IDs are equal exactly when the structs are.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId {
     length: u8,
     bytes: [u8; SESSION_ID_BYTES_MAX],

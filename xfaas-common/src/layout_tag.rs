@@ -7,7 +7,7 @@ use crate::drop_reason::DropReason;
 use crate::hash::{HASH_KEYS, HashKeys, session_hash};
 use crate::limits::{CORES_MAX, SLOT_BITS};
 use crate::map_layout::{
-    CPUS_ENTRIES, FlowKey, HeaderPattern, PINS_ENTRIES, PinKey, SESSION_HEADER_BYTES_MAX, SteerConfig, SteerEvent, Verdict,
+    CPUS_ENTRIES, FlowKey, HeaderPattern, PINS_ENTRIES, PinKey, SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
 };
 use crate::wire::{HEADER_BYTES, KIND_INVOKE, SESSION_LEN_OFFSET, VERSION};
 
@@ -27,6 +27,8 @@ pub const LAYOUT_TAG: u64 = {
         SESSION_HEADER_BYTES_MAX as u64,
         size_of::<SteerConfig>() as u64,
         offset_of!(SteerConfig, pins) as u64,
+        offset_of!(SteerConfig, stamps) as u64,
+        STAMPS_ENTRIES as u64,
         offset_of!(SteerConfig, header) as u64,
         offset_of!(SteerConfig, cpu_of_core) as u64,
         offset_of!(SteerConfig, core_of_cpu) as u64,

@@ -68,6 +68,9 @@ pub const FUNCTIONS_MAX: usize = 1_024;
 
 /// Default of `workers_max`: workers that run at once in one namespace.
 pub const WORKERS_MAX_DEFAULT: u16 = 10;
+/// Default of `containers_max`, and its ceiling: containers of one namespace in a process, the primary included, at most one a shard.
+pub const CONTAINERS_MAX_DEFAULT: u16 = 1;
+pub const CONTAINERS_MAX: u16 = CORES_MAX as u16;
 /// Default of `hook_deadline_ms`.
 pub const HOOK_DEADLINE_MS_DEFAULT: u32 = 10;
 /// Linear memory of a hook's worker.
@@ -87,6 +90,8 @@ pub const LOG_HELD_MS_MAX: u64 = 5_000;
 /// Default of `checkpoint_every_s`, and the ceiling of it and of `keep_alive_s`: a day.
 pub const CHECKPOINT_EVERY_S_DEFAULT: u32 = 10;
 pub const KEEP_ALIVE_S_MAX: u32 = 86_400;
+/// Default of `keep_alive_s` with `keep_alive = "hybrid"`.
+pub const KEEP_ALIVE_S_DEFAULT: u32 = 600;
 /// Checkpoints of one shard that are on their way to the store or from it.
 pub const CHECKPOINT_ORDERS_MAX: usize = 256;
 /// Bytes of sessions on their way to the store, of one shard: over it no further one is copied.
@@ -101,8 +106,16 @@ pub const COLD_SESSIONS_MAX: usize = 128;
 pub const COLD_WAIT_MS_MAX: u64 = 5_000;
 /// How long one operation of the store may take, beside the time for the bytes.
 pub const STORE_MS_MAX: u64 = 10_000;
+/// Operations on local files of the store under way at once, those included that nobody waits for any more.
+pub const STORE_FILES_MAX: usize = 64;
 /// How long an orderly stop waits for checkpoints.
 pub const STOP_CHECKPOINTS_MS_MAX: u64 = 60_000;
+/// Loads of one shard under way beyond which none is begun but for a request that waits: those for timers, and those ahead of requests.
+pub const WAKING_LOADS_MAX: usize = 32;
+/// Sessions of one app on one shard that sleep and are to be loaded ahead of their next request; others wait for it.
+pub const PRE_WARMS_MAX: usize = 65_536;
+/// Sessions that are compared with each other when memory is short.
+pub const EVICTION_SAMPLE_MAX: usize = 16_384;
 /// Default of `lock_wait_ms`.
 pub const LOCK_WAIT_MS_DEFAULT: u32 = 5_000;
 
@@ -161,6 +174,8 @@ const _: () = assert!(SNAPSHOT_KEYS_MAX * (VALUE_BYTES_MAX + 4) <= i32::MAX as u
 const _: () = assert!(FUNCTIONS_MAX <= HOOK_APP as usize, "no app has the index of a hook's namespace");
 const _: () = assert!(VALUE_BYTES_MAX <= SESSION_STATE_BYTES_MAX);
 const _: () = assert!(CHECKPOINT_BYTES_MAX <= u32::MAX as usize, "a checkpoint's length is a u32");
+const _: () = assert!(WAKING_LOADS_MAX < COLD_SESSIONS_MAX, "requests find room when sessions wake by themselves");
+const _: () = assert!(KEEP_ALIVE_S_DEFAULT <= KEEP_ALIVE_S_MAX);
 const _: () = assert!(COLD_SESSIONS_MAX < CHECKPOINT_ORDERS_MAX, "loads leave room for writes");
 const _: () = assert!(SESSION_STATE_BYTES_MAX == (STATE_MIB_DEFAULT as usize) << 20);
 const _: () = assert!(STEER_HEAD_SCAN_BYTES <= HEAD_BYTES_MAX);

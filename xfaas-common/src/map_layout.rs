@@ -1,7 +1,7 @@
 //! The eBPF maps: names, sizes, keys and values, for the kernel programs and the loader alike. DESIGN.md section 5.
 
 use crate::drop_reason::DropReason;
-use crate::ids::SessionId;
+use crate::ids::{SessionId, SlotIndex};
 use crate::limits::{CORES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
 
 pub const MAP_CONFIG: &str = "CONFIG";
@@ -15,6 +15,7 @@ pub const MAP_TCP_SOCKETS: &str = "TCP_SOCKETS";
 pub const MAP_COUNTERS: &str = "COUNTERS";
 pub const MAP_EVENTS: &str = "EVENTS";
 pub const MAP_HEADS: &str = "HEADS";
+pub const MAP_STAMPS: &str = "STAMPS";
 
 pub const PROGRAM_XDP: &str = "xfaas_xdp";
 pub const PROGRAM_TC: &str = "xfaas_tc";
@@ -30,6 +31,20 @@ pub const SOCKETS_ENTRIES: u32 = CORES_MAX as u32;
 /// Frames a CPU's queue holds before the kernel drops.
 pub const CPUMAP_QUEUE_FRAMES: u32 = 2_048;
 pub const EVENTS_BYTES: u32 = 256 << 10;
+/// Times of the last packets, nanoseconds of the monotonic clock, while `SteerConfig::stamps` is not 0. User space maps it.
+pub const STAMPS_ENTRIES: u32 = 2 * SLOTS as u32;
+
+/// The entry of `STAMPS` for datagrams whose session is of this slot.
+#[inline(always)]
+pub const fn slot_stamp(slot: SlotIndex) -> u32 {
+    slot.0 as u32
+}
+
+/// The entry of `STAMPS` for segments with a payload that come from this port: two clients may share one.
+#[inline(always)]
+pub const fn port_stamp(source_port: u16) -> u32 {
+    SLOTS as u32 + source_port as u32 % SLOTS as u32
+}
 
 /// The HTTP header that names the session, unless the configuration names another.
 pub const SESSION_HEADER_DEFAULT: &str = "x-session-id";
@@ -106,6 +121,8 @@ pub struct SteerConfig {
     pub sample_events: u16,
     /// 0: `PINS` is empty, so nobody has to look.
     pub pins: u64,
+    /// 0: nobody reads `STAMPS`, so nothing is written there.
+    pub stamps: u64,
     /// The session header.
     pub header: HeaderPattern,
     /// Entry `i`: CPU number of `CoreIndex(i)`.
@@ -113,7 +130,7 @@ pub struct SteerConfig {
     /// Entry `i`: the shard on CPU number `i`, or `CORE_NONE`.
     pub core_of_cpu: [u16; CPUS_ENTRIES as usize],
 }
-const _: () = assert!(size_of::<SteerConfig>() == 16 + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
+const _: () = assert!(size_of::<SteerConfig>() == 24 + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
 
 /// A TCP 4-tuple, addresses in network order, IPv4 as ::ffff:a.b.c.d; ports in network order. No padding; aligned for whole-word access.
 #[repr(C, align(4))]

@@ -1,10 +1,11 @@
-//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|trace|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
 mod datagram;
 mod invoke;
 mod show;
+mod trace;
 
 use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionCommand, SessionsArguments, TokenArguments};
 use crate::config::{self, Config, ConfigError, ContainerConfig, Environment};
@@ -12,6 +13,7 @@ use crate::control::{
     self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, MoveRequest, SessionsQuery, TokenRequest,
 };
 use crate::ebpf_object::ebpf_object;
+use crate::worker::attach_hook;
 use clap::Parser;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -197,6 +199,7 @@ where
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
+        Command::Trace { tail: _, seconds } => run_trace(&client(), seconds, terminal),
         Command::Token(arguments) => run_token(&client(), arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),
     }
@@ -206,6 +209,15 @@ fn run_token(client: &AdminClient, arguments: TokenArguments, terminal: &mut Ter
     let TokenArguments { app, session, ttl_s } = arguments;
     let reply = client.token(&TokenRequest { app, session: session.to_string(), ttl_s })?;
     terminal.show(&reply, || format!("{}\n", reply.token))?;
+    Ok(EXIT_DONE)
+}
+
+fn run_trace(client: &AdminClient, seconds: u32, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
+    if !terminal.is_json {
+        terminal.complain(&format!("looking for {seconds} s"));
+    }
+    let reply = client.trace(seconds)?;
+    terminal.show(&reply, || trace::report(&reply))?;
     Ok(EXIT_DONE)
 }
 
@@ -227,9 +239,19 @@ fn admin_to_listen(admin: Option<&str>) -> Result<Option<SocketAddr>, CliError> 
 }
 
 fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
-    let wasm = std::fs::read(&deploy.file).map_err(|source| CliError::Read { path: deploy.file.clone(), source })?;
-    let name = deploy.name.clone();
-    let info = client.deploy(&name, &deploy.into_flags(), &wasm)?;
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| CliError::Read { path: path.clone(), source });
+    let mut wasm = read(&deploy.file)?;
+    let (name, hook) = (deploy.name.clone(), deploy.hook.clone());
+    let mut flags = deploy.into_flags();
+    if let Some(hook) = hook {
+        let mut hint = flags.hint.unwrap_or_default();
+        if !hint.set_hook() {
+            return Err(CliError::Usage(format!("--hook brings a hook, and --hint {hint} says otherwise: leave one of them out")));
+        }
+        flags.hint = Some(hint);
+        wasm = attach_hook(&wasm, &read(&hook)?);
+    }
+    let info = client.deploy(&name, &flags, &wasm)?;
     terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
     info.note.iter().for_each(|note| terminal.complain(note));
     Ok(EXIT_DONE)

@@ -16,6 +16,7 @@ use crate::control::{ConfiguredFunction, ManifestError, check_manifest};
 use crate::durable::StorePlace;
 use crate::steering::SteeringMode;
 use crate::sys::affinity::allowed_cpus;
+use crate::worker::Hint;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ pub struct Config {
     pub shared_memory_dir: PathBuf,
     pub checkpoints: StorePlace,
     pub functions: Vec<ConfiguredFunction>,
+    /// `perf` is told the names of wasm functions, in `/tmp/perf-<pid>.map`.
+    pub perf_map: bool,
 }
 
 impl Config {
@@ -85,6 +88,8 @@ pub struct Overrides {
     pub steering_mode: Option<SteeringMode>,
     pub steering_iface: Option<String>,
     pub state_dir: Option<PathBuf>,
+    /// Only a flag: see `Config::perf_map`.
+    pub perf_map: bool,
 }
 
 /// Why the configuration is refused. Every text says what to do.
@@ -151,8 +156,10 @@ pub enum ConfigError {
     FunctionTwice { name: String },
     #[error("the configuration has {count} functions: at most {FUNCTIONS_MAX} are possible")]
     TooManyFunctions { count: usize },
-    #[error("the module of function {name:?} is not at {}: correct `wasm`; a relative path starts at the configuration file", path.display())]
-    NoModule { name: String, path: PathBuf },
+    #[error("the module of function {name:?} is not at {}: correct `{key}`; a relative path starts at the configuration file", path.display())]
+    NoModule { name: String, key: &'static str, path: PathBuf },
+    #[error("function {name:?} has a `hook`, and the hint `{hint}`: leave one of them out")]
+    HookUnused { name: String, hint: Hint },
 }
 
 /// Reads and checks the configuration.
@@ -209,6 +216,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         state_dir,
         shared_memory_dir,
         checkpoints,
+        perf_map: overrides.perf_map,
         functions,
     })
 }
@@ -301,16 +309,22 @@ fn resolve_functions(entries: Vec<file::FunctionEntry>, base: &Path, memory_mib_
     let mut names = HashSet::new();
     let mut functions = Vec::with_capacity(entries.len());
     for entry in entries {
-        let (manifest, wasm) = entry.into_parts();
+        let (mut manifest, wasm, hook) = entry.into_parts();
         check_manifest(&manifest, memory_mib_max).map_err(|source| ConfigError::Function { name: manifest.name.clone(), source })?;
         if !names.insert(manifest.name.clone()) {
             return Err(ConfigError::FunctionTwice { name: manifest.name });
         }
-        let wasm = base.join(wasm);
-        if !wasm.is_file() {
-            return Err(ConfigError::NoModule { name: manifest.name, path: wasm });
+        if hook.is_some() && !manifest.rules.hint.set_hook() {
+            return Err(ConfigError::HookUnused { name: manifest.name, hint: manifest.rules.hint });
         }
-        functions.push(ConfiguredFunction { manifest, wasm });
+        let (wasm, hook) = (base.join(wasm), hook.map(|hook| base.join(hook)));
+        let modules = [("wasm", Some(&wasm)), ("hook", hook.as_ref())];
+        for (key, path) in modules.into_iter().filter_map(|(key, path)| Some((key, path?))) {
+            if !path.is_file() {
+                return Err(ConfigError::NoModule { name: manifest.name, key, path: path.clone() });
+            }
+        }
+        functions.push(ConfiguredFunction { manifest, wasm, hook });
     }
     Ok(functions)
 }

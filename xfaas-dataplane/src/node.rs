@@ -70,6 +70,8 @@ pub enum NodeError {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
+    Checkpoints(#[from] crate::control::CheckpointsError),
+    #[error(transparent)]
     Deploy(#[from] DeployError),
     #[error("the shards did not take the aliases")]
     Aliases(#[from] crate::control::ShardsError),
@@ -113,12 +115,7 @@ impl Node {
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
         let (recovered, board) = bring_up_regions(config, &region_directory, &placement)?;
-        let engine = Engine::new(&EngineOptions {
-            cache_directory: Some(config.compiled_dir()),
-            workers_live_max: config.limits.workers_live_max,
-            memory_mib_max: config.limits.memory_mib_max,
-            tick_us: TICK_US,
-        })?;
+        let engine = engine(config)?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
         let rpc: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.rpc)).collect::<Result<_, _>>()?;
@@ -271,6 +268,16 @@ fn facts(config: &Config, placement: &LocalPlacement, gives_regions: bool) -> No
         lock_wait_ms: config.limits.lock_wait_ms,
         region_socket: gives_regions.then(|| config.region_socket()),
     }
+}
+
+fn engine(config: &Config) -> Result<Engine, EngineError> {
+    Engine::new(&EngineOptions {
+        cache_directory: Some(config.compiled_dir()),
+        workers_live_max: config.limits.workers_live_max,
+        memory_mib_max: config.limits.memory_mib_max,
+        tick_us: TICK_US,
+        perf_map: config.perf_map,
+    })
 }
 
 /// Before any shard runs: all sessions are with the shards that own them now, and what was acknowledged is there.

@@ -1,10 +1,10 @@
-//! How requests name their session, CONTRACT.md section 1, "Hints": header, cookie, path and query, with their refusals.
+//! How requests name their session, CONTRACT.md section 1, "Hints": header, cookie, path, query and hook, with their refusals.
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, Reply, UdpClient, guest, request, xfaas};
+use harness::{Container, Function, Node, Reply, UdpClient, guest, request, xfaas};
 
 fn hinted(name: &str, hint: &str) -> Function {
     Function::guest("counter-rmw").named(name).with(&format!("hint = \"{hint}\""))
@@ -328,4 +328,67 @@ fn a_module_without_a_hook_cannot_have_one_as_its_hint() {
     let refused = node.cli(&["deploy", "x", &echo, "--hint", "hook"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("`hook`"), "{refused:?}");
+}
+
+/// Nothing but a hook: the query is the session, as the function's own module would not have it.
+const ONLY_A_HOOK: &str = r#"(module
+  (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
+  (import "xfaas" "set_output" (func $set_output (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "hook") (result i32)
+    (call $set_output (i32.const 0) (call $read_input (i32.const 4) (i32.const 0) (i32.const 64)))))"#;
+
+#[test]
+fn a_hook_may_be_a_module_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let hook = file("hook.wasm", ONLY_A_HOOK);
+    let configured = Function::guest("counter-rmw").named("configured").with(&format!("hook = \"{hook}\""));
+    let mut node = Node::builder().function(configured).start();
+    let counter = guest("counter-rmw").to_str().unwrap().to_owned();
+    let deployed = node.cli_json(&["deploy", "deployed", &counter, "--hook", &hook]);
+    assert_eq!(deployed["manifest"]["hint"], "hook", "{deployed}");
+    let check = |node: &Node, count: &[u8]| {
+        for function in ["configured", "deployed"] {
+            for session in ["a", "b"] {
+                let reply = node.call("POST", &format!("/f/{function}?{session}"), &[("x-session-id", "not-asked")], b"");
+                assert_ran(&reply, session, std::str::from_utf8(count).unwrap());
+            }
+            assert_bad(node, &format!("/f/{function}"), &[], "output");
+        }
+    };
+    check(&node, b"1");
+    let container = Container::join(&node, &[]);
+    container.connect().call("POST", "/f/deployed?c", &[], b"").assert_ok(b"1");
+    drop(container);
+    node.stop();
+    node.start();
+    check(&node, b"2");
+    // A new version brings its own hook, or none.
+    node.cli_json(&["deploy", "deployed", &counter]);
+    node.post("deployed", "a", b"").assert_ok(b"3");
+    let unknown = file(
+        "unknown.wasm",
+        r#"(module (import "env" "x" (func)) (memory (export "memory") 1) (func (export "hook") (result i32) (i32.const 0)))"#,
+    );
+    let none = file("none.wasm", r#"(module (memory (export "memory") 1))"#);
+    let text = directory.path().join("text.wasm");
+    std::fs::write(&text, b"no module").unwrap();
+    let text = text.to_str().unwrap().to_owned();
+    for (flags, code, words) in [
+        (&["--hook", &unknown][..], 1, &["a module of its own", "env.x"][..]),
+        (&["--hook", &none], 1, &["a module of its own", "`hook`"]),
+        (&["--hook", &text], 1, &["a module of its own", "not a wasm module"]),
+        (&["--hook", "/nonexistent/hook.wasm"], 1, &["/nonexistent/hook.wasm"]),
+        (&["--hook", &hook, "--hint", "path:0"], 2, &["--hint path:0"]),
+    ] {
+        let refused = node.cli(&[&["deploy", "deployed", &counter], flags].concat());
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(code) && words.iter().all(|word| text.contains(word)), "{flags:?}: {text}");
+    }
+    node.post("deployed", "a", b"").assert_ok(b"4");
 }

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use xfaas_common::hash::SessionHash;
 use xfaas_common::ids::{CoreIndex, FunctionHash, SessionId, SlotIndex};
-use xfaas_dataplane::durable::Recovered;
+use xfaas_dataplane::durable::{CheckpointAnswer, CheckpointNumber, CheckpointWork, KnownCheckpoint, Recovered, checkpoint_mail};
 use xfaas_dataplane::net::{DatagramHead, encode_datagram_request};
 use xfaas_dataplane::session::{LocalPlacement, PinBoard, Placement, ProxyOptions};
 use xfaas_dataplane::shard::{self, CommandDoor, RunningShards, ShardCommand, ShardOptions, ShardPlan, Timeouts};
+use xfaas_dataplane::state::{Region, RegionOptions, record_session};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 use xfaas_dataplane::sys::socket::{tcp_listener, udp_socket};
 use xfaas_dataplane::worker::{Engine, EngineOptions, Function, FunctionManifest};
@@ -139,12 +140,13 @@ impl Node {
     }
 
     fn install(&self) {
-        let options = EngineOptions { cache_directory: None, workers_live_max: 16, memory_mib_max: 128, tick_us: 1_000 };
+        let options = EngineOptions { workers_live_max: 16, ..EngineOptions::default() };
         let engine = Engine::new(&options).unwrap();
         let functions = [
             (r#"{"name":"counter","app":"app"}"#, COUNTER, 0),
             (r#"{"name":"look","app":"app","read_only":true}"#, LOOK, 0),
             (r#"{"name":"durable","durability":"sync"}"#, COUNTER, 1),
+            (r#"{"name":"resting","keep_alive":"hybrid"}"#, COUNTER, 2),
         ];
         for (index, (manifest, wat, app)) in (0..).zip(functions) {
             let manifest: FunctionManifest = serde_json::from_str(manifest).unwrap();
@@ -322,6 +324,47 @@ fn a_warm_request_that_waits_for_the_log_makes_no_heap_allocation() {
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 1000 warm requests");
     assert_eq!(node.running.views[0].counters.log_writes.get() - written, 1_000, "one after another, each waits for a write of its own");
     node.stop();
+}
+
+/// A store of checkpoints with one session of the app `resting`, which it gives away once.
+fn store_with(node: &Node, session: &str) -> std::thread::JoinHandle<()> {
+    let (mut doors, (mut orders, answers)) = checkpoint_mail(1);
+    let session = SessionId::new(session.as_bytes()).unwrap();
+    let (app, latest): (Arc<str>, _) = ("resting".into(), CheckpointNumber::new(1, 0));
+    let known = KnownCheckpoint { app: Arc::clone(&app), session, latest, previous: CheckpointNumber::default() };
+    answers[0].send(CheckpointAnswer::Listed(vec![known])).unwrap();
+    answers[0].send(CheckpointAnswer::ListedAll(vec![app])).unwrap();
+    node.running.doors[0].send(ShardCommand::Checkpoints(Box::new(doors.remove(0)))).ok().unwrap();
+    std::thread::spawn(move || {
+        let (_, order) = orders.blocking_recv().unwrap();
+        assert!(matches!(order.work, CheckpointWork::Read { latest: asked, .. } if asked == latest));
+        let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = RegionOptions { app: "resting", shard: 0, bytes_max: 4 << 20, hash_tag: 1 };
+        let mut region = Region::open_or_create(&scratch.path().join("region"), &options).unwrap();
+        let namespace = region.find_or_create(&session, 1).unwrap();
+        region.write(namespace, b"n", &[41], 1 << 20).unwrap();
+        let mut record = Vec::new();
+        record_session(&mut record, "resting", &region, &session, namespace);
+        answers[0].send(CheckpointAnswer::Loaded { ticket: order.ticket, found: Some((1, record)) }).unwrap();
+        assert!(orders.blocking_recv().is_none(), "no session is written while the node serves");
+    })
+}
+
+#[test]
+fn a_warm_request_of_a_session_that_may_sleep_makes_no_heap_allocation() {
+    let node = Node::start(1);
+    let store = store_with(&node, "alice");
+    node.install(); // an app's rules count from the next function on that comes after the store
+    let mut stream = node.connect();
+    // It is known from the listing on, and all that is noted of its requests is.
+    assert_eq!(ask_http(&mut stream, "resting", "alice", 1).last(), Some(&42));
+    ask_http(&mut stream, "resting", "alice", 300);
+    let warm = ALLOCATIONS.load(Ordering::Relaxed);
+    ask_http(&mut stream, "resting", "alice", 1_000);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - warm, 0, "allocations in 1000 warm requests");
+    assert_eq!(node.running.views[0].counters.cold_sessions.get(), 1);
+    node.stop();
+    store.join().unwrap();
 }
 
 /// Counts the shard thread's system calls while it serves, with `strace` from outside.

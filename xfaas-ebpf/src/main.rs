@@ -45,11 +45,13 @@ impl Handler for Xdp<'_> {
 
     #[inline(always)]
     fn datagram(self, _flow: &FlowKey, session: &SessionWords) -> u32 {
+        steer::stamp_datagram(self.config, session);
         redirect::xdp(self.config, steer::datagram(self.config, session))
     }
 
     #[inline(always)]
     fn segment(self, flow: &FlowKey, segment: Segment) -> u32 {
+        steer::stamp_segment(self.config, flow, segment);
         let find = |session: &mut SessionWords| maps::scan_head(self.ctx, self.config, segment, session);
         redirect::xdp(self.config, steer::segment(self.config, flow, segment, find))
     }
@@ -81,11 +83,13 @@ impl Handler for Tc<'_> {
 
     #[inline(always)]
     fn datagram(self, flow: &FlowKey, session: &SessionWords) -> i32 {
+        steer::stamp_datagram(self.config, session);
         redirect::tc(self.config, steer::datagram(self.config, session), self.ctx, Some(flow))
     }
 
     #[inline(always)]
     fn segment(self, flow: &FlowKey, segment: Segment) -> i32 {
+        steer::stamp_segment(self.config, flow, segment);
         let find = |session: &mut SessionWords| maps::scan_head(self.ctx, self.config, segment, session);
         redirect::tc(self.config, steer::segment(self.config, flow, segment, find), self.ctx, None)
     }

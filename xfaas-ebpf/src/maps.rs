@@ -17,7 +17,7 @@ use xfaas_common::ids::SlotIndex;
 use xfaas_common::layout_tag::LAYOUT_TAG;
 use xfaas_common::map_layout::{
     COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES,
-    SteerConfig, SteerEvent, Verdict, drop_counter,
+    STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
 };
 use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
 use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Packet, Segment, opaque_zero};
@@ -46,6 +46,11 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_ENTRI
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 #[map]
 static HEADS: PerCpuArray<HeadBytes> = PerCpuArray::with_max_entries(1, 0);
+
+/// `bpf_map_create`: user space may map the array (include/uapi/linux/bpf.h).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+#[map]
+static STAMPS: Array<u64> = Array::with_max_entries(STAMPS_ENTRIES, BPF_F_MMAPABLE);
 
 // Several helpers are open to programs of this licence only; the project's own stays as its files say.
 #[unsafe(no_mangle)]
@@ -122,6 +127,16 @@ pub fn learn_flow(flow: &FlowKey, core: u32) -> bool {
 #[inline(always)]
 pub fn forget_flow(flow: &FlowKey) -> bool {
     FLOWS.remove(flow).is_ok()
+}
+
+/// Notes that a packet was seen now.
+#[inline(always)]
+pub fn stamp(entry: u32) {
+    let Some(stamp) = STAMPS.get_ptr_mut(entry) else { return };
+    // SAFETY: the helper takes no argument and reads the monotonic clock.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: as in `pinned_core`: an element of the map, alive while the program runs, one aligned `u64`; whoever writes last is right.
+    unsafe { stamp.write_volatile(now_ns) };
 }
 
 /// CPU number on which this program runs.

@@ -1,7 +1,7 @@
 //! From a parsed packet to a decision: which core owns it. Sees sessions and flows, never packet bytes; counts nothing.
 
 use xfaas_common::drop_reason::DropReason;
-use xfaas_common::map_layout::{FlowKey, SteerConfig, Verdict};
+use xfaas_common::map_layout::{FlowKey, SteerConfig, Verdict, port_stamp, slot_stamp};
 use xfaas_ebpf::parse::{Other, Segment};
 use xfaas_ebpf::session::SessionWords;
 
@@ -31,6 +31,24 @@ pub fn owner(config: &SteerConfig, session: &SessionWords) -> Option<u32> {
         None => maps::slot_core(session.hash(maps::keys()?).slot())?,
     };
     (core < u32::from(config.cores)).then_some(core)
+}
+
+/// Notes when a datagram of ours was seen, while somebody wants to know.
+#[inline(always)]
+pub fn stamp_datagram(config: &SteerConfig, session: &SessionWords) {
+    if config.stamps != 0
+        && let Some(keys) = maps::keys()
+    {
+        maps::stamp(slot_stamp(session.hash(keys).slot()));
+    }
+}
+
+/// The same of a segment. One without a payload asks for nothing.
+#[inline(always)]
+pub fn stamp_segment(config: &SteerConfig, flow: &FlowKey, segment: Segment) {
+    if config.stamps != 0 && segment.payload_bytes != 0 {
+        maps::stamp(port_stamp(u16::from_be_bytes(flow.source_port)));
+    }
 }
 
 /// What is neither a datagram nor a segment of ours.

@@ -26,6 +26,18 @@ pub struct Arguments {
     arguments: Vec<OsString>,
 }
 
+/// Builds with optimisations and records a node under load with perf.
+#[derive(clap::Args)]
+pub struct ProfileArguments {
+    /// Arguments of the program, such as --seconds 10: see `cargo xtask profile -- --help`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
+    command(&Arguments { name: "profile".to_owned(), arguments: arguments.arguments })
+}
+
 /// The programs whose servers and clients are in a lab.
 const WITH_LAB: [&str; 2] = ["state", "curves"];
 /// The program that holds xfaas against servers which are installed for it.

@@ -39,6 +39,8 @@ enum Command {
     Test(test::Arguments),
     /// Builds with optimisations and runs one of the benchmark programs.
     Bench(bench::Arguments),
+    /// Builds with optimisations and records a node under load with perf: flame graphs of the run and of its slowest requests.
+    Profile(bench::ProfileArguments),
     /// Checks the house rules that a program can check, and lists every finding as file:line.
     Tidy(tidy::Arguments),
     /// Waits until the admin port answers that xfaas is ready. Started by `run` inside the server's namespace.
@@ -63,6 +65,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => run::command(&arguments),
         Command::Test(arguments) => test::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
+        Command::Profile(arguments) => bench::profile(arguments),
         Command::Tidy(arguments) => tidy::command(&arguments),
         Command::AwaitReady(arguments) => run::await_ready(&arguments),
     }

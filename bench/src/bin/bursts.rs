@@ -8,13 +8,15 @@ use std::time::Duration;
 use xfaas_bench::bursts::{BurstBench, bursts_table, measure_bursts, plot, start_for_bursts};
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::servers::exit_code;
-use xfaas_bench::settings::{Cpus, on_cpu, xfaas_files};
+use xfaas_bench::settings::{Cpus, on_cpu, second_cpu, xfaas_files};
 
 /// Requests at once on one session of a real node, as in Fig. 11 of the paper: each adds 1 to a number, and works for a while between
-/// reading and writing it, weakly (rmw) or in a critical section (rmw_linear), with workers_max 1, 2, 4 and 8.
+/// reading and writing it, weakly (rmw) or in a critical section (rmw_linear), with workers_max 1, 2, 4 and 8, and on two cores with
+/// containers_max 2 and workers_max 1 and 4.
 ///
-/// Shown is by when how many were answered, as a table and as a picture. A session's workers share its shard's core: more of them change which
-/// answer comes when, not when the last one comes. `updates` is how far the number came: rmw may lose some as soon as a request is sliced,
+/// Shown is by when how many were answered, as a table and as a picture. The workers of one container share its core: more of them
+/// change which answer comes when, not when the last one comes. A second container has a core of its own (the load's, where there are only two, which the
+/// load needs little of). `updates` is how far the number came: rmw may lose some as soon as a request is sliced,
 /// rmw_linear never does; if it did, that would be an error.
 ///
 /// `XFAAS_BIN` and `XFAAS_GUESTS` say where the parts are, if not in `target/`.
@@ -50,13 +52,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let bench = BurstBench {
         xfaas: &xfaas,
         server_cpu,
+        second_cpu: second_cpu(server_cpu, load_cpu),
         requests: arguments.requests,
         work: Duration::from_micros(arguments.work_us),
         rounds: arguments.rounds,
         interrupt: &interrupt,
     };
-    let (_place, server) = start_for_bursts(&bench)?;
-    let rows = on_cpu(load_cpu, || Ok(measure_bursts(&bench, &server)?))?;
+    let nodes = start_for_bursts(&bench)?;
+    let rows = on_cpu(load_cpu, || Ok(measure_bursts(&bench, &nodes)?))?;
     if arguments.json {
         rows.iter().for_each(|row| println!("{}", row.to_json()));
     } else {

@@ -1,8 +1,9 @@
 //! Bursts, as in Fig. 11 of the paper: many requests at once on one session, each of which works for a while between reading and writing one
 //! key, with more and more workers.
 //!
-//! A session's workers share the core of its shard. More of them begin more requests at once but make none of them faster: what they change is
-//! the order of the answers, and with weak reads and writes how many updates are lost.
+//! The workers of one container share the core of its shard. More of them begin more requests at once but make none of them faster: what they change is
+//! the order of the answers, and with weak reads and writes how many updates are lost. A secondary container has a core of its own: with two of them
+//! weak requests are done in about half the time, if that core is free; a critical section is one at a time wherever it runs.
 
 mod plot;
 mod report;
@@ -17,8 +18,16 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Workers of the session.
-pub const WORKERS_MAX: [u32; 4] = [1, 2, 4, 8];
+/// What a session has: workers a container, and containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub workers_max: u32,
+    pub containers_max: u32,
+}
+
+/// One container, on a node with one shard; and two, on a node with two.
+pub const ONE_CONTAINER: [Room; 4] = [room(1, 1), room(2, 1), room(4, 1), room(8, 1)];
+pub const TWO_CONTAINERS: [Room; 2] = [room(1, 2), room(4, 2)];
 /// Turns of the guest's loop in the calls that the work is calibrated with.
 const CALIBRATION_TURNS: u32 = 2_000_000;
 const CALIBRATION_CALLS: usize = 9;
@@ -28,6 +37,14 @@ const FUNCTIONS: [NodeFunction<'static>; 4] = [
     NodeFunction { name: "burst-4", guest: "slow-counter", keys: "workers_max = 4\ndeadline_ms = 60000\n" },
     NodeFunction { name: "burst-8", guest: "slow-counter", keys: "workers_max = 8\ndeadline_ms = 60000\n" },
 ];
+const PACKED_FUNCTIONS: [NodeFunction<'static>; 2] = [
+    NodeFunction { name: "burst-1", guest: "slow-counter", keys: "workers_max = 1\ncontainers_max = 2\ndeadline_ms = 60000\n" },
+    NodeFunction { name: "burst-4", guest: "slow-counter", keys: "workers_max = 4\ncontainers_max = 2\ndeadline_ms = 60000\n" },
+];
+
+const fn room(workers_max: u32, containers_max: u32) -> Room {
+    Room { workers_max, containers_max }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum BurstError {
@@ -67,6 +84,8 @@ impl Mode {
 pub struct BurstBench<'a> {
     pub xfaas: &'a XfaasFiles,
     pub server_cpu: u16,
+    /// Of the second shard, where there are two: the load's, if this machine has no third one.
+    pub second_cpu: u16,
     /// At once, 1..=250: as many as may wait in a namespace.
     pub requests: u32,
     /// What each works for.
@@ -75,32 +94,49 @@ pub struct BurstBench<'a> {
     pub interrupt: &'a Interrupt,
 }
 
-/// A node with the functions, running. Not started from a thread on the load's CPU: it could not leave it.
-pub fn start_for_bursts(bench: &BurstBench<'_>) -> Result<(NodePlace, Server), BurstError> {
-    let place = NodePlace::new(bench.xfaas, bench.server_cpu, "", &FUNCTIONS)?;
-    let server = place.start(bench.interrupt)?;
-    Ok((place, server))
+/// The nodes that a benchmark asks, running.
+pub struct BurstNodes {
+    one: (NodePlace, Server),
+    two: (NodePlace, Server),
+}
+
+impl BurstNodes {
+    fn with(&self, room: Room) -> SocketAddr {
+        if room.containers_max == 1 { self.one.1.address() } else { self.two.1.address() }
+    }
+}
+
+/// Nodes with the functions, running: one with a shard, one with two. Not started from a thread on the load's CPU: they could not leave it.
+pub fn start_for_bursts(bench: &BurstBench<'_>) -> Result<BurstNodes, BurstError> {
+    let start = |cpus: &[u16], functions: &[NodeFunction<'_>]| -> Result<(NodePlace, Server), BurstError> {
+        let place = NodePlace::on_cpus(bench.xfaas, cpus, "", functions)?;
+        let server = place.start(bench.interrupt)?;
+        Ok((place, server))
+    };
+    let one = start(&[bench.server_cpu], &FUNCTIONS)?;
+    Ok(BurstNodes { one, two: start(&[bench.server_cpu, bench.second_cpu], &PACKED_FUNCTIONS)? })
 }
 
 /// Measures on the calling thread, which is on the load's CPU already. The curves are medians, request by request, over the rounds.
-pub fn measure_bursts(bench: &BurstBench<'_>, server: &Server) -> Result<Vec<BurstRow>, BurstError> {
-    let turns = turns_for(server.address(), bench.work)?;
-    let cases: Vec<(Mode, u32)> = Mode::ALL.into_iter().flat_map(|mode| WORKERS_MAX.map(|workers_max| (mode, workers_max))).collect();
+pub fn measure_bursts(bench: &BurstBench<'_>, nodes: &BurstNodes) -> Result<Vec<BurstRow>, BurstError> {
+    let turns = turns_for(nodes.with(ONE_CONTAINER[0]), bench.work)?;
+    let rooms = || ONE_CONTAINER.into_iter().chain(TWO_CONTAINERS);
+    let cases: Vec<(Mode, Room)> = Mode::ALL.into_iter().flat_map(|mode| rooms().map(move |room| (mode, room))).collect();
     let mut rounds: Vec<Vec<Curve>> = cases.iter().map(|_| Vec::new()).collect();
     for round in 0..bench.rounds {
         eprintln!("round {} of {}", round + 1, bench.rounds);
-        for (&(mode, workers_max), curves) in cases.iter().zip(&mut rounds) {
-            let request = request(workers_max, &format!("{}-{round}", mode.name()), mode, turns);
+        for (&(mode, room), curves) in cases.iter().zip(&mut rounds) {
+            let request = request(room.workers_max, &format!("{}-{round}", mode.name()), mode, turns);
             let plan = LoadPlan {
                 warm_up: Duration::ZERO,
                 measured: Duration::ZERO,
                 requests_max: bench.requests.into(),
                 interrupt: bench.interrupt,
             };
-            curves.push(curve(&run_burst(server.address(), &request, &plan)?, mode, workers_max)?);
+            curves.push(curve(&run_burst(nodes.with(room), &request, &plan)?, mode, room.workers_max)?);
         }
     }
-    let rows = cases.iter().zip(&rounds).map(|(&(mode, workers_max), curves)| row(mode, workers_max, bench, curves));
+    let rows = cases.iter().zip(&rounds).map(|(&(mode, room), curves)| row(mode, room, bench, curves));
     rows.collect::<Option<Vec<BurstRow>>>().ok_or(BurstError::Nothing)
 }
 
@@ -122,11 +158,11 @@ fn curve(replies: &[BurstReply], mode: Mode, workers_max: u32) -> Result<Curve, 
     Ok(Curve { delays_ms: replies.iter().map(|reply| reply.delay_ns as f64 / 1e6).collect(), updates })
 }
 
-fn row(mode: Mode, workers_max: u32, bench: &BurstBench<'_>, curves: &[Curve]) -> Option<BurstRow> {
+fn row(mode: Mode, room: Room, bench: &BurstBench<'_>, curves: &[Curve]) -> Option<BurstRow> {
     let at = |rank: usize| median(&curves.iter().map(|curve| curve.delays_ms[rank]).collect::<Vec<f64>>());
     let delays_ms = (0..bench.requests as usize).map(at).collect::<Option<Vec<f64>>>()?;
     let updates = median(&curves.iter().map(|curve| curve.updates as f64).collect::<Vec<f64>>())?;
-    Some(BurstRow::new(mode, workers_max, bench.work, delays_ms, updates))
+    Some(BurstRow::new(mode, room, bench.work, delays_ms, updates))
 }
 
 /// How many turns of the guest's loop take `work`: by calls with many and with none, of which the shortest count.

@@ -6,7 +6,8 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (1_100, 460);
 const FONT: &str = "sans-serif";
-const COLOURS: [RGBColor; 4] = [RGBColor(0, 90, 160), RGBColor(210, 95, 0), RGBColor(0, 140, 90), RGBColor(150, 40, 130)];
+const COLOURS: [RGBColor; 6] =
+    [RGBColor(0, 90, 160), RGBColor(210, 95, 0), RGBColor(0, 140, 90), RGBColor(150, 40, 130), RGBColor(90, 90, 90), RGBColor(200, 160, 0)];
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot draw the curves: {reason}")]
@@ -48,7 +49,7 @@ pub fn plot(rows: &[BurstRow], path: &Path) -> Result<(), PlotError> {
             let colour = *colour;
             chart
                 .draw_series(line)?
-                .label(format!("{} workers", row.workers_max))
+                .label(label(row))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         }
         chart
@@ -62,8 +63,16 @@ pub fn plot(rows: &[BurstRow], path: &Path) -> Result<(), PlotError> {
     Ok(root.present()?)
 }
 
+fn label(row: &BurstRow) -> String {
+    match row.containers_max {
+        1 => format!("{} workers", row.workers_max),
+        containers => format!("{} workers in each of {containers} containers", row.workers_max),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::Room;
     use super::*;
     use std::time::Duration;
 
@@ -71,11 +80,16 @@ mod tests {
     fn every_curve_is_in_the_picture() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bursts.svg");
-        let row = |mode, workers| BurstRow::new(mode, workers, Duration::from_millis(1), (1..=20).map(f64::from).collect(), 20.0);
-        let rows: Vec<BurstRow> = Mode::ALL.into_iter().flat_map(|mode| [1, 2, 4, 8].map(|workers| row(mode, workers))).collect();
+        let row = |mode, workers_max, containers_max| {
+            BurstRow::new(mode, Room { workers_max, containers_max }, Duration::from_millis(1), (1..=20).map(f64::from).collect(), 20.0)
+        };
+        let rows: Vec<BurstRow> = Mode::ALL
+            .into_iter()
+            .flat_map(|mode| [(1, 1), (2, 1), (8, 1), (4, 2)].map(|(workers, containers)| row(mode, workers, containers)))
+            .collect();
         plot(&rows, &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.matches(" workers").count(), 8);
+        assert_eq!((text.matches(" workers").count(), text.matches("of 2 containers").count()), (8, 2));
         assert!(text.contains("rmw_linear") && text.trim_end().ends_with("</svg>"));
         assert!(plot(&rows, Path::new("/nonexistent/bursts.svg")).is_err());
     }

@@ -1,6 +1,6 @@
 //! The figures as JSON lines and as text. Formats only.
 
-use super::Mode;
+use super::{Mode, Room};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,6 +14,7 @@ pub struct BurstRow {
     pub name: &'static str,
     pub function: &'static str,
     pub workers_max: u32,
+    pub containers_max: u32,
     pub requests: usize,
     pub work_us: u64,
     pub p50_ms: f64,
@@ -29,13 +30,14 @@ pub struct BurstRow {
 
 impl BurstRow {
     /// `delays_ms`: shortest first, at least one.
-    pub fn new(mode: Mode, workers_max: u32, work: Duration, delays_ms: Vec<f64>, updates: f64) -> BurstRow {
+    pub fn new(mode: Mode, room: Room, work: Duration, delays_ms: Vec<f64>, updates: f64) -> BurstRow {
         let rounded = |value: f64| (value * 1_000.0).round() / 1_000.0;
         let delays_ms: Vec<f64> = delays_ms.into_iter().map(rounded).collect();
         BurstRow {
             name: "burst",
             function: mode.name(),
-            workers_max,
+            workers_max: room.workers_max,
+            containers_max: room.containers_max,
             requests: delays_ms.len(),
             work_us: work.as_micros() as u64,
             p50_ms: at_percent(&delays_ms, 50),
@@ -69,11 +71,11 @@ pub fn bursts_table(rows: &[BurstRow]) -> String {
         )
         .expect("a String takes all");
     }
-    write!(text, "{:<12}{:>8}", "function", "workers").expect("a String takes all");
+    write!(text, "{:<12}{:>8}{:>11}", "function", "workers", "containers").expect("a String takes all");
     PERCENTS.iter().for_each(|percent| write!(text, "{:>9}", format!("{percent}%")).expect("a String takes all"));
     writeln!(text, "{:>12}{:>9}", "sum, s", "updates").expect("a String takes all");
     for row in rows {
-        write!(text, "{:<12}{:>8}", row.function, row.workers_max).expect("a String takes all");
+        write!(text, "{:<12}{:>8}{:>11}", row.function, row.workers_max, row.containers_max).expect("a String takes all");
         for percent in PERCENTS {
             write!(text, "{:>9.1}", at_percent(&row.delays_ms, percent)).expect("a String takes all");
         }
@@ -88,9 +90,18 @@ mod tests {
 
     #[test]
     fn a_row_has_the_curve_and_its_points() {
-        let row = BurstRow::new(Mode::RmwLinear, 2, Duration::from_micros(500), (1..=100).map(f64::from).collect(), 100.0);
+        let row = BurstRow::new(
+            Mode::RmwLinear,
+            Room { workers_max: 2, containers_max: 1 },
+            Duration::from_micros(500),
+            (1..=100).map(f64::from).collect(),
+            100.0,
+        );
         assert_eq!((row.p50_ms, row.p99_ms, row.last_ms, row.cumulative_ms), (50.0, 99.0, 100.0, 5_050.0));
-        assert!(row.to_json().starts_with(r#"{"name":"burst","function":"rmw_linear","workers_max":2,"requests":100,"work_us":500,"#));
+        assert!(
+            row.to_json()
+                .starts_with(r#"{"name":"burst","function":"rmw_linear","workers_max":2,"containers_max":1,"requests":100,"work_us":500,"#)
+        );
         let text = bursts_table(&[row]);
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().last().unwrap().ends_with("5.050      100"), "{text}");

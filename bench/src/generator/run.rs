@@ -13,15 +13,23 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
 use xfaas_dataplane::sys::clock::monotonic_ns;
+use xfaas_dataplane::sys::open_files::raise_limit;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// From when the last thread has connected to the first request.
 const START_DELAY_NS: u64 = 1_000_000;
 
+/// Open files beside one for each connection.
+const OTHER_FILES: u64 = 64;
+
 /// Runs `spec` to its end, or until `interrupt`. Output: what was seen, also when the server failed in the middle.
 /// Errors: what cannot be run, a server that cannot be reached, a counter that cannot be read.
 pub fn run_load(spec: &LoadSpec, interrupt: &Interrupt, progress: Progress) -> Result<LoadOutcome, GeneratorError> {
     spec.check()?;
+    let (needed, limit) = (spec.connections as u64 + OTHER_FILES, raise_limit());
+    if needed > limit {
+        return Err(GeneratorError::OpenFiles { needed, limit });
+    }
     let sessions = spec.session_ids()?;
     let truth = Truth::new(spec.sessions);
     let counts = spec.functions.iter().any(|function| function.check == Check::Counter);

@@ -191,6 +191,8 @@ pub enum GeneratorError {
     Pin(#[from] AffinityError),
     #[error("the network cannot be used")]
     Network(#[from] NetworkError),
+    #[error("{needed} open files are needed and the limit is {limit}: raise it with `ulimit -Hn`, or use fewer connections")]
+    OpenFiles { needed: u64, limit: u64 },
     #[error("a thread of the load panicked")]
     Panicked,
     #[error("a counter cannot be read")]

@@ -26,6 +26,7 @@ pub struct NodePlace {
     shared: TempDir,
     http: SocketAddr,
     admin: SocketAddr,
+    rpc: SocketAddr,
     /// The request that must be answered before the node counts as started.
     probe: Vec<u8>,
 }
@@ -34,6 +35,11 @@ impl NodePlace {
     /// A node with one shard on `cpu`, its shared memory on tmpfs and the rest in the directory for temporary files.
     /// `limits`: lines of `[limits]`. Errors: a module or the program is not there.
     pub fn new(files: &XfaasFiles, cpu: u16, limits: &str, functions: &[NodeFunction<'_>]) -> Result<NodePlace, ServerError> {
+        NodePlace::on_cpus(files, &[cpu], limits, functions)
+    }
+
+    /// The same with a shard on each of `cpus`.
+    pub fn on_cpus(files: &XfaasFiles, cpus: &[u16], limits: &str, functions: &[NodeFunction<'_>]) -> Result<NodePlace, ServerError> {
         files.check_binary()?;
         let [http, admin, rpc] = free_addresses()?;
         let shared = scratch_directory("node").map_err(|source| ServerError::File {
@@ -42,7 +48,7 @@ impl NodePlace {
             source,
         })?;
         let place = directory("node")?;
-        let mut text = configuration_text((place.path(), shared.path()), http, admin, rpc, &Steered { cpus: &[cpu], mode: "off" });
+        let mut text = configuration_text((place.path(), shared.path()), http, admin, rpc, &Steered { cpus, mode: "off" });
         write!(text, "\n[limits]\n{limits}").expect("a String takes all");
         for NodeFunction { name, guest, keys } in functions {
             let wasm = quoted(&files.guest(guest)?);
@@ -52,13 +58,18 @@ impl NodePlace {
         // Deployed last: when it is there, all are.
         let last = functions.last().map_or("none", |function| function.name);
         let probe = format!("GET /f/{last} HTTP/1.1\r\nhost: {http}\r\nx-session-id: is-it-there-yet\r\n\r\n").into_bytes();
-        Ok(NodePlace { binary: files.binary.clone(), files: place, shared, http, admin, probe })
+        Ok(NodePlace { binary: files.binary.clone(), files: place, shared, http, admin, rpc, probe })
     }
 
     /// Starts the node on what is there, and waits until its last function answers, whatever it answers.
     pub fn start(&self, interrupt: &Interrupt) -> Result<Server, ServerError> {
+        self.start_with(interrupt, &[])
+    }
+
+    /// The same with more flags of `xfaas run`.
+    pub fn start_with(&self, interrupt: &Interrupt, flags: &[&str]) -> Result<Server, ServerError> {
         let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml"));
+        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml")).args(flags);
         let is_ready = |http| fetch(http, &self.probe).is_ok_and(|fetched| fetched.status != 404);
         Server::start("xfaas", &mut command, self.http, directory("output")?, interrupt, is_ready)
     }
@@ -66,6 +77,11 @@ impl NodePlace {
     /// Where `/metrics` is.
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Where containers of other processes connect.
+    pub fn rpc(&self) -> SocketAddr {
+        self.rpc
     }
 
     /// What the machine's end would do to the shared memory. Only while no node runs.

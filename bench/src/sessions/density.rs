@@ -4,11 +4,14 @@ use super::probe::{Metrics, Resident};
 use super::{SessionsBench, SessionsError, request};
 use crate::load::Client;
 use crate::servers::{NodeFunction, NodePlace};
+use std::time::{Duration, Instant};
 
 /// Bytes of state of a session, its key's one byte left out.
 pub const VALUE_BYTES: u64 = 100;
 /// Requests in one write.
 const BATCH_REQUESTS: u32 = 64;
+/// How often it is told how many are written. A million take some ten seconds.
+const PROGRESS_EVERY: Duration = Duration::from_secs(3);
 
 /// Growth from before the first session to after the last one.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +59,13 @@ pub fn measure_density(bench: &SessionsBench<'_>, sessions: u32) -> Result<Densi
 
 fn write_sessions(bench: &SessionsBench<'_>, client: &mut Client, name: &str, count: u32) -> Result<(), SessionsError> {
     let mut batch = Vec::new();
+    let mut told = Instant::now();
     for first in (0..count).step_by(BATCH_REQUESTS as usize) {
         bench.check_interrupt()?;
+        if told.elapsed() > PROGRESS_EVERY {
+            told = Instant::now();
+            eprintln!("idle_session: {first} of {count} sessions are written");
+        }
         let numbers = first..count.min(first + BATCH_REQUESTS);
         batch.clear();
         for number in numbers.clone() {

@@ -2,6 +2,7 @@
 //! of a Fork, which are measured without one.
 
 mod cold;
+mod copies;
 mod density;
 mod image;
 mod kills;
@@ -10,6 +11,7 @@ mod report;
 mod starts;
 
 pub use self::cold::{measure_cold, start_for_cold};
+pub use self::copies::{measure_copies, start_for_copies};
 pub use self::density::{Density, measure_density};
 pub use self::image::{ImageGrowth, measure_image};
 pub use self::kills::{KillFigures, measure_kills};
@@ -39,6 +41,14 @@ pub enum SessionsError {
     },
     #[error("{path} has no {key}")]
     ProcessKey { path: String, key: &'static str },
+    #[error("the RPC port: {operation}")]
+    Rpc {
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the RPC port answered with a frame that is not understood")]
+    Frame,
     #[error("a thread of the load panicked")]
     Panicked,
     #[error("interrupted")]
@@ -50,6 +60,8 @@ pub enum SessionsError {
 pub struct SessionsBench<'a> {
     pub xfaas: &'a XfaasFiles,
     pub server_cpu: u16,
+    /// Of the second shard, where there are two.
+    pub second_cpu: u16,
     pub interrupt: &'a Interrupt,
 }
 

@@ -9,6 +9,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const SESSIONS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle for a second, written to the disk, and dropped.
 const ASLEEP_TIMEOUT: Duration = Duration::from_secs(60);
+const PARKED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `/metrics` at one moment.
 pub(super) struct Metrics {
@@ -46,6 +47,20 @@ impl Metrics {
                 return Err(SessionsError::Missing { found, written: count });
             }
             std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Once a call of the node waits for a lock. Errors: none does, in 5 s.
+    pub(super) fn with_parked(admin: SocketAddr) -> Result<Metrics, SessionsError> {
+        let started = Instant::now();
+        loop {
+            let metrics = Metrics::read(admin)?;
+            if metrics.sum("xfaas_workers_parked")? as u64 == 1 {
+                return Ok(metrics);
+            }
+            if started.elapsed() > PARKED_TIMEOUT {
+                return Err(SessionsError::Metric { name: "xfaas_workers_parked of 1" });
+            }
         }
     }
 

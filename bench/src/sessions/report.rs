@@ -15,7 +15,7 @@ const PAPER: [(&str, f64); 4] = [("Fork", 1.98), ("CopySession", 263.0), ("ColdS
 pub enum SessionRow {
     Start { name: &'static str, p50_us: f64, p99_us: f64 },
     ForkPhases { name: &'static str, instance_us: f64, first_call_us: f64, end_us: f64 },
-    RequestPhases { name: String, network_us: f64, instance_us: f64, state_and_reply_us: f64 },
+    RequestPhases { name: String, network_us: f64, queue_us: f64, instance_us: f64, state_and_reply_us: f64 },
     Idle { name: &'static str, bytes: f64, sessions: u64, region_bytes: u64, resident_bytes: u64, anonymous_bytes: u64 },
     Image { name: &'static str, bytes: f64, pss_bytes: f64, anonymous_bytes: f64, forks: u64 },
     Sync { name: &'static str, requests_per_second: f64, ratio_to_fsync: f64, ratio_to_redis_always: f64 },
@@ -49,6 +49,7 @@ impl SessionRow {
             SessionRow::RequestPhases {
                 name: format!("{}_phases", figures.name),
                 network_us: rounded(phases.network_us),
+                queue_us: rounded(phases.queue_us),
                 instance_us: rounded(phases.instance_us),
                 state_and_reply_us: rounded(phases.state_and_reply_us),
             },
@@ -97,8 +98,8 @@ impl SessionRow {
             SessionRow::ForkPhases { instance_us, first_call_us, end_us, .. } => {
                 format!("{:<22} instance {instance_us:.2} + first call {first_call_us:.2} + its end {end_us:.2} us (medians)", "")
             }
-            SessionRow::RequestPhases { network_us, instance_us, state_and_reply_us, .. } => format!(
-                "{:<22} network {network_us:.2} + instance {instance_us:.2} + state, guest and reply {state_and_reply_us:.2} us (means)",
+            SessionRow::RequestPhases { network_us, queue_us, instance_us, state_and_reply_us, .. } => format!(
+                "{:<22} network {network_us:.2} + queue {queue_us:.2} + instance {instance_us:.2} + state, guest and reply {state_and_reply_us:.2} us (means)",
                 ""
             ),
             SessionRow::Idle { name, bytes, sessions, region_bytes, resident_bytes, anonymous_bytes } => format!(

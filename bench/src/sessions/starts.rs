@@ -30,7 +30,9 @@ pub struct Quantiles {
 pub struct StartPhases {
     /// Loopback, both ways, and the client.
     pub network_us: f64,
-    /// Making the worker. The request waits for it in no queue: the shard had nothing else to do.
+    /// On the way to the shard of a secondary container. The others wait in no queue: the shard had nothing else to do.
+    pub queue_us: f64,
+    /// Making the worker.
     pub instance_us: f64,
     /// The rest of the node's time: decoding, the session's state, the guest, the reply.
     pub state_and_reply_us: f64,
@@ -57,13 +59,14 @@ pub(super) struct Times {
     times_ns: Histogram<u64>,
     sum_ns: u64,
     server_s: f64,
+    queue_s: f64,
     fork_s: f64,
 }
 
 impl Default for Times {
     fn default() -> Times {
         let times_ns = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds in order");
-        Times { times_ns, sum_ns: 0, server_s: 0.0, fork_s: 0.0 }
+        Times { times_ns, sum_ns: 0, server_s: 0.0, queue_s: 0.0, fork_s: 0.0 }
     }
 }
 
@@ -77,6 +80,7 @@ impl Times {
     pub(super) fn add_server(&mut self, before: &Metrics, after: &Metrics) -> Result<(), SessionsError> {
         let grown = |name| Ok::<f64, SessionsError>(after.sum(name)? - before.sum(name)?);
         self.server_s += grown("xfaas_request_duration_seconds_sum")?;
+        self.queue_s += grown("xfaas_secondary_wait_seconds_total")?;
         self.fork_s += grown("xfaas_fork_seconds_total")?;
         Ok(())
     }
@@ -84,12 +88,17 @@ impl Times {
     pub(super) fn figures(&self, name: &'static str) -> StartFigures {
         let count = self.times_ns.len().max(1) as f64;
         let quantile_us = |quantile| self.times_ns.value_at_quantile(quantile) as f64 / 1_000.0;
-        let (mean_us, server_us, instance_us) =
-            (self.sum_ns as f64 / 1_000.0 / count, self.server_s * 1e6 / count, self.fork_s * 1e6 / count);
+        let mean_us = self.sum_ns as f64 / 1_000.0 / count;
+        let [server_us, queue_us, instance_us] = [self.server_s, self.queue_s, self.fork_s].map(|sum_s| sum_s * 1e6 / count);
         StartFigures {
             name,
             quantiles: Quantiles { p50_us: quantile_us(0.50), p99_us: quantile_us(0.99) },
-            phases: StartPhases { network_us: mean_us - server_us, instance_us, state_and_reply_us: server_us - instance_us },
+            phases: StartPhases {
+                network_us: mean_us - server_us,
+                queue_us,
+                instance_us,
+                state_and_reply_us: server_us - queue_us - instance_us,
+            },
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The flags, as clap reads them.
 
 use crate::config::{self, ContainerOptions, Overrides};
-use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX};
+use crate::control::{DeployFlags, SESSIONS_LIMIT_MAX, TOKEN_TTL_S_MAX, TRACE_SECONDS_MAX};
 use crate::steering::SteeringMode;
-use crate::worker::{CpuShare, Durability, Hint};
+use crate::worker::{CpuShare, Durability, Hint, KeepAliveRule};
 use clap::{Args, Parser, Subcommand};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -57,6 +57,15 @@ pub(super) enum Command {
     Invoke(InvokeArguments),
     /// Show counters and latencies
     Stats,
+    /// Say where the time of requests goes: of the median one, and of the slowest
+    Trace {
+        /// Explain the slowest requests (the only kind of trace there is, and the default)
+        #[arg(long)]
+        tail: bool,
+        /// For how long to look
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(TRACE_SECONDS_MAX)))]
+        seconds: u32,
+    },
     /// Name what this machine lacks to run the configuration
     Doctor {
         #[command(flatten)]
@@ -88,6 +97,9 @@ pub(super) struct ConfigArguments {
     /// Where deployments and compiled code are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Tell perf the names of wasm functions, in /tmp/perf-PID.map
+    #[arg(long)]
+    perf_map: bool,
 }
 
 impl ConfigArguments {
@@ -100,6 +112,7 @@ impl ConfigArguments {
             steering_mode: self.steering,
             steering_iface: self.iface,
             state_dir: self.state_dir,
+            perf_map: self.perf_map,
         };
         (self.config, overrides)
     }
@@ -187,18 +200,24 @@ pub(super) struct DeployArguments {
     /// Linear memory of a worker [default: 128]
     #[arg(long, value_name = "N")]
     memory_mib: Option<u32>,
-    /// Workers that run at once in one namespace [default: 10]
+    /// Workers that run at once in one container of a namespace [default: 10]
     #[arg(long, value_name = "N")]
     workers_max: Option<u16>,
+    /// Containers of one namespace, each on a core of its own: when all workers of the first are busy, others run beside it [default: 1]
+    #[arg(long, value_name = "N")]
+    containers_max: Option<u16>,
     /// State of one session [default: 64]
     #[arg(long, value_name = "N")]
     state_mib: Option<u32>,
     /// What the app's state outlives: memory (the process), checkpoint (the machine, as of the last checkpoint) or sync (the machine) [default: memory]
     #[arg(long, value_name = "MODE", value_parser = Durability::parse)]
     durability: Option<Durability>,
-    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it) [default: the session header]
+    /// How HTTP requests of the app name their session: header:NAME, cookie:NAME, path:N, query:NAME or hook (the module exports it, or --hook brings it) [default: the session header]
     #[arg(long, value_name = "HINT")]
     hint: Option<Hint>,
+    /// A wasm module whose `hook() -> i32` says which session an HTTP request is of: the hint is `hook` then
+    #[arg(long, value_name = "FILE")]
+    pub hook: Option<PathBuf>,
     /// A longer run of the app's hook is stopped [default: 10]
     #[arg(long, value_name = "N")]
     hook_deadline_ms: Option<u32>,
@@ -211,7 +230,10 @@ pub(super) struct DeployArguments {
     /// Part of a core that one session may use while others want it, 0.01 to 1.0 [default: no limit]
     #[arg(long, value_name = "SHARE")]
     cpu_share: Option<CpuShare>,
-    /// A session that was not used for so long is written to the store of checkpoints and leaves memory [default: it stays]
+    /// When sessions at rest leave memory: fixed (after --keep-alive-s), hybrid (as the app's idle times say) or unbounded (when memory is short) [default: fixed]
+    #[arg(long, value_name = "POLICY", value_parser = KeepAliveRule::parse)]
+    keep_alive: Option<KeepAliveRule>,
+    /// A session that was not used for so long is written to the store of checkpoints and leaves memory [default: it stays; with hybrid 600]
     #[arg(long, value_name = "N")]
     keep_alive_s: Option<u32>,
     /// With durability checkpoint: how old a session's checkpoint may be [default: 10]
@@ -231,6 +253,7 @@ impl DeployArguments {
             deadline_ms: self.deadline_ms,
             memory_mib: self.memory_mib,
             workers_max: self.workers_max,
+            containers_max: self.containers_max,
             state_mib: self.state_mib,
             durability: self.durability,
             hint: self.hint,
@@ -238,6 +261,7 @@ impl DeployArguments {
             tokens: self.tokens,
             requests_per_s: self.requests_per_s,
             cpu_share: self.cpu_share,
+            keep_alive: self.keep_alive,
             keep_alive_s: self.keep_alive_s,
             checkpoint_every_s: self.checkpoint_every_s,
         }
@@ -407,7 +431,7 @@ mod tests {
 
     #[test]
     fn deploy_flags_are_those_of_the_contract() {
-        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --state-mib 4 --hint path:0 --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive-s 7 --checkpoint-every-s 8";
+        let line = "xfaas deploy f m.wasm --app a --read-only --atomic --idempotent --fresh --read-sessions --deadline-ms 1 --memory-mib 2 --workers-max 3 --containers-max 2 --state-mib 4 --hint path:0 --hook h.wasm --hook-deadline-ms 6 --tokens --requests-per-s 5 --cpu-share 0.5 --durability sync --keep-alive hybrid --keep-alive-s 7 --checkpoint-every-s 8";
         let Command::Deploy(deploy) = Arguments::try_parse_from(line.split(' ')).unwrap().command else { panic!("deploy") };
         let expected = DeployFlags {
             app: Some("a".to_owned()),
@@ -419,6 +443,7 @@ mod tests {
             deadline_ms: Some(1),
             memory_mib: Some(2),
             workers_max: Some(3),
+            containers_max: Some(2),
             state_mib: Some(4),
             durability: Some(Durability::Sync),
             hint: Some(Hint::Path(0)),
@@ -426,9 +451,11 @@ mod tests {
             tokens: true,
             requests_per_s: Some(5),
             cpu_share: Some("0.5".parse().unwrap()),
+            keep_alive: Some(KeepAliveRule::Hybrid),
             keep_alive_s: Some(7),
             checkpoint_every_s: Some(8),
         };
+        assert_eq!(deploy.hook.as_deref(), Some(std::path::Path::new("h.wasm")));
         assert_eq!(deploy.into_flags(), expected);
     }
 }

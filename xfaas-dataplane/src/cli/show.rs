@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Columns under their names: numbers flush right, text flush left.
-fn table(names: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(names: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([names[column].len()]).max().unwrap_or(0);
     let is_number = |column: usize| rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit()));
     let columns: Vec<(usize, bool)> = (0..names.len()).map(|column| (width(column), is_number(column))).collect();
@@ -87,11 +87,12 @@ pub(super) fn sessions(reply: &SessionsReply) -> String {
         .sessions
         .iter()
         .map(|session| {
-            let numbers = [u64::from(session.shard), session.state_bytes, session.keys.into(), session.workers.into()];
+            let numbers =
+                [u64::from(session.shard), session.state_bytes, session.keys.into(), session.workers.into(), session.containers.into()];
             [session.app.clone(), session.session.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
         })
         .collect();
-    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS"], &rows);
+    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS", "CONTAINERS"], &rows);
     if reply.truncated {
         text.push_str("there may be more: raise --limit, or narrow with --app or --prefix\n");
     }

@@ -2,7 +2,7 @@
 
 use super::checkpoints::CheckpointsSection;
 use super::limits::Limits;
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,6 +59,7 @@ pub(super) struct SteeringSection {
 pub(super) struct FunctionEntry {
     name: String,
     wasm: PathBuf,
+    hook: Option<PathBuf>,
     app: Option<String>,
     #[serde(default)]
     read_only: bool,
@@ -73,6 +74,7 @@ pub(super) struct FunctionEntry {
     deadline_ms: Option<u32>,
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
+    containers_max: Option<u16>,
     state_mib: Option<u32>,
     #[serde(default)]
     durability: Durability,
@@ -83,13 +85,15 @@ pub(super) struct FunctionEntry {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
 
 impl FunctionEntry {
-    /// The manifest with the defaults of CONTRACT.md section 4, and the module's path as written.
-    pub fn into_parts(self) -> (FunctionManifest, PathBuf) {
+    /// The manifest with the defaults of CONTRACT.md section 4, and the paths of the module and of its hook as written.
+    pub fn into_parts(self) -> (FunctionManifest, PathBuf, Option<PathBuf>) {
         let default = FunctionManifest::named(&self.name);
         let manifest = FunctionManifest {
             app: self.app.unwrap_or(default.app),
@@ -102,6 +106,7 @@ impl FunctionEntry {
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
+            containers_max: self.containers_max.unwrap_or(default.containers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
             durability: self.durability,
             rules: AppRules {
@@ -110,10 +115,11 @@ impl FunctionEntry {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive: self.keep_alive,
                 keep_alive_s: self.keep_alive_s,
                 checkpoint_every_s: self.checkpoint_every_s,
             },
         };
-        (manifest, self.wasm)
+        (manifest, self.wasm, self.hook)
     }
 }

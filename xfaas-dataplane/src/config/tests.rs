@@ -79,6 +79,15 @@ fn functions_take_defaults_and_paths_start_at_the_file() {
     assert_eq!(function.manifest.deadline_ms, 1_000);
     assert_eq!(function.manifest.workers_max, 10);
     assert!(function.wasm.ends_with("echo.wasm") && function.wasm.is_absolute());
+    assert!(function.manifest.rules.hint.is_default() && function.hook.is_none());
+    for hint in ["", "hint = \"hook\"\n"] {
+        let text = format!("[[function]]\nname = \"a\"\nwasm = \"echo.wasm\"\nhook = \"echo.wasm\"\n{hint}");
+        let config = load_text(&text, Overrides::default()).unwrap();
+        assert_eq!(
+            (&config.functions[0].manifest.rules.hint, config.functions[0].hook.as_ref()),
+            (&Hint::Hook, Some(&config.functions[0].wasm))
+        );
+    }
 }
 
 #[test]
@@ -86,6 +95,8 @@ fn bad_functions_are_refused() {
     assert!(message("[[function]]\nname = \"a/b\"\nwasm = \"echo.wasm\"\n").contains("a/b"));
     assert!(message("[[function]]\nname = \"a\"\nwasm = \"none.wasm\"\n").contains("none.wasm"));
     let entry = "[[function]]\nname = \"a\"\nwasm = \"echo.wasm\"\n";
+    assert!(message(&format!("{entry}hook = \"none.wasm\"\n")).contains("correct `hook`"));
+    assert!(message(&format!("{entry}hook = \"echo.wasm\"\nhint = \"path:0\"\n")).contains("the hint `path:0`"));
     assert!(message(&format!("{entry}{entry}")).contains("two [[function]]"));
     assert!(message(&format!("{entry}deadline_ms = 0\n")).contains("deadline_ms"));
     assert!(message(&format!("[limits]\nmemory_mib_max = 64\n{entry}memory_mib = 65\n")).contains("memory_mib"));

@@ -93,6 +93,8 @@ struct Shared {
     addresses: Option<Arc<Addresses>>,
     /// One permit a helper thread: a request that finds none is told to come back.
     helpers: Arc<Semaphore>,
+    /// One trace at a time.
+    tracer: Arc<Semaphore>,
     started_at: Instant,
 }
 
@@ -114,6 +116,7 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
         steering: options.steering,
         addresses: options.addresses,
         helpers: Arc::new(Semaphore::new(HELPERS_MAX)),
+        tracer: Arc::new(Semaphore::new(1)),
         started_at: Instant::now(),
     };
     let (stop, stopped) = oneshot::channel();

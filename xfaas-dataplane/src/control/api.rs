@@ -1,6 +1,6 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub struct DeployFlags {
     pub deadline_ms: Option<u32>,
     pub memory_mib: Option<u32>,
     pub workers_max: Option<u16>,
+    pub containers_max: Option<u16>,
     pub state_mib: Option<u32>,
     pub durability: Option<Durability>,
     pub hint: Option<Hint>,
@@ -24,6 +25,7 @@ pub struct DeployFlags {
     pub tokens: bool,
     pub requests_per_s: Option<u32>,
     pub cpu_share: Option<CpuShare>,
+    pub keep_alive: Option<KeepAliveRule>,
     pub keep_alive_s: Option<u32>,
     pub checkpoint_every_s: Option<u32>,
 }
@@ -42,6 +44,7 @@ impl DeployFlags {
             deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
             memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
             workers_max: self.workers_max.unwrap_or(default.workers_max),
+            containers_max: self.containers_max.unwrap_or(default.containers_max),
             state_mib: self.state_mib.unwrap_or(default.state_mib),
             durability: self.durability.unwrap_or(default.durability),
             rules: AppRules {
@@ -50,6 +53,7 @@ impl DeployFlags {
                 tokens: self.tokens,
                 requests_per_s: self.requests_per_s,
                 cpu_share: self.cpu_share,
+                keep_alive: self.keep_alive.unwrap_or_default(),
                 keep_alive_s: self.keep_alive_s,
                 checkpoint_every_s: self.checkpoint_every_s,
             },
@@ -70,6 +74,7 @@ impl DeployFlags {
             ("deadline_ms", self.deadline_ms),
             ("memory_mib", self.memory_mib),
             ("workers_max", self.workers_max.map(u32::from)),
+            ("containers_max", self.containers_max.map(u32::from)),
             ("state_mib", self.state_mib),
             ("hook_deadline_ms", self.hook_deadline_ms),
             ("requests_per_s", self.requests_per_s),
@@ -78,6 +83,7 @@ impl DeployFlags {
         ];
         let mut query: Vec<_> = self.app.iter().map(|app| ("app", app.clone())).collect();
         query.extend(self.durability.map(|durability| ("durability", durability.name().to_owned())));
+        query.extend(self.keep_alive.map(|rule| ("keep_alive", rule.name().to_owned())));
         query.extend(self.hint.iter().map(|hint| ("hint", hint.to_string())));
         query.extend(self.cpu_share.map(|share| ("cpu_share", f64::from(share).to_string())));
         query.extend(switches.iter().filter(|(_, on)| *on).map(|(key, _)| (*key, "true".to_owned())));
@@ -183,8 +189,10 @@ pub struct SessionInfo {
     /// Bytes of keys and values.
     pub state_bytes: u64,
     pub keys: u32,
-    /// Live workers of the session's namespace.
+    /// Live workers of the session's primary container.
     pub workers: u32,
+    /// Containers of the session in this process, the primary included.
+    pub containers: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use super::api::{FunctionInfo, FunctionSource};
 use crate::worker::{Durability, FunctionManifest};
 use std::collections::BTreeMap;
 use xfaas_common::ids::{FunctionHash, is_name};
-use xfaas_common::limits::{FUNCTIONS_MAX, KEEP_ALIVE_S_MAX, STATE_MIB_DEFAULT};
+use xfaas_common::limits::{CONTAINERS_MAX, FUNCTIONS_MAX, KEEP_ALIVE_S_MAX, STATE_MIB_DEFAULT};
 
 /// Apps one process can open: each has a region on every shard, and its index is never given to another app.
 pub(super) const APPS_MAX: usize = FUNCTIONS_MAX;
@@ -28,7 +28,7 @@ pub enum ManifestError {
 }
 
 /// Holds names and ranges of CONTRACT.md section 4: `deadline_ms` 1..=600_000, `memory_mib` 1..=`memory_mib_max`, `workers_max` 1..=1_024,
-/// `state_mib` 1..=64, `requests_per_s` 1..=1_000_000, `keep_alive_s` and `checkpoint_every_s` 1..=86_400.
+/// `containers_max` 1..=64, `state_mib` 1..=64, `requests_per_s` 1..=1_000_000, `keep_alive_s` and `checkpoint_every_s` 1..=86_400.
 pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Result<(), ManifestError> {
     for (what, name) in [("function", &manifest.name), ("app", &manifest.app)] {
         if !is_name(name.as_bytes()) {
@@ -42,6 +42,7 @@ pub fn check_manifest(manifest: &FunctionManifest, memory_mib_max: u32) -> Resul
         ("deadline_ms", manifest.deadline_ms, DEADLINE_MS_MAX),
         ("memory_mib", manifest.memory_mib, memory_mib_max),
         ("workers_max", manifest.workers_max.into(), WORKERS_MAX.into()),
+        ("containers_max", manifest.containers_max.into(), CONTAINERS_MAX.into()),
         ("state_mib", manifest.state_mib, STATE_MIB_DEFAULT),
     ];
     let optional = [
@@ -313,5 +314,9 @@ mod tests {
         assert!(matches!(check_manifest(&too_big, 128), Err(ManifestError::OutOfRange { key: "memory_mib", high: 128, .. })));
         let no_workers = FunctionManifest { workers_max: 0, ..manifest("a", "a") };
         assert!(matches!(check_manifest(&no_workers, 128), Err(ManifestError::OutOfRange { key: "workers_max", .. })));
+        for (containers_max, is_good) in [(0, false), (1, true), (64, true), (65, false)] {
+            let checked = check_manifest(&FunctionManifest { containers_max, ..manifest("a", "a") }, 128);
+            assert_eq!(checked.is_ok(), is_good, "{containers_max}");
+        }
     }
 }

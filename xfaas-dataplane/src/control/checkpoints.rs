@@ -1,13 +1,13 @@
 //! The checkpoints' thread: writes sessions to the store and reads them back, for all shards. A runtime of its own, so that a slow store holds up
 //! neither the admin API nor, through it, a deployment. Started by `node`; docs/ARCHITECTURE.md, "Sessions that sleep".
 //!
-//! Local files go through `object_store` as objects of a bucket do, and so through its pool of threads and not through an io_uring: one code
-//! for both is worth more here than some microseconds of a write that nobody waits for.
+//! The runtime is tokio-uring's: local files are read and written on its io_uring, so that the thread waits for none of them. Buckets are asked over
+//! sockets on the same runtime. Its pool of threads only compresses, lists folders, and looks up names of hosts.
 
 use super::describe;
 use crate::durable::{
-    CheckpointAnswer, CheckpointDoor, CheckpointName, CheckpointOrder, CheckpointStore, CheckpointWork, KnownCheckpoint, ListedCheckpoint,
-    StoreFault, StorePlace, checkpoint_mail,
+    CheckpointAnswer, CheckpointDoor, CheckpointName, CheckpointNumber, CheckpointOrder, CheckpointStore, CheckpointWork, KnownCheckpoint,
+    ListedCheckpoint, StoreFault, StorePlace, checkpoint_mail,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +20,6 @@ use xfaas_common::ids::SessionId;
 /// Writes, and reads, that are under way at once.
 const WRITES_MAX: usize = 16;
 const READS_MAX: usize = 32;
-const THREADS_MAX: usize = 16;
 /// Sessions told to a shard at once.
 const LISTED_MAX: usize = 1_024;
 /// Checkpoints that failed writes may have left are looked for as far back as this.
@@ -102,25 +101,50 @@ impl CheckpointStatus {
 /// The shard of an app's session.
 pub type OwnerOf = Box<dyn Fn(&str, &SessionId) -> u16 + Send>;
 
+/// Why the checkpoints' thread does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointsError {
+    #[error("cannot start the checkpoints' thread")]
+    Thread {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the checkpoints' thread cannot use io_uring: allow it to this process (`xfaas doctor` tells what stands in the way)")]
+    Ring {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the checkpoints' thread panicked: see the message above")]
+    Panicked,
+}
+
 /// Starts the thread. `wake`: makes a shard look for answers. Output: a door for each shard.
-/// Errors: the thread cannot be started.
+/// Errors: the thread cannot be started, or not use io_uring.
 pub fn start_checkpoints(
     place: StorePlace,
     shards: usize,
     owner: OwnerOf,
     wake: Arc<dyn Fn(u16) + Send + Sync>,
-) -> std::io::Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>)> {
+) -> Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>), CheckpointsError> {
     let (doors, (orders, answers)) = checkpoint_mail(shards);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS_MAX).build()?;
     let status = Arc::new(CheckpointStatus::default());
     let answers = answers.into_iter().map(|sender| Arc::new(Mutex::new(sender))).collect();
     let office = Office { place, answers, wake, status: Arc::clone(&status) };
-    let run = move || {
-        runtime.block_on(office.run(orders, &*owner));
-        // Deletions of what is not needed any more may be cut short: the next start does them.
-        runtime.shutdown_background();
+    let (started, starting) = std::sync::mpsc::sync_channel(1);
+    // A ring belongs to the thread that makes it.
+    let run = move || match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => {
+            // Whoever started the thread waits for this.
+            if started.send(Ok(())).is_ok() {
+                // Deletions of what is not needed any more may be cut short: the next start does them.
+                runtime.block_on(office.run(orders, &*owner));
+            }
+        }
+        Err(source) => started.send(Err(CheckpointsError::Ring { source })).unwrap_or_default(),
     };
-    std::thread::Builder::new().name("xfaas-checkpts".to_owned()).spawn(run)?;
+    let spawned = std::thread::Builder::new().name("xfaas-checkpts".to_owned()).spawn(run);
+    spawned.map_err(|source| CheckpointsError::Thread { source })?;
+    starting.recv().unwrap_or(Err(CheckpointsError::Panicked))?;
     Ok((doors, status))
 }
 
@@ -158,7 +182,7 @@ impl Office {
         while let Some((shard, order)) = orders.recv().await {
             let (office, store) = (self.clone(), store.clone());
             let permits = Arc::clone(if matches!(order.work, CheckpointWork::Write { .. }) { &writes } else { &reads });
-            tokio::spawn(async move {
+            tokio_uring::spawn(async move {
                 // Never closed.
                 let _permit = permits.acquire_owned().await;
                 office.serve(shard, order, &store).await;
@@ -169,12 +193,15 @@ impl Office {
     /// Opens the store and tells the shards what is in it.
     async fn open(&self, owner: &dyn Fn(&str, &SessionId) -> u16) -> Result<CheckpointStore, StoreFault> {
         let store = CheckpointStore::open(&self.place)?;
-        let mut sessions: HashMap<(Arc<str>, SessionId), (u32, u32)> = HashMap::new();
+        let mut sessions: HashMap<(Arc<str>, SessionId), (CheckpointNumber, CheckpointNumber)> = HashMap::new();
         let mut apps: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut needless = Vec::new();
         store
             .list(|ListedCheckpoint { app, session, number }| {
-                let Ok(mut number @ 1..) = u32::try_from(number) else { return };
+                let mut number = CheckpointNumber::of_name(number);
+                if number.is_none() {
+                    return;
+                }
                 let app = apps.get(app.as_str()).cloned().unwrap_or_else(|| {
                     let app: Arc<str> = app.into();
                     apps.insert(Arc::clone(&app));
@@ -182,11 +209,11 @@ impl Office {
                 });
                 let (latest, previous) = sessions.entry((Arc::clone(&app), session)).or_default();
                 for kept in [latest, previous] {
-                    if *kept < number {
+                    if kept.count() < number.count() {
                         std::mem::swap(kept, &mut number);
                     }
                 }
-                if number != 0 {
+                if !number.is_none() {
                     needless.push((app, session, number));
                 }
             })
@@ -206,9 +233,9 @@ impl Office {
             self.answer(shard as u16, CheckpointAnswer::ListedAll(apps.iter().cloned().collect()));
         }
         let (collector, status) = (store.clone(), Arc::clone(&self.status));
-        tokio::spawn(async move {
+        tokio_uring::spawn(async move {
             for (app, session, number) in needless {
-                if let Err(fault) = collector.delete(&app, &session, std::iter::once(number.into())).await {
+                if let Err(fault) = collector.delete(&app, &session, std::iter::once(number.in_name())).await {
                     return status.note(&fault); // the next start looks again
                 }
             }
@@ -221,7 +248,7 @@ impl Office {
         match work {
             CheckpointWork::Write { number, latest, previous, record } => {
                 let bytes = record.len() as u64;
-                let name = CheckpointName { app: &app, session: &session, number: number.into() };
+                let name = CheckpointName { app: &app, session: &session, number: number.in_name() };
                 let written = store.put(name, record).await;
                 self.answer(shard, CheckpointAnswer::Written { ticket, is_stored: written.is_ok() });
                 if self.works(written, store).is_some() {
@@ -238,16 +265,28 @@ impl Office {
         }
     }
 
-    async fn read(&self, app: &str, session: &SessionId, latest: u32, previous: u32, store: &CheckpointStore) -> Option<(u32, Vec<u8>)> {
-        for number in [latest, previous].into_iter().filter(|number| *number != 0) {
-            let read = store.get(CheckpointName { app, session, number: number.into() }).await;
+    async fn read(
+        &self,
+        app: &str,
+        session: &SessionId,
+        latest: CheckpointNumber,
+        previous: CheckpointNumber,
+        store: &CheckpointStore,
+    ) -> Option<(u32, Vec<u8>)> {
+        for number in [latest, previous].into_iter().filter(|number| !number.is_none()) {
+            let read = store.get(CheckpointName { app, session, number: number.in_name() }).await;
             let is_damaged = read.as_ref().is_err_and(|fault| !fault.is_of_the_store());
             if let Some(record) = self.works(read, store) {
                 self.status.read.fetch_add(1, Ordering::Relaxed);
                 if number != latest {
-                    tracing::warn!(app, session = session.as_str(), number, "the latest checkpoint is damaged: the one before is taken");
+                    tracing::warn!(
+                        app,
+                        session = session.as_str(),
+                        number = number.count(),
+                        "the latest checkpoint is damaged: the one before is taken"
+                    );
                 }
-                return Some((number, record));
+                return Some((number.count(), record));
             }
             if !is_damaged {
                 return None; // what the latest one holds may be there again later
@@ -256,8 +295,8 @@ impl Office {
         None
     }
 
-    async fn collect(&self, app: &str, session: &SessionId, numbers: impl Iterator<Item = u32>, store: &CheckpointStore) {
-        let deleted = store.delete(app, session, numbers.map(u64::from)).await;
+    async fn collect(&self, app: &str, session: &SessionId, numbers: impl Iterator<Item = CheckpointNumber>, store: &CheckpointStore) {
+        let deleted = store.delete(app, session, numbers.map(CheckpointNumber::in_name)).await;
         self.works(deleted, store);
     }
 
@@ -270,7 +309,7 @@ impl Office {
         self.status.note(&fault);
         if fault.is_of_the_store() && !self.status.probing.swap(true, Ordering::AcqRel) {
             let (status, store) = (Arc::clone(&self.status), store.clone());
-            tokio::spawn(async move {
+            tokio_uring::spawn(async move {
                 loop {
                     tokio::time::sleep(PROBE_EVERY).await;
                     match store.probe().await {
@@ -286,10 +325,13 @@ impl Office {
     }
 }
 
-/// What is not needed any more when `number` is there and `latest` is the one before: `previous`, and what failed writes may have left.
-fn needless(number: u32, latest: u32, previous: u32) -> impl Iterator<Item = u32> {
-    let left_over = (latest + 1).max(number.saturating_sub(LEFT_OVER_MAX))..number;
-    left_over.chain((previous != 0).then_some(previous))
+/// What is not needed any more when `number` is there and `latest` is the one before: `previous`, and what failed writes may have left, as far as
+/// it is known for when their timers were; the next start finds the others.
+fn needless(number: CheckpointNumber, latest: CheckpointNumber, previous: CheckpointNumber) -> impl Iterator<Item = CheckpointNumber> {
+    let left_over = (latest.count() + 1).max(number.count().saturating_sub(LEFT_OVER_MAX))..number.count();
+    let named = |due_s| left_over.clone().map(move |count| CheckpointNumber::new(count, due_s));
+    let with_timers = named(number.due_s()).filter(|left_over| left_over.due_s() != 0);
+    named(0).chain(with_timers).chain((!previous.is_none()).then_some(previous))
 }
 
 #[cfg(test)]
@@ -298,11 +340,18 @@ mod tests {
 
     #[test]
     fn two_checkpoints_are_kept() {
-        assert_eq!(needless(1, 0, 0).count(), 0);
-        assert_eq!(needless(2, 1, 0).count(), 0);
-        assert_eq!(needless(3, 2, 1).collect::<Vec<_>>(), [1]);
-        assert_eq!(needless(7, 3, 2).collect::<Vec<_>>(), [4, 5, 6, 2]);
-        assert_eq!(needless(100, 3, 0).count(), LEFT_OVER_MAX as usize);
+        let numbers = |[number, latest, previous]: [CheckpointNumber; 3]| needless(number, latest, previous).collect::<Vec<_>>();
+        let needless = |number, latest, previous| {
+            let needless = numbers([number, latest, previous].map(|count| CheckpointNumber::new(count, 0)));
+            needless.into_iter().map(CheckpointNumber::in_name).collect::<Vec<_>>()
+        };
+        assert_eq!(needless(1, 0, 0).len(), 0);
+        assert_eq!(needless(2, 1, 0).len(), 0);
+        assert_eq!(needless(3, 2, 1), [1]);
+        assert_eq!(needless(7, 3, 2), [4, 5, 6, 2]);
+        assert_eq!(needless(100, 3, 0).len(), LEFT_OVER_MAX as usize);
+        let timed = CheckpointNumber::new;
+        assert_eq!(numbers([timed(5, 8), timed(3, 7), timed(2, 6)]), [timed(4, 0), timed(4, 8), timed(2, 6)]);
     }
 
     #[test]
@@ -310,7 +359,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = StorePlace::Folder(folder.path().to_owned());
         let session = SessionId::new(b"s").unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder()).unwrap();
         let store = CheckpointStore::open(&place).unwrap();
         for number in [3, 9, 1, 4] {
             let name = CheckpointName { app: "shop", session: &session, number };
@@ -325,7 +374,8 @@ mod tests {
         waking.recv_timeout(Duration::from_secs(20)).unwrap();
         let answers: Vec<_> = std::iter::from_fn(|| doors[1].answer()).collect();
         let [CheckpointAnswer::Listed(listed), CheckpointAnswer::ListedAll(apps)] = &answers[..] else { panic!("{answers:?}") };
-        assert_eq!((listed.len(), listed[0].latest, listed[0].previous, apps.len()), (1, 9, 4, 1));
+        assert_eq!((listed.len(), apps.len()), (1, 1));
+        assert_eq!([listed[0].latest, listed[0].previous].map(CheckpointNumber::in_name), [9, 4]);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
             let mut numbers = Vec::new();

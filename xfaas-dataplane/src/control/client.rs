@@ -6,6 +6,7 @@ use super::api::{
 };
 use super::moving::{MoveReply, MoveRequest};
 use super::shards::SessionsQuery;
+use super::trace::TraceReply;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use ureq::http::Response;
@@ -110,6 +111,13 @@ impl AdminClient {
 
     pub fn stats(&self) -> Result<StatsReply, ClientError> {
         self.answer(self.agent.get(self.url("/v1/stats")).call(), ANSWER_TIMEOUT)
+    }
+
+    /// Where the time of requests goes, for that long.
+    pub fn trace(&self, seconds: u32) -> Result<TraceReply, ClientError> {
+        let wait = ANSWER_TIMEOUT + Duration::from_secs(seconds.into());
+        let request = self.agent.get(self.url("/v1/trace")).query("seconds", seconds.to_string());
+        self.answer(request.config().timeout_global(Some(wait)).build().call(), wait)
     }
 
     fn url(&self, path: &str) -> String {

@@ -8,18 +8,32 @@ use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestE
 use super::describe;
 use super::shards::{Running, Shards, ShardsError};
 use super::store::{Store, StoreError, Stored};
-use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError};
+use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError, attach_hook};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use xfaas_common::ids::FunctionHash;
 
-/// One function of the configuration: what it may do, and where its module lies.
+/// One function of the configuration: what it may do, where its module lies, and where its hook, if that is a module of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfiguredFunction {
     pub manifest: FunctionManifest,
     pub wasm: PathBuf,
+    pub hook: Option<PathBuf>,
+}
+
+impl ConfiguredFunction {
+    fn read(&self) -> Result<Vec<u8>, DeployError> {
+        let read = |key: &'static str, path: &PathBuf| {
+            std::fs::read(path).map_err(|source| DeployError::Read { name: self.manifest.name.clone(), key, path: path.clone(), source })
+        };
+        let wasm = read("wasm", &self.wasm)?;
+        Ok(match &self.hook {
+            Some(hook) => attach_hook(&wasm, &read("hook", hook)?),
+            None => wasm,
+        })
+    }
 }
 
 /// Why a deployment or its removal is refused or failed. Nothing has changed then.
@@ -35,9 +49,10 @@ pub enum DeployError {
         #[source]
         source: LoadError,
     },
-    #[error("cannot read the module {} of function {name:?}: correct `wasm` of its [[function]] entry", path.display())]
+    #[error("cannot read the module {} of function {name:?}: correct `{key}` of its [[function]] entry", path.display())]
     Read {
         name: String,
+        key: &'static str,
         path: PathBuf,
         #[source]
         source: std::io::Error,
@@ -112,12 +127,10 @@ impl Deployer {
         let mut report = StartReport::default();
         self.catalog_mut(|catalog| catalog.set_configured(configured.iter().map(|function| function.manifest.name.clone()).collect()));
         for function in configured {
-            let ConfiguredFunction { manifest, wasm } = function;
-            let name = manifest.name.clone();
-            let bytes = std::fs::read(wasm).map_err(|source| DeployError::Read { name: name.clone(), path: wasm.clone(), source })?;
+            let bytes = function.read()?;
             let generation = deployments.store.next_generation();
-            self.bring_up(&mut deployments, manifest, &bytes, FunctionSource::Configuration, generation)?;
-            report.loaded.push(name);
+            self.bring_up(&mut deployments, &function.manifest, &bytes, FunctionSource::Configuration, generation)?;
+            report.loaded.push(function.manifest.name.clone());
         }
         let names: HashSet<&str> = configured.iter().map(|function| function.manifest.name.as_str()).collect();
         for (name, listed) in deployments.store.list()? {

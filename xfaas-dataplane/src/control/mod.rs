@@ -18,6 +18,7 @@ mod shards;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trace;
 
 pub use self::addresses::{Addresses, TOKEN_TTL_S_MAX};
 pub use self::admin::{Control, ControlError, ControlOptions, spawn};
@@ -26,7 +27,7 @@ pub use self::api::{
     SessionInfo, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply,
 };
 pub use self::catalog::{ManifestError, check_manifest};
-pub use self::checkpoints::{CheckpointStatus, start_checkpoints};
+pub use self::checkpoints::{CheckpointStatus, CheckpointsError, start_checkpoints};
 pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
 pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};
@@ -39,6 +40,7 @@ pub use self::shards::{
     SteeringStats,
 };
 pub use self::store::{Store, StoreError, private_directory};
+pub use self::trace::{KernelWork, ShardTrace, TRACE_SECONDS_MAX, TraceReply, TracedRequest};
 
 /// An error and its causes in one line, as operators read it.
 pub fn describe(error: &dyn std::error::Error) -> String {

@@ -3,8 +3,10 @@
 use super::api::SessionInfo;
 use super::moving::{HotSession, MoveError, MoveReply, MoveRequest};
 use crate::session::AliasChange;
+use crate::shard::ShardView;
 use crate::worker::Function;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 
@@ -69,6 +71,15 @@ pub trait Shards: Send + Sync + 'static {
 
     /// Nanoseconds that each shard's thread was on its CPU or waited for it; empty where that is not to be had.
     fn busy_ns(&self) -> Vec<u64>;
+
+    /// What each shard shows to the outside, in their order.
+    fn views(&self) -> Vec<Arc<ShardView>>;
+
+    /// Somebody traces from now on, or nobody does: where the kernel steers, its programs note when they see packets. Best effort.
+    fn set_traced(&self, is_traced: bool);
+
+    /// Names by index, also of functions that were removed.
+    fn function_names(&self) -> HashMap<u16, String>;
 
     /// Counters and gauges of all shards as they are now; never reset by reading.
     fn counters(&self) -> Vec<CounterSample>;

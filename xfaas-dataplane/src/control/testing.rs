@@ -6,6 +6,7 @@ use super::catalog::Entry;
 use super::moving::{HotSession, MoveError, MoveReply, MoveRequest};
 use super::shards::{CounterSample, HistogramSample, MetricKind, Running, SessionsQuery, Shards, ShardsError};
 use crate::session::{AliasChange, TOKEN_SECRET_BYTES, TokenKey};
+use crate::shard::ShardView;
 use crate::worker::{Engine, EngineOptions, Function, FunctionManifest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ pub(crate) const MODULE_2: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x
 /// One engine for all tests of the process.
 pub(crate) fn engine() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    let options = EngineOptions { cache_directory: None, workers_live_max: 4, memory_mib_max: 128, tick_us: 1_000 };
+    let options = EngineOptions { workers_live_max: 4, ..EngineOptions::default() };
     ENGINE.get_or_init(|| Engine::new(&options).expect("an engine with small limits")).clone()
 }
 
@@ -81,6 +82,16 @@ impl FakeShards {
 }
 
 impl Shards for FakeShards {
+    fn views(&self) -> Vec<Arc<ShardView>> {
+        vec![Arc::new(ShardView::new())]
+    }
+
+    fn set_traced(&self, _is_traced: bool) {}
+
+    fn function_names(&self) -> HashMap<u16, String> {
+        HashMap::new()
+    }
+
     fn count(&self) -> usize {
         2
     }
@@ -116,6 +127,7 @@ impl Shards for FakeShards {
             state_bytes: 100,
             keys: 1,
             workers: 1,
+            containers: 1,
         });
         let wanted = |session: &SessionInfo| {
             query.app.as_ref().is_none_or(|app| *app == session.app)

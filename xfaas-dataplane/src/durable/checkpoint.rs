@@ -43,12 +43,45 @@ pub enum Damage {
     Number { number: u64 },
 }
 
+/// Which of a session's checkpoints: a count that goes up, and when the first of the timers in it is due, so that a listing tells that. In an object's
+/// name it is one number: older checkpoints have the count alone there, and so does one without timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointNumber(u64);
+
+impl CheckpointNumber {
+    /// `count`: 1 and more; 0: there is none. `due_s`: seconds since 1970-01-01 UTC; 0: it has no timers.
+    pub fn new(count: u32, due_s: u32) -> CheckpointNumber {
+        CheckpointNumber(u64::from(due_s) << 32 | u64::from(count))
+    }
+
+    /// As an object's name has it.
+    pub fn of_name(number: u64) -> CheckpointNumber {
+        CheckpointNumber(number)
+    }
+
+    pub fn in_name(self) -> u64 {
+        self.0
+    }
+
+    pub fn count(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub fn due_s(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub fn is_none(self) -> bool {
+        self.count() == 0
+    }
+}
+
 /// Which checkpoint of whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointName<'a> {
     pub app: &'a str,
     pub session: &'a SessionId,
-    /// Counts up with each checkpoint of the session.
+    /// `CheckpointNumber::in_name`.
     pub number: u64,
 }
 
@@ -176,6 +209,15 @@ mod tests {
         });
         let bytes = encode_checkpoint(1, &record(&[noise.take(10_000).collect()]));
         assert!(bytes[5] == PLAIN && bytes.len() > 10_000);
+    }
+
+    #[test]
+    fn numbers_of_the_old_form_have_no_time() {
+        for (count, due_s) in [(1, 0), (7, 1), (u32::MAX, u32::MAX), (0, 5)] {
+            let number = CheckpointNumber::of_name(CheckpointNumber::new(count, due_s).in_name());
+            assert_eq!((number.count(), number.due_s(), number.is_none()), (count, due_s, count == 0));
+        }
+        assert_eq!(CheckpointNumber::of_name(12), CheckpointNumber::new(12, 0));
     }
 
     #[test]

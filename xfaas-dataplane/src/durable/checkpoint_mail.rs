@@ -1,6 +1,7 @@
 //! What shards and the checkpoints' thread tell each other. A shard has at most `CHECKPOINT_ORDERS_MAX` orders under way, each is answered once, so
 //! neither queue is ever full. Called by `shard` (its end) and `control` (the other one).
 
+use super::checkpoint::CheckpointNumber;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::mpsc;
@@ -19,10 +20,10 @@ pub struct CheckpointOrder {
 
 #[derive(Debug)]
 pub enum CheckpointWork {
-    /// Write `record` as checkpoint `number`; then only it and `latest` are needed of those from `previous` on. Numbers are 1 and more, 0: there is none.
-    Write { number: u32, latest: u32, previous: u32, record: Vec<u8> },
+    /// Write `record` as checkpoint `number`; then only it and `latest` are needed of those from `previous` on.
+    Write { number: CheckpointNumber, latest: CheckpointNumber, previous: CheckpointNumber, record: Vec<u8> },
     /// Read checkpoint `latest`, or `previous` if that is damaged.
-    Read { latest: u32, previous: u32 },
+    Read { latest: CheckpointNumber, previous: CheckpointNumber },
 }
 
 /// What became of it.
@@ -35,7 +36,7 @@ pub enum CheckpointAnswer {
     ListedAll(Vec<Arc<str>>),
     /// `is_stored`: it is as safe as the store is. Else why not is in the log.
     Written { ticket: u32, is_stored: bool },
-    /// The record and the checkpoint's number. `None`: it cannot be had now; why is in the log.
+    /// The record and the count of its checkpoint. `None`: it cannot be had now; why is in the log.
     Loaded { ticket: u32, found: Option<(u32, Vec<u8>)> },
 }
 
@@ -44,9 +45,8 @@ pub enum CheckpointAnswer {
 pub struct KnownCheckpoint {
     pub app: Arc<str>,
     pub session: SessionId,
-    pub latest: u32,
-    /// 0: there is one only.
-    pub previous: u32,
+    pub latest: CheckpointNumber,
+    pub previous: CheckpointNumber,
 }
 
 /// A shard's end.

@@ -8,6 +8,7 @@
 //! whole    which regions of another number of shards have all that the log has
 //!
 //! checkpoint       a session as bytes, checked and compressed      store   where checkpoints are kept: a folder or a bucket
+//! ring_files       objects as local files, on an io_uring
 //! checkpoint_mail  what shards and the checkpoints' thread tell each other
 //! ```
 
@@ -18,6 +19,7 @@ mod format;
 mod keeper;
 mod log;
 mod recover;
+mod ring_files;
 mod segment;
 mod store;
 mod whole;
@@ -25,7 +27,7 @@ mod whole;
 #[cfg(test)]
 mod power_cut_tests;
 
-pub use self::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
+pub use self::checkpoint::{CheckpointName, CheckpointNumber, Damage, decode_checkpoint, encode_checkpoint};
 pub use self::checkpoint_mail::{CheckpointAnswer, CheckpointDoor, CheckpointOrder, CheckpointWork, KnownCheckpoint, checkpoint_mail};
 pub use self::files::{LogDirectory, LogError};
 pub use self::keeper::{Keeper, KeeperAnswer};

@@ -1,11 +1,12 @@
-//! Where checkpoints are kept: a local folder or an S3-compatible bucket, by `object_store`, so that both run the same code.
-//! Called on the checkpoints' thread, inside its runtime; nothing here is on a request's path.
+//! Where checkpoints are kept: a local folder, read and written on an io_uring (`ring_files`), or an S3-compatible bucket by `object_store`, which
+//! lists folders too. Called on the checkpoints' thread, inside its tokio-uring runtime; nothing here is on a request's path.
 //!
 //! An object is named `<prefix>/<app>/<bucket>/<session>.<number>`: a bucket is one of 1,024, so that no folder gets too long, and bytes of names
 //! that stores or file systems treat in their own way are written as `=XX`.
 
 use super::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
-use futures_util::{StreamExt, TryStreamExt};
+use super::ring_files::{Piece, RingFiles};
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
@@ -77,6 +78,13 @@ pub enum StoreFault {
         #[source]
         source: object_store::Error,
     },
+    #[error("the store of checkpoints: cannot {operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the store of checkpoints: to {operation} {object} took longer than {waited_ms} ms")]
     Slow { operation: &'static str, object: String, waited_ms: u64 },
     #[error("the checkpoint {object} is damaged")]
@@ -106,22 +114,22 @@ pub struct ListedCheckpoint {
 #[derive(Clone, Debug)]
 pub struct CheckpointStore {
     objects: Arc<dyn ObjectStore>,
+    /// The same objects as files, where they are.
+    files: Option<RingFiles>,
 }
 
 impl CheckpointStore {
     /// Errors: the folder cannot be made or opened, or the settings of the bucket are wrong. A bucket is not asked anything yet.
     pub fn open(place: &StorePlace) -> Result<CheckpointStore, StoreFault> {
-        let objects: Arc<dyn ObjectStore> = match place {
-            StorePlace::Folder(path) => {
-                let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-                made.map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
-                remove_drafts(path).map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
-                let open = |source| StoreFault::Store { operation: "open", object: path.display().to_string(), source };
-                Arc::new(LocalFileSystem::new_with_prefix(path).map_err(open)?.with_fsync(true))
-            }
-            StorePlace::S3(place) => Arc::new(open_bucket(place)?),
+        let path = match place {
+            StorePlace::Folder(path) => path,
+            StorePlace::S3(place) => return Ok(CheckpointStore { objects: Arc::new(open_bucket(place)?), files: None }),
         };
-        Ok(CheckpointStore { objects })
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
+        remove_drafts(path).map_err(|source| StoreFault::Folder { path: path.clone(), source })?;
+        let open = |source| StoreFault::Store { operation: "open", object: path.display().to_string(), source };
+        Ok(CheckpointStore { objects: Arc::new(LocalFileSystem::new_with_prefix(path).map_err(open)?), files: Some(RingFiles::new(path)) })
     }
 
     /// Writes a checkpoint; when it returns, the checkpoint is as safe as the store is. `record`: see `encode_checkpoint`.
@@ -134,26 +142,48 @@ impl CheckpointStore {
     }
 
     async fn put_bytes(&self, object: &str, bytes: Vec<u8>) -> Result<(), StoreFault> {
-        let path = path_of(object)?;
         let wait = time_for(bytes.len() as u64);
-        within(wait, "write", object, self.objects.put(&path, PutPayload::from(bytes))).await.map(drop)
+        match &self.files {
+            Some(files) => within(wait, "write", object, files.write(object, bytes)).await,
+            None => {
+                let path = path_of(object)?;
+                in_bucket(wait, "write", object, self.objects.put(&path, PutPayload::from(bytes))).await.map(drop)
+            }
+        }
     }
 
     /// The record of a checkpoint. Errors: it is damaged, or cannot be read.
     pub async fn get(&self, name: CheckpointName<'_>) -> Result<Vec<u8>, StoreFault> {
         let object = object_of(&name);
-        let path = path_of(&object)?;
-        let found = within_time("read", &object, self.objects.get(&path)).await?;
-        let bytes = within(time_for(found.meta.size), "read", &object, found.bytes()).await?;
+        let bytes = self.get_bytes(&object).await?;
         decode_checkpoint(&bytes, &name).map_err(|source| StoreFault::Damaged { object, source })
+    }
+
+    async fn get_bytes(&self, object: &str) -> Result<Vec<u8>, StoreFault> {
+        if let Some(files) = &self.files {
+            let mut open = within(time_for(0), "read", object, files.open(object)).await?;
+            loop {
+                let wait = time_for(open.make_room());
+                open = match within(wait, "read", object, files.read(open)).await? {
+                    Piece::Whole(bytes) => return Ok(bytes),
+                    Piece::More(open) => open,
+                };
+            }
+        }
+        let path = path_of(object)?;
+        let found = in_bucket(time_for(0), "read", object, self.objects.get(&path)).await?;
+        in_bucket(time_for(found.meta.size), "read", object, found.bytes()).await.map(Vec::from)
     }
 
     /// Deletes checkpoints that are not needed any more. One that is not there is no error.
     pub async fn delete(&self, app: &str, session: &SessionId, numbers: impl Iterator<Item = u64>) -> Result<(), StoreFault> {
         let all = numbers.map(|number| async move {
             let object = object_of(&CheckpointName { app, session, number });
+            if let Some(files) = &self.files {
+                return within(time_for(0), "delete", &object, files.delete(&object)).await;
+            }
             let path = path_of(&object)?;
-            match within_time("delete", &object, self.objects.delete(&path)).await {
+            match in_bucket(time_for(0), "delete", &object, self.objects.delete(&path)).await {
                 Err(StoreFault::Store { source: object_store::Error::NotFound { .. }, .. }) => Ok(()),
                 done => done,
             }
@@ -165,7 +195,7 @@ impl CheckpointStore {
     pub async fn list(&self, mut found: impl FnMut(ListedCheckpoint)) -> Result<(), StoreFault> {
         let mut objects = self.objects.list(None);
         loop {
-            match within_time("list", "all objects", async { objects.next().await.transpose() }).await? {
+            match in_bucket(time_for(0), "list", "all objects", async { objects.next().await.transpose() }).await? {
                 Some(meta) => {
                     if let Some(listed) = listed(meta.location.as_ref()) {
                         found(listed);
@@ -179,8 +209,7 @@ impl CheckpointStore {
     /// Writes and reads back a small object. Errors: the store does not work.
     pub async fn probe(&self) -> Result<(), StoreFault> {
         self.put_bytes(PROBE, b"xfaas".to_vec()).await?;
-        let path = path_of(PROBE)?;
-        within_time("read", PROBE, async { self.objects.get(&path).await?.bytes().await }).await.map(drop)
+        self.get_bytes(PROBE).await.map(drop)
     }
 }
 
@@ -189,26 +218,27 @@ fn time_for(bytes: u64) -> Duration {
     Duration::from_millis(STORE_MS_MAX + bytes.min(CHECKPOINT_BYTES_MAX as u64) / STORE_BYTES_PER_MS)
 }
 
-async fn within_time<T>(
+async fn in_bucket<T>(
+    wait: Duration,
     operation: &'static str,
     object: &str,
     work: impl Future<Output = Result<T, object_store::Error>>,
 ) -> Result<T, StoreFault> {
-    within(time_for(0), operation, object, work).await
+    let work = work.map_err(|source| StoreFault::Store { operation, object: object.to_owned(), source });
+    within(wait, operation, object, work).await
 }
 
 async fn within<T>(
     wait: Duration,
     operation: &'static str,
     object: &str,
-    work: impl Future<Output = Result<T, object_store::Error>>,
+    work: impl Future<Output = Result<T, StoreFault>>,
 ) -> Result<T, StoreFault> {
     let done = tokio::time::timeout(wait, work).await;
-    let done = done.map_err(|_| StoreFault::Slow { operation, object: object.to_owned(), waited_ms: wait.as_millis() as u64 })?;
-    done.map_err(|source| StoreFault::Store { operation, object: object.to_owned(), source })
+    done.unwrap_or_else(|_| Err(StoreFault::Slow { operation, object: object.to_owned(), waited_ms: wait.as_millis() as u64 }))
 }
 
-/// Removes what kills left half written: `object_store` writes a file under a name with a `#`, which none of ours has, and renames it.
+/// Removes what kills left half written: files whose names have a `#`, as those of `ring_files` have before they are whole.
 fn remove_drafts(folder: &std::path::Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -315,17 +345,13 @@ mod tests {
         }
     }
 
-    fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
-    }
-
     #[test]
     fn what_is_written_is_listed_read_and_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(&StorePlace::Folder(folder.path().join("a/b"))).unwrap();
         let session = SessionId::new(b"../x").unwrap();
         let name = CheckpointName { app: "..", session: &session, number: 3 };
-        runtime().block_on(async {
+        tokio_uring::start(async {
             store.probe().await.unwrap();
             store.put(name, b"no record".to_vec()).await.unwrap();
             let draft = folder.path().join("a/b/x#1");
@@ -340,6 +366,24 @@ mod tests {
             store.delete("..", &session, [2, 3].into_iter()).await.unwrap();
             let missing = store.get(name).await.unwrap_err();
             assert!(missing.is_of_the_store(), "{missing}");
+        });
+    }
+
+    /// Checkpoints that earlier versions wrote, and whatever an operator copies between a folder and a bucket.
+    #[test]
+    fn files_are_where_object_store_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(&StorePlace::Folder(folder.path().to_owned())).unwrap();
+        let session = SessionId::new(b"a/b=c#d%e~").unwrap();
+        let (older, newer) =
+            (CheckpointName { app: ".x", session: &session, number: 1 }, CheckpointName { app: ".x", session: &session, number: 2 });
+        tokio_uring::start(async {
+            let path = path_of(&object_of(&older)).unwrap();
+            store.objects.put(&path, PutPayload::from_static(b"theirs")).await.unwrap();
+            assert_eq!(store.get_bytes(&object_of(&older)).await.unwrap(), b"theirs");
+            store.put_bytes(&object_of(&newer), b"ours".to_vec()).await.unwrap();
+            let found = store.objects.get(&path_of(&object_of(&newer)).unwrap()).await.unwrap();
+            assert_eq!(found.bytes().await.unwrap(), b"ours"[..]);
         });
     }
 

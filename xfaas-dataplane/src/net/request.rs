@@ -20,7 +20,7 @@ pub struct Request {
 }
 
 /// Where the parts lie in the head.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct HeadParts {
     pub(super) method: Span,
     pub(super) function_name: Span,
@@ -31,7 +31,7 @@ pub(super) struct HeadParts {
 }
 
 /// A range of head bytes.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Span {
     start: u16,
     end: u16,
@@ -46,8 +46,12 @@ impl Span {
         Span { start: start as u16, end: end as u16 }
     }
 
+    pub(super) fn range(self) -> std::ops::Range<usize> {
+        usize::from(self.start)..usize::from(self.end)
+    }
+
     fn of(self, head: &[u8]) -> &[u8] {
-        &head[usize::from(self.start)..usize::from(self.end)]
+        &head[self.range()]
     }
 }
 

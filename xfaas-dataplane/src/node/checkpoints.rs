@@ -24,7 +24,7 @@ pub(super) fn start(
     });
     let wake = Arc::new(move |shard: u16| doors[usize::from(shard)].wake());
     let started = start_checkpoints(config.checkpoints.clone(), shards.doors.len(), owner, wake);
-    let (checkpoint_doors, status) = started.map_err(|source| NodeError::Thread { source })?;
+    let (checkpoint_doors, status) = started?;
     for (shard, (door, checkpoints)) in shards.doors.iter().zip(checkpoint_doors).enumerate() {
         door.send(ShardCommand::Checkpoints(Box::new(checkpoints))).map_err(|_| NodeError::Stuck { shard })?;
     }

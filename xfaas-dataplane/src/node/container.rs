@@ -45,6 +45,7 @@ impl Container {
             workers_live_max: config.limits.workers_live_max,
             memory_mib_max: config.limits.memory_mib_max,
             tick_us: TICK_US,
+            perf_map: false,
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.listen)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.listen)).collect::<Result<_, _>>()?;

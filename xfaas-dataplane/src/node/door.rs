@@ -101,6 +101,22 @@ impl ShardsDoor {
 }
 
 impl Shards for ShardsDoor {
+    fn views(&self) -> Vec<Arc<ShardView>> {
+        self.views.clone()
+    }
+
+    fn set_traced(&self, is_traced: bool) {
+        self.pins.set_stamps(is_traced);
+        for door in &self.doors {
+            // Without it some requests of the trace have no time of their network.
+            door.send(ShardCommand::Trace(is_traced)).ok();
+        }
+    }
+
+    fn function_names(&self) -> HashMap<u16, String> {
+        self.names().functions.clone()
+    }
+
     fn count(&self) -> usize {
         self.doors.len()
     }
@@ -155,6 +171,7 @@ impl Shards for ShardsDoor {
             state_bytes: row.state_bytes,
             keys: u32::try_from(row.keys).unwrap_or(u32::MAX),
             workers: row.workers as u32,
+            containers: row.containers as u32,
         };
         Ok(listed.take(query.limit).map(info).collect())
     }
@@ -204,6 +221,7 @@ impl Shards for ShardsDoor {
                 });
             }
             samples.extend(rpc_samples(shard, view));
+            samples.extend(drop_samples(shard, view));
         }
         samples.extend(self.checkpoints.iter().flat_map(|status| checkpoint_samples(status)));
         self.each_function(|name, shard, counters| {
@@ -253,6 +271,19 @@ impl Shards for ShardsDoor {
 }
 
 /// How the store of checkpoints does.
+/// Sessions that left memory, by why.
+fn drop_samples(shard: usize, view: &ShardView) -> [CounterSample; 2] {
+    let for_room = view.counters.dropped_for_room.get();
+    let all = view.counters.sessions_reclaimed.get();
+    [("idle", all.saturating_sub(for_room)), ("pressure", for_room)].map(|(reason, count)| CounterSample {
+        name: "xfaas_sessions_dropped_total",
+        help: "Sessions dropped from memory once the store had their checkpoint, by reason.",
+        kind: MetricKind::Counter,
+        labels: vec![("shard", shard.to_string()), ("reason", reason.to_owned())],
+        value: count as f64,
+    })
+}
+
 fn checkpoint_samples(status: &CheckpointStatus) -> [CounterSample; 6] {
     let sample = |name, help, kind, value| CounterSample { name, help, kind, labels: Vec::new(), value };
     let counter = |name, help, count: &AtomicU64| sample(name, help, MetricKind::Counter, count.load(Ordering::Relaxed) as f64);

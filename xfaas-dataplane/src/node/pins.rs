@@ -55,6 +55,11 @@ impl KernelPins {
         });
     }
 
+    /// The kernel programs note when they see packets, or do not.
+    pub(super) fn set_stamps(&self, is_on: bool) {
+        self.change(|known| known.pins.set_stamps(is_on));
+    }
+
     fn steer(&self, known: &mut Known, key: &SessionId) -> Result<(), SteeringError> {
         match known.aliases.get(key) {
             Some(session) => known.pins.pin(key, self.core_of(session)),

@@ -114,7 +114,7 @@ mod tests {
         let limits = HttpLimits { body_bytes_max: 0, session_header: b"x-session-id".to_vec() };
         let (mut decoder, mut request) = (Http1Decoder::new(), Request::default());
         let (_, event) = decoder.decode(&limits, head, &mut request);
-        matches!(event, Http1Event::Head { .. }).then_some(request)
+        (event == Http1Event::Complete).then_some(request)
     }
 
     fn named(hint: &str, target: &str, headers: &str) -> Result<Option<String>, &'static str> {

@@ -1,12 +1,12 @@
-//! How long what rests stays in memory, and when it is to be back: policies as plain values. Asked by the simulator in `bench` (`policies`),
-//! which replays a trace with this very code. Reads no clock and does nothing itself: times come in, windows go out.
+//! How long what rests stays in memory, and when it is to be back: policies as plain values. Asked by shards (`shard/keeping.rs`) and by the
+//! simulator in `bench` (`policies`), which replays a trace with this very code. Reads no clock and does nothing itself: times come in, windows go out.
 
 mod histogram;
 mod priority;
 
 pub use self::priority::{EvictionOrder, Evictor, Priority, Use};
 
-use self::histogram::IdleHistogram;
+use self::histogram::{IdleHistogram, MINUTE_MS};
 
 /// What a manifest can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Windows {
     pub keep_alive_ms: u64,
 }
 
-/// One function's history. Bounded memory: 500 bytes with the hybrid policy, else 40.
+/// The history of one function, or of an app's sessions. Bounded memory: 500 bytes with the hybrid policy, else 40.
 #[derive(Clone, Debug)]
 pub struct KeepAlive {
     policy: KeepAlivePolicy,
@@ -39,8 +39,14 @@ pub struct KeepAlive {
 }
 
 impl KeepAlive {
+    /// With idle times of up to four hours, by the minute.
     pub fn new(policy: KeepAlivePolicy) -> KeepAlive {
-        let histogram = matches!(policy, KeepAlivePolicy::Hybrid { .. }).then(|| Box::new(IdleHistogram::new()));
+        KeepAlive::with_buckets(policy, MINUTE_MS)
+    }
+
+    /// With idle times of up to 240 times `bucket_ms`, which is 1 or more.
+    pub fn with_buckets(policy: KeepAlivePolicy, bucket_ms: u64) -> KeepAlive {
+        let histogram = matches!(policy, KeepAlivePolicy::Hybrid { .. }).then(|| Box::new(IdleHistogram::new(bucket_ms)));
         KeepAlive { policy, histogram, last_ms: None, frequency: 0 }
     }
 
@@ -56,6 +62,13 @@ impl KeepAlive {
     /// A request ended: idle time counts from here.
     pub fn on_end(&mut self, now_ms: u64) {
         self.last_ms = self.last_ms.max(Some(now_ms));
+    }
+
+    /// Something that shares this history was asked for again after so long a rest. Cost: a few operations, no allocation.
+    pub fn on_rest(&mut self, idle_ms: u64) {
+        if let Some(histogram) = &mut self.histogram {
+            histogram.record(idle_ms);
+        }
     }
 
     /// What the policy says now. Cost: with the hybrid policy at most two walks over 240 counts.
@@ -84,8 +97,6 @@ impl KeepAlive {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MINUTE_MS: u64 = 60_000;
 
     #[test]
     fn the_fixed_time_is_the_same_whatever_comes() {
@@ -122,6 +133,19 @@ mod tests {
         (0..20).for_each(|step| history.on_request(1_000_000 - step));
         history.on_end(5);
         assert_eq!(history.windows(), Windows { pre_warm_ms: 0, keep_alive_ms: 66_000 });
+    }
+
+    #[test]
+    fn rests_of_many_sessions_make_one_history_in_the_wanted_measure() {
+        let mut history = KeepAlive::with_buckets(KeepAlivePolicy::Hybrid { fallback_ms: 1_000 }, 100);
+        for session in 0..20 {
+            assert_eq!(history.windows().pre_warm_ms, if session < 8 { 0 } else { 1_800 });
+            history.on_rest(2_000 + session);
+        }
+        assert_eq!(history.windows(), Windows { pre_warm_ms: 1_800, keep_alive_ms: 2_310 - 1_800 });
+        let mut fixed = KeepAlive::new(KeepAlivePolicy::Fixed { keep_alive_ms: 7 });
+        fixed.on_rest(5);
+        assert_eq!(fixed.windows().keep_alive_ms, 7);
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! The active namespaces of a shard: those with a worker or a waiting call. A namespace at rest is only its state in the region.
 
 use super::budget::Budget;
+use super::secondaries::Secondaries;
 use crate::state::NamespaceRef;
 use crate::worker::Call;
 use hashbrown::HashTable;
 use slab::Slab;
 use std::collections::VecDeque;
 use xfaas_common::ids::SessionId;
-use xfaas_common::limits::COOLING_NAMESPACES_MAX;
+use xfaas_common::limits::{COOLING_NAMESPACES_MAX, HOOK_APP};
 
 /// Index of an active namespace on this shard.
 pub(super) type NamespaceId = u32;
 
-/// (app, session): the primary container of DESIGN.md section 2.
+/// (app, session): the primary container of DESIGN.md section 2, or, on another shard than the session's, a secondary one.
 pub(super) struct Namespace {
     pub(super) app: u16,
     pub(super) session: SessionId,
@@ -25,6 +26,10 @@ pub(super) struct Namespace {
     pub(super) running: u16,
     /// Calls that wait for a worker, oldest first.
     pub(super) waiting: VecDeque<Box<Call>>,
+    /// Its secondary containers on other shards.
+    pub(super) secondaries: Secondaries,
+    /// It is such a container itself.
+    is_secondary: bool,
     /// Time of the core since the balancer asked last, while it is asking: nanoseconds.
     pub(super) ran_ns: u64,
     /// Requests of late, where the app has `requests_per_s`.
@@ -36,6 +41,25 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
+    /// True while a call of it runs, here or in a secondary container.
+    pub(super) fn has_calls(&self) -> bool {
+        self.running > 0 || self.secondaries.is_busy()
+    }
+
+    /// True when no call runs or waits.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.has_calls() && self.waiting.is_empty()
+    }
+
+    pub(super) fn is_secondary(&self) -> bool {
+        self.is_secondary
+    }
+
+    /// True for that of an app's hooks.
+    pub(super) fn is_hook(&self) -> bool {
+        self.app & HOOK_APP != 0
+    }
+
     /// When nothing of what it used of late counts any more; 0: nothing ever did.
     fn settled_at_ns(&self) -> u64 {
         self.requests.empty_at_ns().max(self.core_time.empty_at_ns())
@@ -47,11 +71,13 @@ pub(super) struct NamespaceTable {
     namespaces: Slab<Namespace>,
     /// Namespaces that rest for their limits only.
     cooling: VecDeque<NamespaceId>,
+    /// Those that are secondary containers.
+    secondaries: usize,
 }
 
 impl NamespaceTable {
     pub(super) fn new() -> NamespaceTable {
-        NamespaceTable { by_session: HashTable::new(), namespaces: Slab::new(), cooling: VecDeque::new() }
+        NamespaceTable { by_session: HashTable::new(), namespaces: Slab::new(), cooling: VecDeque::new(), secondaries: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -80,6 +106,8 @@ impl NamespaceTable {
             idle: Vec::new(),
             running: 0,
             waiting: VecDeque::new(),
+            secondaries: Secondaries::default(),
+            is_secondary: false,
             ran_ns: 0,
             requests: Budget::default(),
             core_time: Budget::default(),
@@ -115,7 +143,7 @@ impl NamespaceTable {
     /// Forgets the namespace if nothing runs, waits or rests in it.
     pub(super) fn remove_if_empty(&mut self, id: NamespaceId) {
         let namespace = &mut self.namespaces[id as usize];
-        if namespace.running != 0 || !namespace.idle.is_empty() || !namespace.waiting.is_empty() {
+        if namespace.running != 0 || !namespace.idle.is_empty() || !namespace.waiting.is_empty() || namespace.secondaries.is_busy() {
             return;
         }
         if namespace.is_cooling {
@@ -129,7 +157,18 @@ impl NamespaceTable {
         if let Ok(entry) = self.by_session.find_entry(hash, |other| *other == id) {
             entry.remove();
         }
-        self.namespaces.remove(id as usize);
+        let removed = self.namespaces.remove(id as usize);
+        self.secondaries -= usize::from(removed.is_secondary);
+    }
+
+    /// The namespace's session is another shard's, or this one's from now on.
+    pub(super) fn set_secondary(&mut self, id: NamespaceId, is_secondary: bool) {
+        let was = std::mem::replace(&mut self.namespaces[id as usize].is_secondary, is_secondary);
+        self.secondaries = self.secondaries + usize::from(is_secondary) - usize::from(was);
+    }
+
+    pub(super) fn secondaries(&self) -> usize {
+        self.secondaries
     }
 
     /// Looks at the namespaces that rest for their limits: those whose time is over are forgotten, unless they are in use again.

@@ -5,6 +5,7 @@ mod beside;
 mod cancel;
 mod limits;
 mod moving;
+mod packing;
 mod remote;
 mod rest;
 mod secondary;
@@ -13,20 +14,22 @@ pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocatio
 
 pub use self::cancel::CallName;
 pub use self::moving::{HotNamespace, UsedLimits};
+pub use self::packing::Offer;
 pub use self::rest::LastUse;
 
 use self::beside::Beside;
+use self::packing::Packing;
 use self::secondary::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::{IdleList, LinkStore, Links};
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
 use crate::state::{CallToken, RegionError, ShardState, set_aside};
-use crate::worker::{Call, ForkError, Function, Lent, Progress, Worker};
+use crate::worker::{Call, ForkError, Function, Lent, Progress, StateAt, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use xfaas_common::limits::{FUNCTIONS_MAX, HOOK_APP};
+use xfaas_common::limits::FUNCTIONS_MAX;
 
 /// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
 const COMPACT_BYTES_MAX: usize = 64 << 10;
@@ -64,6 +67,11 @@ pub struct ProxyStats {
     pub cancelled: u64,
     pub regions_refused: u64,
     pub rate_limited: u64,
+    /// Of this shard's secondary containers: how many there are, were made, the calls they were given, and how long those were on their way.
+    pub secondaries: u64,
+    pub copy_sessions: u64,
+    pub secondary_calls: u64,
+    pub secondary_wait_ns: u64,
 }
 
 /// What a worker is doing.
@@ -78,7 +86,7 @@ enum Phase {
     Parked {
         since_ns: u64,
     },
-    /// Parked until the primary has answered.
+    /// Parked until the primary, or the owner of another session, has answered.
     Remote(RemoteWait),
 }
 
@@ -114,6 +122,7 @@ pub struct Proxy {
     granted: Vec<CallToken>,
     remote: RemoteCalls,
     beside: Beside,
+    packing: Packing,
     /// Those of `granted` that are invocations in other processes.
     granted_remote: Vec<CallToken>,
     parked: usize,
@@ -142,6 +151,7 @@ impl Proxy {
             granted,
             remote,
             beside: Beside::default(),
+            packing: Packing::default(),
             granted_remote: Vec::new(),
             parked: 0,
             queued: 0,
@@ -220,16 +230,10 @@ impl Proxy {
             workers_idle: self.idle.len() as u64,
             workers_parked: (self.parked + self.remote.waiting) as u64,
             namespaces: self.namespaces.len() as u64,
+            secondaries: self.namespaces.secondaries() as u64,
             queued: self.queued as u64,
             ..self.stats
         }
-    }
-
-    /// Live workers of a session, running and idle.
-    pub fn workers_of(&self, app: u16, session: &xfaas_common::ids::SessionId) -> usize {
-        let mut namespaces = self.namespaces.iter();
-        let found = namespaces.find(|namespace| namespace.app == app && namespace.session == *session);
-        found.map_or(0, |namespace| namespace.idle.len() + usize::from(namespace.running))
     }
 
     /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
@@ -273,9 +277,12 @@ impl Proxy {
                 }
             }
         }
+        if function.manifest.containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
+            call = self.offer(id, &function, call, now_ns)?; // else it is on its way to another shard
+        }
         let namespace = self.namespaces.get_mut(id);
-        // Without a worker of its own nothing would ever start what waits here.
-        if namespace.running == 0
+        // Without a call of its own nothing would ever start what waits here.
+        if !namespace.has_calls()
             || namespace.waiting.len() >= self.options.namespace_queue_calls_max
             || self.queued >= self.options.queued_calls_max
         {
@@ -306,7 +313,7 @@ impl Proxy {
         if self.workers.0.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
             return Err(ForkError::PoolFull);
         }
-        let is_hook = self.namespaces.get(id).app & HOOK_APP != 0;
+        let is_hook = self.namespaces.get(id).is_hook();
         // Replaced while the call waited: `sweep` answers it.
         let program = if is_hook { function.hook.as_ref().ok_or(ForkError::PoolFull)? } else { &function.program };
         let worker = match Worker::fork(program) {
@@ -346,6 +353,7 @@ impl Proxy {
         let share = self.share_of(function).filter(|_| !call.is_hook());
         let is_measured = now_ns < self.measured_until_ns;
         let from_ns = if share.is_some() || is_measured { crate::sys::clock::monotonic_ns() } else { 0 };
+        let entered_ns = crate::sys::clock::quick_ns();
         let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
         if let Some(share) = share {
             self.charge_core_time(namespace, share, from_ns);
@@ -356,6 +364,7 @@ impl Proxy {
         let Lent { mut call, state } = lent;
         self.state = Some(state);
         self.stats.slices += 1;
+        call.stages.note_slice(entered_ns, crate::sys::clock::quick_ns());
         self.granted.append(&mut call.granted);
         let finished = match progress {
             Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),
@@ -437,7 +446,10 @@ impl Proxy {
         let keep = intact && current.is_some_and(|current| current.generation == slot.generation && !is_fresh(current));
         let namespace = self.namespaces.get_mut(namespace_id);
         namespace.running -= 1;
-        namespace.state = call.namespace;
+        if call.state_at == StateAt::Here {
+            // A call beside its session's owner may have it from when the session was here, which has left since.
+            namespace.state = call.namespace;
+        }
         if keep {
             slot.phase = Phase::Idle { since_ns: now_ns };
             namespace.idle.push(id);
@@ -460,10 +472,13 @@ impl Proxy {
                 // Removed while the call waited: `sweep` answers it.
                 return;
             };
-            if self.namespaces.get(id).running >= function.manifest.workers_max {
+            let has_room = self.namespaces.get(id).running < function.manifest.workers_max;
+            let Some(worker) = has_room.then(|| self.take_worker(id, &function, now_ns).ok()).flatten() else {
+                if function.manifest.containers_max > 1 && self.offer_waiting(id, &function, now_ns) {
+                    continue;
+                }
                 return;
-            }
-            let Ok(worker) = self.take_worker(id, &function, now_ns) else { return };
+            };
             let call = self.namespaces.get_mut(id).waiting.pop_front().expect("looked at just above");
             self.queued -= 1;
             self.assign(worker, call, now_ns);

@@ -41,6 +41,7 @@ impl Shard {
         let waiting = self.cancel_held_back(name).or_else(|| self.cancel_cold(name));
         match waiting.or_else(|| self.proxy.cancel(name, clock::monotonic_ns())) {
             Some(finished) => self.deliver(finished),
+            None if self.cancel_offered(name) => {}
             None => self.pass_on_cancel(name),
         }
     }

@@ -1,16 +1,18 @@
 //! Writes checkpoints of sessions that changed, and drops from memory those that nobody used for long, once the store has their checkpoint.
 //! A stage of the loop, in timed work: it looks at some sessions of a region at a time, hands copies to the checkpoints' thread and goes on.
 
+use super::keeping::{Rest, TENTH_NS, tenths};
 use super::lifecycle::{AppSessions, Lifecycle, Ordered, SECOND_NS, Ticket};
 use super::turn::Shard;
-use crate::durable::{CheckpointOrder, CheckpointWork};
-use crate::session::{LastUse, NO_TICKET};
-use crate::state::{NamespaceRef, SESSION_BUCKETS, record_session};
+use super::waking::WAKE_AHEAD_MS;
+use crate::durable::{CheckpointNumber, CheckpointOrder, CheckpointWork};
+use crate::session::{KnownSession, LastUse, NO_TICKET, Priority};
+use crate::state::{NamespaceRef, SESSION_BUCKETS, SessionKey, TimerOutlook, record_session};
 use crate::sys::clock;
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{
-    CHECKPOINT_ORDERS_BYTES_MAX, CHECKPOINT_ORDERS_MAX, COLD_SESSIONS_MAX, KNOWN_SESSIONS_MAX, STOP_CHECKPOINTS_MS_MAX,
+    CHECKPOINT_ORDERS_BYTES_MAX, CHECKPOINT_ORDERS_MAX, COLD_SESSIONS_MAX, KNOWN_SESSIONS_MAX, PRE_WARMS_MAX, STOP_CHECKPOINTS_MS_MAX,
 };
 
 /// Work on passes at a time; at the end of the process nobody else wants the core.
@@ -18,10 +20,8 @@ const STEP_NS_MAX: u64 = 200_000;
 const LAST_STEP_NS_MAX: u64 = 5_000_000;
 /// Of `checkpoint_every_s`, the time between two passes: what is left of it is for the pass itself and for the store.
 const EVERY_PART: u64 = 2;
-/// A session that is idle is found within this part of its `keep_alive_s` more, and these times.
-const IDLE_PART: u64 = 4;
-const IDLE_NS_MIN: u64 = SECOND_NS / 4;
-const IDLE_NS_MAX: u64 = 30 * SECOND_NS;
+/// A session with timers sleeps only if the first of them is due later than this.
+const TIMER_REST_MS_MIN: i64 = 5_000;
 /// How soon a store that failed is given something to write again.
 const RETRY_NS_MIN: u64 = SECOND_NS / 2;
 const RETRY_NS_MAX: u64 = 10 * SECOND_NS;
@@ -39,10 +39,9 @@ pub(super) struct Pass {
 
 impl Pass {
     /// Begins if it is time. Output: the part that comes next.
-    fn begin(&mut self, checkpoint_every_ns: Option<u64>, keep_alive_s: Option<u32>, now_ns: u64) -> Option<usize> {
+    fn begin(&mut self, checkpoint_every_ns: Option<u64>, idle_ns: Option<u64>, now_ns: u64) -> Option<usize> {
         if self.bucket.is_none() && now_ns >= self.next_ns {
             let every_ns = checkpoint_every_ns.map(|every_ns| every_ns / EVERY_PART);
-            let idle_ns = keep_alive_s.map(|keep_s| (u64::from(keep_s) * SECOND_NS / IDLE_PART).clamp(IDLE_NS_MIN, IDLE_NS_MAX));
             self.next_ns = now_ns + every_ns.into_iter().chain(idle_ns).min()?;
             self.is_checkpoint = every_ns.is_some() && now_ns >= self.checkpoint_next_ns;
             if self.is_checkpoint {
@@ -61,6 +60,8 @@ pub(super) struct Writing {
     writes: usize,
     /// A pass is under way.
     pub(super) is_looking: bool,
+    /// A region is to get emptier.
+    pub(super) is_pressed: bool,
     /// Nothing is tried before.
     retry_at_ns: u64,
     retry_ns: u64,
@@ -81,7 +82,23 @@ enum LastPass {
 }
 
 /// No further copy can be handed over now.
-struct NoRoom;
+pub(super) struct NoRoom;
+
+/// A session that is written to leave memory for want of it.
+#[derive(Clone, Copy)]
+pub(super) struct Evicting {
+    pub(super) priority: Priority,
+    pub(super) bytes: u64,
+    /// When it was used last: it stays if that changes.
+    pub(super) used_tenths: u32,
+}
+
+/// Why a session leaves memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    AtRest(Rest),
+    ForRoom,
+}
 
 impl Lifecycle {
     fn has_room(&self) -> bool {
@@ -99,22 +116,41 @@ impl Shard {
     /// Looks at some sessions, if it is time.
     pub(super) fn sweep_lifecycle(&mut self) {
         self.sweep_loads();
-        if self.lifecycle.door.is_none() || self.lifecycle.is_listing || self.now_ns < self.lifecycle.writing.retry_at_ns {
+        if self.lifecycle.door.is_none() || self.lifecycle.is_listing {
+            return;
+        }
+        self.wake_what_is_due();
+        if self.now_ns < self.lifecycle.writing.retry_at_ns {
             return;
         }
         let until_ns = clock::monotonic_ns() + STEP_NS_MAX;
-        let mut is_looking = false;
+        let (mut is_looking, mut is_pressed) = (false, false);
         for slot in 0..self.lifecycle.apps.len() {
-            let AppSessions { checkpoint_every_ns, keep_alive_s, pass, .. } = &mut self.lifecycle.apps[slot];
-            let Some(mut bucket) = pass.begin(*checkpoint_every_ns, *keep_alive_s, self.now_ns) else { continue };
-            let is_checkpoint = pass.is_checkpoint;
+            is_pressed |= self.ease_pressure(slot, until_ns);
+            let Some(mut bucket) = self.begin_pass(slot) else { continue };
+            let is_checkpoint = self.lifecycle.apps[slot].pass.is_checkpoint;
             while bucket < SESSION_BUCKETS && clock::monotonic_ns() < until_ns && self.look_at_all(slot, bucket, is_checkpoint).is_ok() {
                 bucket += 1;
             }
             self.lifecycle.apps[slot].pass.bucket = (bucket < SESSION_BUCKETS).then_some(bucket);
             is_looking |= bucket < SESSION_BUCKETS;
         }
-        self.lifecycle.writing.is_looking = is_looking;
+        (self.lifecycle.writing.is_looking, self.lifecycle.writing.is_pressed) = (is_looking, is_pressed);
+    }
+
+    /// The part of an app's region that is to be looked at next, if it is time.
+    fn begin_pass(&mut self, slot: usize) -> Option<usize> {
+        let AppSessions { app, checkpoint_every_ns, keeping, pass, .. } = &mut self.lifecycle.apps[slot];
+        if keeping.is_none() && checkpoint_every_ns.is_none() {
+            return None;
+        }
+        let stats = self.proxy.state().region((*app)?)?.stats();
+        let is_half_full = stats.bytes_used > stats.bytes_max / 2;
+        let bucket = pass.begin(*checkpoint_every_ns, keeping.as_ref().map(|keeping| keeping.pass_every_ns(is_half_full)), self.now_ns);
+        if let (Some(keeping), Some(0)) = (keeping, bucket) {
+            keeping.refresh();
+        }
+        bucket
     }
 
     /// Looks at a part of an app's sessions. Errors: not all could be handed over; what was is not looked at again.
@@ -139,64 +175,98 @@ impl Shard {
         namespace: NamespaceRef,
         is_checkpoint: bool,
     ) -> Result<(), NoRoom> {
-        let now_s = (self.now_ns / SECOND_NS) as u32;
-        let Shard { lifecycle, proxy, .. } = self;
-        let Some(sequence) = proxy.state().region(app).and_then(|region| region.namespace_sequence(namespace)) else { return Ok(()) };
-        let AppSessions { sessions, keep_alive_s, .. } = &mut lifecycle.apps[slot];
-        if sessions.len() >= KNOWN_SESSIONS_MAX && sessions.find_mut(session, table_hash).is_none() {
-            return Ok(()); // it stays in memory
-        }
-        let known = sessions.find_or_insert(session, table_hash, now_s);
-        if !std::mem::replace(&mut known.is_in_memory, true) && known.latest != 0 {
-            lifecycle.asleep -= 1;
-        }
-        if known.ticket != NO_TICKET {
-            return Ok(());
-        }
-        // One that is to wake by itself stays awake.
-        let has_timers = proxy.state().timers.has_any(app, session);
-        let is_idle = !has_timers
-            && keep_alive_s.is_some_and(|keep_alive_s| {
-                match proxy.last_use(app, session, table_hash) {
-                    LastUse::Now => known.used_s = now_s,
-                    LastUse::SinceNs(since_ns) => known.used_s = known.used_s.max((since_ns / SECOND_NS) as u32),
-                    LastUse::Forgotten => {}
-                }
-                // The second in which it was used last is not over everywhere.
-                now_s.saturating_sub(known.used_s) > keep_alive_s
-            });
-        let is_stored = known.sequence == Some(sequence);
-        if is_stored && is_idle {
-            self.drop_from_memory(slot, app, session, table_hash, namespace);
-        } else if !is_stored && (is_idle || is_checkpoint) {
-            return self.write_checkpoint(slot, app, session, table_hash, namespace, sequence);
+        let Some(sequence) = self.proxy.state().region(app).and_then(|region| region.namespace_sequence(namespace)) else { return Ok(()) };
+        let Some(known) = self.meet(slot, session, table_hash) else { return Ok(()) };
+        let is_stored = known.sequence == sequence;
+        let rest = self.rest_of(slot, app, session, table_hash);
+        if is_stored && rest != Rest::Stays {
+            self.drop_from_memory(slot, app, session, table_hash, Leaves::AtRest(rest));
+        } else if !is_stored && (rest != Rest::Stays || is_checkpoint) {
+            return self.write_checkpoint(slot, app, session, table_hash, sequence, None);
         }
         Ok(())
     }
 
-    fn write_checkpoint(
+    /// A session was seen in the region. `None`: it is not to be looked at further, because it moves, an order is under way for it, or no more are known.
+    pub(super) fn meet(&mut self, slot: usize, session: &SessionId, table_hash: u32) -> Option<&mut KnownSession> {
+        let Shard { lifecycle, moves, now_ns, .. } = self;
+        let AppSessions { app, sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        if app.is_some_and(|app| moves.concerns(app, session)) {
+            return None;
+        }
+        if sessions.len() >= KNOWN_SESSIONS_MAX && sessions.find_mut(session, table_hash).is_none() {
+            return None; // it stays in memory
+        }
+        let known = sessions.find_or_insert(session, table_hash, tenths(*now_ns));
+        if !std::mem::replace(&mut known.is_in_memory, true) && known.latest != 0 {
+            lifecycle.asleep -= 1;
+        }
+        if known.frequency == 0 && !known.is_pre_warmed {
+            (known.frequency, known.clock) = (1, pressure.clock());
+        }
+        (known.ticket == NO_TICKET).then_some(known)
+    }
+
+    /// What is to become of a session that is known.
+    fn rest_of(&mut self, slot: usize, app: u16, session: &SessionId, table_hash: u32) -> Rest {
+        let Shard { lifecycle, proxy, now_ns, .. } = self;
+        let AppSessions { keeping: Some(keeping), sessions, .. } = &mut lifecycle.apps[slot] else { return Rest::Stays };
+        let Some(known) = sessions.find_mut(session, table_hash) else { return Rest::Stays };
+        let now_tenths = tenths(*now_ns);
+        match proxy.last_use(app, session, table_hash) {
+            LastUse::Now => (known.used_tenths, known.was_used) = (now_tenths, true),
+            // Never before a use that the session is known for.
+            LastUse::SinceNs(since_ns) if known.was_used => known.used_tenths = known.used_tenths.max(tenths(since_ns)),
+            LastUse::SinceNs(since_ns) => (known.used_tenths, known.was_used) = (tenths(since_ns), true),
+            LastUse::Forgotten => {}
+        }
+        let rest = keeping.at_rest(now_tenths.saturating_sub(known.used_tenths));
+        if rest != Rest::Stays && !self.timers_allow_rest(app, session, table_hash) {
+            return Rest::Stays;
+        }
+        rest
+    }
+
+    /// False: the session is needed in memory soon.
+    pub(super) fn timers_allow_rest(&mut self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        let outlook = self.timer_outlook(app, session, table_hash);
+        let is_far = |outlook: TimerOutlook| outlook.is_calm && outlook.first_ms - clock::unix_ms() > TIMER_REST_MS_MIN;
+        outlook.is_none_or(is_far)
+    }
+
+    fn timer_outlook(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Option<TimerOutlook> {
+        self.proxy.with_state(|state, _| state.timer_outlook(&SessionKey { app, session, table_hash }))
+    }
+
+    /// Hands a copy of the session to the checkpoints' thread. Input: a session that is known and has no order under way.
+    pub(super) fn write_checkpoint(
         &mut self,
         slot: usize,
         app: u16,
         session: &SessionId,
         table_hash: u32,
-        namespace: NamespaceRef,
         sequence: u64,
+        evicting: Option<Evicting>,
     ) -> Result<(), NoRoom> {
         if !self.lifecycle.has_room() {
             return Err(NoRoom);
         }
+        let due_s = self.timer_outlook(app, session, table_hash).map_or(0, |outlook| (outlook.first_ms / 1_000).clamp(1, u32::MAX.into()));
         let Shard { lifecycle, proxy, .. } = self;
         let Lifecycle { door: Some(door), apps, tickets, writing, .. } = lifecycle else { return Err(NoRoom) };
         let AppSessions { name, sessions, .. } = &mut apps[slot];
-        let (Some(region), Some(known)) = (proxy.state().region(app), sessions.find_mut(session, table_hash)) else { return Ok(()) };
+        let [latest, previous] = sessions.checkpoints(session, table_hash);
+        let Some(region) = proxy.state().region(app) else { return Ok(()) };
+        let (Some(namespace), Some(known)) = (region.find(session, table_hash), sessions.find_mut(session, table_hash)) else {
+            return Ok(());
+        };
         let mut record = Vec::new();
         record_session(&mut record, name, region, session, namespace);
         known.attempted += 1;
-        let (number, bytes) = (known.attempted, record.len());
-        let order = Ordered::Write { number, sequence, bytes };
+        let (number, bytes) = (CheckpointNumber::new(known.attempted, due_s as u32), record.len());
+        let order = Ordered::Write { number, sequence, bytes, evicting };
         let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
-        let work = CheckpointWork::Write { number, latest: known.latest, previous: known.previous, record };
+        let work = CheckpointWork::Write { number, latest, previous, record };
         if !door.send(CheckpointOrder { ticket, app: Arc::clone(name), session: *session, work }) {
             tickets.remove(ticket as usize);
             return Err(NoRoom);
@@ -208,12 +278,16 @@ impl Shard {
     }
 
     pub(super) fn on_written(&mut self, ticket: u32, is_stored: bool) {
-        let Shard { lifecycle, proxy, now_ns, .. } = self;
+        let Shard { lifecycle, now_ns, .. } = self;
         let Ticket { slot, session, table_hash, order } = lifecycle.tickets.remove(ticket as usize);
-        let Ordered::Write { number, sequence, bytes } = order else { unreachable!("a write is answered as a write") };
+        let Ordered::Write { number, sequence, bytes, evicting } = order else { unreachable!("a write is answered as a write") };
         lifecycle.writing.bytes -= bytes;
         lifecycle.writing.writes -= 1;
-        let AppSessions { app, sessions, .. } = &mut lifecycle.apps[slot];
+        let AppSessions { app, sessions, pressure, .. } = &mut lifecycle.apps[slot];
+        if let Some(evicting) = evicting {
+            pressure.on_written(evicting.bytes);
+        }
+        let [latest, _] = sessions.checkpoints(&session, table_hash);
         let Some(known) = sessions.find_mut(&session, table_hash) else { return };
         known.ticket = NO_TICKET;
         if !is_stored {
@@ -226,36 +300,60 @@ impl Shard {
             return;
         }
         lifecycle.writing.retry_ns = 0;
-        (known.previous, known.latest, known.sequence) = (known.latest, number, Some(sequence));
+        known.sequence = sequence;
+        sessions.set_checkpoints(&session, table_hash, [number, latest]);
         let Some(app) = *app else { return };
-        let namespace = proxy.state().region(app).and_then(|region| region.find(&session, table_hash));
+        if let Some(evicting) = evicting {
+            self.evict(slot, app, &session, table_hash, evicting);
+        }
+        let namespace = self.proxy.state().region(app).and_then(|region| region.find(&session, table_hash));
         // An idle session goes at once. No write can be due: so there is room.
         if let Some(namespace) = namespace {
             self.look_at(slot, app, &session, table_hash, namespace, false).ok();
         }
     }
 
-    /// The store has all that the session holds.
-    fn drop_from_memory(&mut self, slot: usize, app: u16, session: &SessionId, table_hash: u32, namespace: NamespaceRef) {
+    /// The store has all that the session holds. False: it must stay for now.
+    pub(super) fn drop_from_memory(&mut self, slot: usize, app: u16, session: &SessionId, table_hash: u32, why: Leaves) -> bool {
         // A snapshot of the log that is being made may have had the session or not: writes that are behind its beginning must not be all that is
         // left of a session.
         if self.logging.has_snapshot() && self.proxy.state().journal.logs(app) {
-            return;
+            return false;
         }
-        if self.draining_since_ns.is_some() || !self.proxy.let_go(app, session, table_hash) {
-            return;
+        // Calls here are seen by `let_go`; those of containers only by the sections that they have open.
+        let is_locked = self.proxy.state().locks.has_locks_of(app, session);
+        let must_stay = self.draining_since_ns.is_some() || self.moves.concerns(app, session) || is_locked;
+        if must_stay || !self.proxy.let_go(app, session, table_hash) {
+            return false;
         }
-        self.proxy.with_state(|state, _| {
-            if let Some(region) = state.region_mut(app) {
+        let key = SessionKey { app, session, table_hash };
+        let outlook = self.proxy.with_state(|state, _| {
+            let outlook = state.timer_outlook(&key);
+            state.timers.forget_session(app, session);
+            if let Some(region) = state.region_mut(app)
+                && let Some(namespace) = region.find(session, table_hash)
+            {
                 region.remove(namespace);
             }
+            outlook
         });
-        let lifecycle = &mut self.lifecycle;
-        if let Some(known) = lifecycle.apps[slot].sessions.find_mut(session, table_hash) {
-            known.is_in_memory = false;
-            lifecycle.asleep += 1;
-            self.view.counters.sessions_reclaimed.add(1);
+        let AppSessions { sessions, keeping, timers, .. } = &mut self.lifecycle.apps[slot];
+        let Some(known) = sessions.find_mut(session, table_hash) else { return true };
+        (known.is_in_memory, known.is_pre_warmed, known.frequency) = (false, false, 0);
+        if let Some(outlook) = outlook {
+            timers.set(session, u64::try_from(outlook.first_ms).unwrap_or(0), WAKE_AHEAD_MS);
         }
+        if let (Some(keeping), Leaves::AtRest(Rest::Dozes { pre_warm_ms })) = (keeping, why)
+            && keeping.pre_warms.len() < PRE_WARMS_MAX
+        {
+            keeping.pre_warms.set(session, u64::from(known.used_tenths) * TENTH_NS / 1_000_000 + pre_warm_ms, 0);
+        }
+        self.lifecycle.asleep += 1;
+        self.view.counters.sessions_reclaimed.add(1);
+        if why == Leaves::ForRoom {
+            self.view.counters.dropped_for_room.add(1);
+        }
+        true
     }
 
     /// Writes all that changed of apps with durability `checkpoint`, when the process is to end and nothing runs any more.

@@ -39,8 +39,12 @@ impl Shard {
                     answer.try_send(()).ok();
                 }
                 ShardCommand::Checkpoints(door) => (self.lifecycle.door, self.lifecycle.is_listing) = (Some(*door), true),
+                ShardCommand::Trace(is_on) => self.set_traced(is_on),
                 ShardCommand::Serve => self.is_serving = true,
-                ShardCommand::Drain => self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns)),
+                ShardCommand::Drain => {
+                    self.draining_since_ns = self.draining_since_ns.or(Some(self.now_ns));
+                    self.proxy.keep_calls();
+                }
             }
         }
     }
@@ -77,8 +81,8 @@ impl Shard {
                     return rows;
                 }
                 if session.as_bytes().starts_with(&query.prefix) && !self.moves.is_arriving(app, &session) {
-                    let workers = self.proxy.workers_of(app, &session) as u64;
-                    rows.push(SessionRow { app, session, state_bytes, keys, workers });
+                    let (workers, containers) = self.proxy.presence_of(app, &session, self.now_ns);
+                    rows.push(SessionRow { app, session, state_bytes, keys, workers: workers as u64, containers: containers as u64 });
                 }
             }
         }

@@ -4,7 +4,7 @@ use crate::net::{Http1Decoder, Phase};
 use crate::sys::FixedFile;
 use crate::worker::Call;
 use std::collections::VecDeque;
-use xfaas_common::ids::SessionId;
+use xfaas_common::ids::{CoreIndex, SessionId};
 
 /// Input kept while a request runs; over it the connection is not read until the reply is out.
 pub(super) const PENDING_BYTES_MAX: usize = 128 << 10;
@@ -57,6 +57,8 @@ pub(super) struct Connection {
     pub(super) spoke_for: u32,
     /// The shard to which this connection is on its way.
     pub(super) moving_to: Option<u16>,
+    /// The client's; 0 until somebody traces.
+    pub(super) peer_port: u16,
 }
 
 /// The shard that was asked to run a connection's request, and what names the request there.
@@ -171,12 +173,25 @@ impl Connection {
             speaks_for: SpeaksFor::Nobody,
             spoke_for: 0,
             moving_to: None,
+            peer_port: 0,
         }
     }
 
     /// True while no further request may be started.
     pub(super) fn holds_input(&self) -> bool {
         self.busy || self.moving_to.is_some() || self.closing != Closing::No || self.out.len() > OUT_BYTES_MAX
+    }
+
+    /// True when nothing is left to do after a send: it stays, is read, and has nothing to say, to decode or to move.
+    #[inline]
+    pub(super) fn is_at_rest(&self, core: CoreIndex) -> bool {
+        self.closing == Closing::No
+            && self.armed
+            && !self.ended
+            && self.out.is_empty()
+            && self.pending.is_empty()
+            && self.moving_to.is_none()
+            && !matches!(self.speaks_for, SpeaksFor::Owner(owner) if owner != core.0)
     }
 
     /// Notes the decoder's phase and progress, so that a stall can be seen.

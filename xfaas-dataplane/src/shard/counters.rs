@@ -1,6 +1,7 @@
 //! What one shard counts. Only the shard writes, so a count is a relaxed load and store; control reads at any time and never resets.
 
 use super::rpc::RpcCounters;
+use super::tail::TailView;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
 use crate::state::fragmentation;
@@ -167,10 +168,25 @@ pub struct ShardCounters {
     pub tokens_refused: Count,
     /// `xfaas_rate_limited_total`: requests over their namespace's `requests_per_s`.
     pub rate_limited: Count,
+    /// `xfaas_secondaries`: secondary containers here of sessions that other shards own; `xfaas_copy_sessions_total`: those that were made.
+    pub secondaries: Count,
+    pub copy_sessions: Count,
+    /// `xfaas_secondary_calls_total`: calls that they were given; `xfaas_secondary_wait_seconds_total`: from being given away to arriving here.
+    pub secondary_calls: Count,
+    pub secondary_wait_ns: Count,
+    /// `xfaas_secondary_requests_total`: what their workers asked the primary's shard.
+    pub secondary_requests: Count,
     /// `xfaas_sessions_asleep`: in a checkpoint and not in memory.
     pub sessions_asleep: Count,
     /// `xfaas_sessions_reclaimed_total`: dropped from memory once the store had them.
     pub sessions_reclaimed: Count,
+    /// `xfaas_sessions_dropped_total{reason}`: of `sessions_reclaimed`, those that left for want of memory; the others were idle for long enough.
+    pub dropped_for_room: Count,
+    /// `xfaas_pre_warm_loads_total`: loaded ahead of a request; `xfaas_pre_warm_hits_total`: of them, those that a request then came for.
+    pub pre_warm_loads: Count,
+    pub pre_warm_hits: Count,
+    /// `xfaas_sessions_asleep_with_timers`.
+    pub asleep_with_timers: Count,
     /// `xfaas_cold_sessions_total`: loaded from a checkpoint; `xfaas_cold_sessions_refused_total`: requests whose session could not be.
     pub cold_sessions: Count,
     pub cold_refused: Count,
@@ -278,10 +294,26 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_cancelled_total", "Calls ended because their client was gone.", |c| c.cancelled.get() as f64),
     counter("xfaas_tokens_refused_total", "Requests without a token that is good for their session.", |c| c.tokens_refused.get() as f64),
     counter("xfaas_rate_limited_total", "Requests over their namespace's requests_per_s.", |c| c.rate_limited.get() as f64),
+    gauge("xfaas_secondaries", "Secondary containers of sessions that another shard owns.", |c| c.secondaries.get() as f64),
+    counter("xfaas_copy_sessions_total", "Secondary containers made.", |c| c.copy_sessions.get() as f64),
+    counter("xfaas_secondary_calls_total", "Calls given to secondary containers.", |c| c.secondary_calls.get() as f64),
+    counter("xfaas_secondary_wait_seconds_total", "Time that those calls were on their way there.", |c| {
+        c.secondary_wait_ns.get() as f64 / 1e9
+    }),
+    counter("xfaas_secondary_requests_total", "Requests of secondary containers to the shard of their primary.", |c| {
+        c.secondary_requests.get() as f64
+    }),
     gauge("xfaas_sessions", "Sessions with state.", |c| c.sessions.get() as f64),
     gauge("xfaas_sessions_asleep", "Sessions whose state is in a checkpoint and not in memory.", |c| c.sessions_asleep.get() as f64),
     counter("xfaas_sessions_reclaimed_total", "Idle sessions dropped from memory once the store had their checkpoint.", |c| {
         c.sessions_reclaimed.get() as f64
+    }),
+    counter("xfaas_pre_warm_loads_total", "Sessions loaded from a checkpoint ahead of the request that was expected.", |c| {
+        c.pre_warm_loads.get() as f64
+    }),
+    counter("xfaas_pre_warm_hits_total", "Sessions loaded ahead of a request that then came.", |c| c.pre_warm_hits.get() as f64),
+    gauge("xfaas_sessions_asleep_with_timers", "Sessions that sleep and are woken when their first timer is due.", |c| {
+        c.asleep_with_timers.get() as f64
     }),
     counter("xfaas_cold_sessions_total", "Sessions loaded from a checkpoint.", |c| c.cold_sessions.get() as f64),
     counter("xfaas_cold_sessions_refused_total", "Requests answered 503 because their session's checkpoint could not be read.", |c| {
@@ -316,6 +348,10 @@ impl ShardCounters {
         self.mapped_reads.set(stats.mapped_reads);
         self.cancelled.set(stats.cancelled);
         self.rate_limited.set(stats.rate_limited);
+        self.secondaries.set(stats.secondaries);
+        self.copy_sessions.set(stats.copy_sessions);
+        self.secondary_calls.set(stats.secondary_calls);
+        self.secondary_wait_ns.set(stats.secondary_wait_ns);
         self.regions_refused.set(stats.regions_refused);
     }
 }
@@ -327,12 +363,13 @@ pub struct ShardView {
     pub functions: Box<[FunctionCounters]>,
     /// Where the kernel says how long the shard's thread was on a CPU.
     pub schedstat: OnceLock<PathBuf>,
+    pub tail: TailView,
 }
 
 impl ShardView {
     pub fn new() -> ShardView {
         let functions = (0..FUNCTIONS_MAX).map(|_| FunctionCounters::default()).collect();
-        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new() }
+        ShardView { counters: ShardCounters::default(), functions, schedstat: OnceLock::new(), tail: TailView::default() }
     }
 }
 

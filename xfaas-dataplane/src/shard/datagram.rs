@@ -67,6 +67,7 @@ impl Shard {
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
         call.received_ns = self.now_ns;
+        call.stages = self.tail.stages(self.core, self.now_ns);
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
         if self.runs_here(&mut call, owner) {

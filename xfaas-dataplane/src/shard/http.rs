@@ -27,6 +27,9 @@ impl Shard {
         counters.accepted.add(1);
         let id = self.insert_connection(|generation, now_ns| Connection::new(file, generation, now_ns));
         self.arm_receive(id);
+        if self.is_traced {
+            self.ask_for_port(id);
+        }
     }
 
     pub(super) fn insert_connection(&mut self, make: impl FnOnce(u16, u64) -> Connection) -> u32 {
@@ -196,6 +199,7 @@ impl Shard {
         let function = self.proxy.function(index).expect("by_name holds functions in service only");
         call.function = index;
         call.received_ns = self.now_ns;
+        call.stages = self.tail.stages(self.core, self.now_ns);
         if function.hook.is_some() {
             return self.run_hook(id, call);
         }

@@ -3,11 +3,16 @@
 //! A stage of the loop; never waits for the store. `checkpoints.rs` is the other half: it writes checkpoints and lets sessions fall asleep.
 //! A session whose checkpoint cannot be read is refused and never begun anew.
 
+use super::checkpoints::{Evicting, Pass};
+use super::keeping::{Keeping, tenths};
+use super::pressure::Pressure;
 use super::turn::Shard;
-use crate::durable::{CheckpointAnswer, CheckpointDoor, CheckpointOrder, CheckpointWork, KnownCheckpoint};
+use super::waking::WAKE_AHEAD_MS;
+use crate::durable::{CheckpointAnswer, CheckpointDoor, CheckpointNumber, CheckpointOrder, CheckpointWork, KnownCheckpoint};
 use crate::net::ErrorCode;
-use crate::session::{CallName, Finished, KnownSessions, NO_TICKET, Outcome};
-use crate::state::{Record, SessionKey};
+use crate::session::{Alarms, CallName, Finished, KnownSessions, LastUse, NO_TICKET, NOT_STORED, Outcome};
+use crate::state::{Record, SessionKey, StateError};
+use crate::sys::clock;
 use crate::worker::{Call, FunctionManifest};
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -20,6 +25,7 @@ pub(super) const SECOND_NS: u64 = 1_000_000_000;
 const UNREADABLE: &str = "the session sleeps and its checkpoint cannot be read now: try again later";
 const UNLISTED: &str =
     "the store of checkpoints was not listed yet, so it is not known whether the session has state there: try again later";
+const NO_ROOM: &str = "the session sleeps and finds no room in its app's region, where others may leave soon: try again later";
 const TOO_MANY: &str = "too many requests wait for sessions that are being loaded";
 
 /// What a shard knows of sessions beside their state.
@@ -36,7 +42,7 @@ pub(super) struct Lifecycle {
     slots: Vec<Option<u16>>,
     pub(super) tickets: Slab<Ticket>,
     /// Tickets that are loads, and the calls that wait for them.
-    loads: usize,
+    pub(super) loads: usize,
     parked: usize,
     /// Sessions that sleep.
     pub(super) asleep: u64,
@@ -51,9 +57,13 @@ pub(super) struct AppSessions {
     /// A session of it may sleep, on this or another shard.
     had_checkpoints: bool,
     pub(super) checkpoint_every_ns: Option<u64>,
-    pub(super) keep_alive_s: Option<u32>,
+    /// `None`: its sessions stay in memory.
+    pub(super) keeping: Option<Keeping>,
+    pub(super) pressure: Pressure,
     pub(super) sessions: KnownSessions,
-    pub(super) pass: super::checkpoints::Pass,
+    /// Sessions that sleep and have timers.
+    pub(super) timers: Alarms,
+    pub(super) pass: Pass,
 }
 
 /// An order that is under way.
@@ -65,8 +75,18 @@ pub(super) struct Ticket {
 }
 
 pub(super) enum Ordered {
-    Write { number: u32, sequence: u64, bytes: usize },
-    Load { calls: VecDeque<Box<Call>>, since_ns: u64 },
+    Write {
+        number: CheckpointNumber,
+        sequence: u64,
+        bytes: usize,
+        evicting: Option<Evicting>,
+    },
+    /// `is_ahead`: nobody asked for it yet when it began.
+    Load {
+        calls: VecDeque<Box<Call>>,
+        since_ns: u64,
+        is_ahead: bool,
+    },
 }
 
 /// What becomes of a call.
@@ -87,7 +107,7 @@ pub(super) enum Roused {
     NotNow,
 }
 
-enum Whereabouts {
+pub(super) enum Whereabouts {
     /// In memory, or the session has no state yet.
     Here,
     Asleep,
@@ -101,13 +121,18 @@ impl Lifecycle {
     }
 
     #[inline(always)]
-    fn slot(&self, app: u16) -> Option<usize> {
+    pub(super) fn slot(&self, app: u16) -> Option<usize> {
         self.slots.get(usize::from(app)).copied().flatten().map(usize::from)
     }
 
     /// True when a session of the app may sleep: then only its owner knows what it holds.
     pub(super) fn may_sleep(&self, app: u16) -> bool {
         self.concerns(app)
+    }
+
+    /// Calls that waited for a session wait elsewhere now.
+    pub(super) fn end_parking(&mut self, calls: usize) {
+        self.parked -= calls;
     }
 
     /// True while calls wait for their sessions.
@@ -117,7 +142,7 @@ impl Lifecycle {
 
     /// True while the loop must not rest for long.
     pub(super) fn has_work(&self) -> bool {
-        !self.tickets.is_empty() || self.writing.is_looking
+        !self.tickets.is_empty() || self.writing.is_looking || self.writing.is_pressed
     }
 
     /// Calls of the app are looked at from now on, if its sessions may sleep.
@@ -136,15 +161,16 @@ impl Lifecycle {
         }
         let name: Arc<str> = name.into();
         self.by_name.insert(Arc::clone(&name), self.apps.len());
-        let (sessions, pass) = (KnownSessions::default(), super::checkpoints::Pass::default());
         self.apps.push(AppSessions {
             name,
             app: None,
             had_checkpoints: false,
             checkpoint_every_ns: None,
-            keep_alive_s: None,
-            sessions,
-            pass,
+            keeping: None,
+            pressure: Pressure::default(),
+            sessions: KnownSessions::default(),
+            timers: Alarms::default(),
+            pass: Pass::default(),
         });
         self.apps.len() - 1
     }
@@ -161,7 +187,7 @@ impl Shard {
         let sessions = &mut lifecycle.apps[slot];
         sessions.app = Some(app);
         sessions.checkpoint_every_ns = manifest.checkpoint_every_s().map(|every_s| u64::from(every_s) * SECOND_NS);
-        sessions.keep_alive_s = manifest.rules.keep_alive_s;
+        sessions.keeping = Keeping::renew(sessions.keeping.take(), &manifest.rules);
         sessions.had_checkpoints |= manifest.may_sleep();
         lifecycle.note_slot(slot);
     }
@@ -174,7 +200,7 @@ impl Shard {
     }
 
     fn wake_if_asleep(&mut self, call: Box<Call>) -> Woken {
-        match self.whereabouts(call.app, &call.session, call.table_hash) {
+        match self.whereabouts(call.app, &call.session, call.table_hash, true) {
             Whereabouts::Here => Woken::Run(call),
             Whereabouts::Unknown => self.refuse_cold(call, UNLISTED),
             Whereabouts::Asleep => self.park_cold(call),
@@ -186,15 +212,33 @@ impl Shard {
         Woken::Over(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) })
     }
 
-    /// A session is about to be used: where is it?
-    fn whereabouts(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Whereabouts {
-        let Shard { lifecycle, proxy, now_ns, .. } = self;
+    /// Where is a session? `is_use`: it is about to be used.
+    pub(super) fn whereabouts(&mut self, app: u16, session: &SessionId, table_hash: u32, is_use: bool) -> Whereabouts {
+        let Shard { lifecycle, proxy, view, now_ns, .. } = self;
         let is_in_region = || proxy.state().region(app).is_some_and(|region| region.find(session, table_hash).is_some());
         let slot = lifecycle.slot(app);
-        let Some(known) = slot.and_then(|slot| lifecycle.apps[slot].sessions.find_mut(session, table_hash)) else {
+        let mut sessions = slot.map(|slot| &mut lifecycle.apps[slot]);
+        let found = sessions.as_mut().map(|of| (&mut of.keeping, &of.pressure, of.sessions.find_mut(session, table_hash)));
+        let Some((keeping, pressure, Some(known))) = found else {
             return if !lifecycle.is_listing || is_in_region() { Whereabouts::Here } else { Whereabouts::Unknown };
         };
-        known.used_s = (*now_ns / SECOND_NS) as u32;
+        if is_use {
+            let now_tenths = tenths(*now_ns);
+            let idle_tenths = now_tenths.saturating_sub(known.used_tenths);
+            if let Some(keeping) = keeping.as_mut().filter(|keeping| known.was_used && idle_tenths >= keeping.noted_tenths) {
+                match proxy.last_use(app, session, table_hash) {
+                    LastUse::Now => {}
+                    LastUse::Forgotten => keeping.on_rest(idle_tenths),
+                    LastUse::SinceNs(since_ns) => keeping.on_rest(idle_tenths.min(now_tenths.saturating_sub(tenths(since_ns)))),
+                }
+            }
+            (known.used_tenths, known.was_used) = (now_tenths, true);
+            known.frequency = known.frequency.saturating_add(1);
+            known.clock = pressure.clock();
+            if std::mem::take(&mut known.is_pre_warmed) {
+                view.counters.pre_warm_hits.add(1);
+            }
+        }
         if !known.is_in_memory && known.latest != 0 {
             if !is_in_region() {
                 return Whereabouts::Asleep;
@@ -212,7 +256,7 @@ impl Shard {
         if is_full {
             return self.refuse_cold(call, TOO_MANY);
         }
-        match self.load(call.app, &call.session, call.table_hash) {
+        match self.load(call.app, &call.session, call.table_hash, false) {
             Some(calls) if calls.len() < calls_max => {
                 calls.push_back(call);
                 self.lifecycle.parked += 1;
@@ -222,19 +266,20 @@ impl Shard {
         }
     }
 
-    /// Has a session loaded that sleeps, unless it is under way. Output: the calls that wait for it. `None`: not now.
-    fn load(&mut self, app: u16, session: &SessionId, table_hash: u32) -> Option<&mut VecDeque<Box<Call>>> {
+    /// Has a session loaded that sleeps, unless it is under way. `is_ahead`: before anybody asks. Output: the calls that wait for it. `None`: not now.
+    pub(super) fn load(&mut self, app: u16, session: &SessionId, table_hash: u32, is_ahead: bool) -> Option<&mut VecDeque<Box<Call>>> {
         let Lifecycle { door, apps, slots, tickets, loads, .. } = &mut self.lifecycle;
         let slot = usize::from((*slots.get(usize::from(app))?)?);
         let name = Arc::clone(&apps[slot].name);
+        let [latest, previous] = apps[slot].sessions.checkpoints(session, table_hash);
         let known = apps[slot].sessions.find_mut(session, table_hash)?;
         if known.ticket == NO_TICKET {
             if *loads >= COLD_SESSIONS_MAX {
                 return None;
             }
-            let order = Ordered::Load { calls: VecDeque::new(), since_ns: self.now_ns };
+            let order = Ordered::Load { calls: VecDeque::new(), since_ns: self.now_ns, is_ahead };
             let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
-            let work = CheckpointWork::Read { latest: known.latest, previous: known.previous };
+            let work = CheckpointWork::Read { latest, previous };
             let order = CheckpointOrder { ticket, app: name, session: *session, work };
             if !door.as_ref().is_some_and(|door| door.send(order)) {
                 tickets.remove(ticket as usize);
@@ -259,10 +304,10 @@ impl Shard {
         if !self.lifecycle.concerns(app) {
             return Roused::Awake;
         }
-        match self.whereabouts(app, session, table_hash) {
+        match self.whereabouts(app, session, table_hash, true) {
             Whereabouts::Here => Roused::Awake,
             Whereabouts::Unknown => Roused::NotNow,
-            Whereabouts::Asleep if self.load(app, session, table_hash).is_some() => Roused::Waking,
+            Whereabouts::Asleep if self.load(app, session, table_hash, false).is_some() => Roused::Waking,
             Whereabouts::Asleep => Roused::NotNow,
         }
     }
@@ -297,13 +342,18 @@ impl Shard {
     /// A session has checkpoints since before the start.
     fn learn(&mut self, checkpoint: &KnownCheckpoint) {
         let table_hash = self.placement.hash(&checkpoint.session).table_hash();
-        let now_s = (self.now_ns / SECOND_NS) as u32;
+        let KnownCheckpoint { app, session, latest, previous } = checkpoint;
         let lifecycle = &mut self.lifecycle;
-        let slot = lifecycle.slot_named(&checkpoint.app);
-        let known = lifecycle.apps[slot].sessions.find_or_insert(&checkpoint.session, table_hash, now_s);
-        (known.latest, known.previous, known.attempted) = (checkpoint.latest, checkpoint.previous, checkpoint.latest);
+        let slot = lifecycle.slot_named(app);
+        let AppSessions { sessions, timers, .. } = &mut lifecycle.apps[slot];
+        let known = sessions.find_or_insert(session, table_hash, tenths(self.now_ns));
+        known.attempted = latest.count();
         if !known.is_in_memory {
             lifecycle.asleep += 1;
+        }
+        sessions.set_checkpoints(session, table_hash, [*latest, *previous]);
+        if latest.due_s() != 0 {
+            timers.set(session, u64::from(latest.due_s()) * 1_000, WAKE_AHEAD_MS);
         }
     }
 
@@ -320,22 +370,37 @@ impl Shard {
 
     fn on_loaded(&mut self, ticket: u32, found: Option<(u32, Vec<u8>)>) {
         let Ticket { slot, session, table_hash, order } = self.lifecycle.tickets.remove(ticket as usize);
-        let Ordered::Load { calls, .. } = order else { unreachable!("a load is answered as a load") };
+        let Ordered::Load { calls, since_ns, is_ahead } = order else { unreachable!("a load is answered as a load") };
         self.lifecycle.loads -= 1;
         self.lifecycle.parked -= calls.len();
         let is_there = match found {
             Some((number, record)) => self.put_into_memory(slot, &session, table_hash, number, &record),
-            None => false,
+            None => Err(UNREADABLE),
         };
+        let (is_there, detail) = (is_there.is_ok(), is_there.err().unwrap_or_default());
+        let is_pre_warmed = is_there && is_ahead && calls.is_empty();
         if let Some(known) = self.lifecycle.apps[slot].sessions.find_mut(&session, table_hash) {
             known.ticket = NO_TICKET;
+            known.is_pre_warmed = is_pre_warmed;
+            if !is_pre_warmed {
+                known.used_tenths = tenths(self.now_ns);
+            }
+        }
+        if is_there {
+            let counters = &self.view.counters;
+            if is_pre_warmed {
+                counters.pre_warm_loads.add(1)
+            } else {
+                counters.cold_sessions.add(1)
+            }
+            self.lifecycle.apps[slot].pressure.on_load(clock::monotonic_ns().saturating_sub(since_ns));
         }
         for call in calls {
             let finished = match is_there {
                 true => self.submit(call),
                 false => {
                     self.view.counters.cold_refused.add(1);
-                    Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, UNREADABLE) })
+                    Some(Finished { call, outcome: Outcome::failed(ErrorCode::Overloaded, detail) })
                 }
             };
             if let Some(finished) = finished {
@@ -345,33 +410,46 @@ impl Shard {
         self.answer_roused(&session, is_there);
     }
 
-    /// False: there is no room, or the app is gone; the session sleeps on.
-    fn put_into_memory(&mut self, slot: usize, session: &SessionId, table_hash: u32, number: u32, record: &[u8]) -> bool {
-        let Shard { lifecycle, proxy, view, now_ns, core, .. } = self;
-        let AppSessions { app, sessions, name, .. } = &mut lifecycle.apps[slot];
-        let (Some(app), Ok((record, _)), Some(known)) = (*app, Record::decode(record), sessions.find_mut(session, table_hash)) else {
-            return false;
-        };
+    /// Errors: why the session sleeps on: there is no room, or the app is gone.
+    fn put_into_memory(
+        &mut self,
+        slot: usize,
+        session: &SessionId,
+        table_hash: u32,
+        number: u32,
+        record: &[u8],
+    ) -> Result<(), &'static str> {
+        let Shard { lifecycle, proxy, core, .. } = self;
+        let AppSessions { app, sessions, name, keeping, timers, .. } = &mut lifecycle.apps[slot];
+        let (Some(app), Ok((record, _))) = (*app, Record::decode(record)) else { return Err(UNREADABLE) };
+        let [latest, previous] = sessions.checkpoints(session, table_hash);
+        let Some(known) = sessions.find_mut(session, table_hash) else { return Err(UNREADABLE) };
         let key = SessionKey { app, session, table_hash };
         let mut namespace = None;
         // By way of the log if the app has one: what it writes from now on is of use only on top of this.
         let stored = proxy.with_state(|state, _| state.store_many(&key, &mut namespace, record.writes(), usize::MAX));
         if let Err(error) = stored {
             tracing::error!(shard = core.0, app = &**name, session = session.as_str(), %error, "a session cannot be loaded");
-            return false;
+            return Err(if error == StateError::RegionFull { NO_ROOM } else { UNREADABLE });
         }
         proxy.with_state(|state, _| state.load_timers(&key));
-        view.counters.cold_sessions.add(1);
+        // Checkpoints of an older form do not say that there are timers: such a one is written anew when it can be.
+        let is_untold = latest.due_s() == 0 && proxy.state().timers.has_any(app, session);
         let sequence = proxy.state().region(app).zip(namespace).and_then(|(region, namespace)| region.namespace_sequence(namespace));
-        if number == known.latest {
-            known.sequence = sequence;
+        known.is_in_memory = true;
+        if number == latest.count() {
+            known.sequence = sequence.filter(|_| !is_untold).unwrap_or(NOT_STORED);
         } else {
-            // The latest one is damaged: this one is the latest that is any good, and is to be written anew.
-            (known.latest, known.previous, known.sequence) = (number, 0, None);
+            // The latest one is damaged: the one before is the latest that is any good, and is to be written anew.
+            known.sequence = NOT_STORED;
+            sessions.set_checkpoints(session, table_hash, [previous, CheckpointNumber::default()]);
         }
-        (known.is_in_memory, known.used_s) = (true, (*now_ns / SECOND_NS) as u32);
+        timers.remove(session);
+        if let Some(keeping) = keeping {
+            keeping.pre_warms.remove(session);
+        }
         lifecycle.asleep -= 1;
-        true
+        Ok(())
     }
 
     /// Calls that have waited for too long are told so; the load goes on.
@@ -382,7 +460,7 @@ impl Shard {
         let now_ns = self.now_ns;
         let mut late = VecDeque::new();
         for (_, ticket) in &mut self.lifecycle.tickets {
-            if let Ordered::Load { calls, since_ns } = &mut ticket.order
+            if let Ordered::Load { calls, since_ns, .. } = &mut ticket.order
                 && now_ns.saturating_sub(*since_ns) > COLD_WAIT_MS_MAX * 1_000_000
             {
                 late.append(calls);

@@ -4,9 +4,10 @@ use super::connection::MovedConnection;
 use super::moving_session::{MoveAnswer, MoveMessage, MoveOrder};
 use super::primary::PrimaryCommand;
 use super::rpc::{ContainerOffer, MovedRpc};
+use super::secondaries::SecondaryMessage;
 use super::session_reads::{SessionAnswer, SessionQuestion};
 use crate::durable::CheckpointDoor;
-use crate::session::{AliasChange, CallName, Finished, HotNamespace, MoveClaim};
+use crate::session::{AliasChange, CallName, Finished, HotNamespace, MoveClaim, ShardLoads};
 use crate::state::RegionReader;
 use crate::sys::Waker;
 use crate::worker::{Call, Function};
@@ -34,18 +35,21 @@ pub(super) enum Message {
     RpcMoved(Box<MovedRpc>),
     /// A session moves between the two shards.
     Move(MoveMessage),
+    /// The one shard has a secondary container of a session of the other's.
+    Secondary(SecondaryMessage),
 }
 
 /// All mailboxes of a process.
 pub struct Mailboxes {
     /// `queues[to][from]`.
     queues: Vec<Vec<ArrayQueue<Message>>>,
+    loads: Arc<ShardLoads>,
 }
 
 impl Mailboxes {
     pub fn new(shards: usize) -> Mailboxes {
         let to_one = || (0..shards).map(|_| ArrayQueue::new(MAILBOX_MESSAGES_MAX)).collect();
-        Mailboxes { queues: (0..shards).map(|_| to_one()).collect() }
+        Mailboxes { queues: (0..shards).map(|_| to_one()).collect(), loads: Arc::new(ShardLoads::new(shards)) }
     }
 }
 
@@ -53,23 +57,27 @@ impl Mailboxes {
 pub(super) struct Post {
     mailboxes: Arc<Mailboxes>,
     me: usize,
-    /// Answers and cancellations that found a full queue. They are not shed: the other side counts on them, and there is at most one of each a call.
-    unsent: VecDeque<(usize, Message)>,
+    /// By receiver: what found a full queue, and what was to be sent behind it. It is not shed: the other side counts on it, and there are few of
+    /// each a call.
+    unsent: Vec<VecDeque<Message>>,
+    unsent_messages: usize,
     /// Shards to wake at the end of the turn.
     wake: Vec<bool>,
+    has_mail_out: bool,
 }
 
 impl Post {
     pub(super) fn new(mailboxes: Arc<Mailboxes>, me: usize) -> Post {
         let shards = mailboxes.queues.len();
-        Post { mailboxes, me, unsent: VecDeque::new(), wake: vec![false; shards] }
+        let unsent = (0..shards).map(|_| VecDeque::new()).collect();
+        Post { mailboxes, me, unsent, unsent_messages: 0, wake: vec![false; shards], has_mail_out: false }
     }
 
     /// Asks `to` to run a call. Full: the call comes back, to be shed.
     pub(super) fn invoke(&mut self, to: usize, call: Box<Call>) -> Result<(), Box<Call>> {
         match self.mailboxes.queues[to][self.me].push(Message::Invoke(call)) {
             Ok(()) => {
-                self.wake[to] = true;
+                self.note_mail(to);
                 Ok(())
             }
             Err(Message::Invoke(call)) => Err(call),
@@ -77,24 +85,57 @@ impl Post {
         }
     }
 
-    /// Sends what must not be lost: now, or at one of the next turns.
-    pub(super) fn send(&mut self, to: usize, message: Message) {
-        if let Err(message) = self.mailboxes.queues[to][self.me].push(message) {
-            self.unsent.push_back((to, message));
+    /// Asks `to` to run a call in a secondary container. Full: the call comes back.
+    pub(super) fn offer(&mut self, to: usize, call: Box<Call>) -> Result<(), Box<Call>> {
+        match self.mailboxes.queues[to][self.me].push(Message::Secondary(SecondaryMessage::Offer(call))) {
+            Ok(()) => {
+                self.note_mail(to);
+                Ok(())
+            }
+            Err(Message::Secondary(SecondaryMessage::Offer(call))) => Err(call),
+            Err(_) => unreachable!("a full queue gives back what it was given"),
         }
-        self.wake[to] = true;
+    }
+
+    /// Sends what must not be lost: now, or at one of the next turns. What is sent to one shard arrives in its order.
+    pub(super) fn send(&mut self, to: usize, message: Message) {
+        self.note_mail(to);
+        let unsent = &mut self.unsent[to];
+        if !unsent.is_empty() {
+            unsent.push_back(message);
+        } else if let Err(message) = self.mailboxes.queues[to][self.me].push(message) {
+            unsent.push_back(message);
+        } else {
+            return;
+        }
+        self.unsent_messages += 1;
     }
 
     /// Tries again what found a full queue.
     pub(super) fn retry(&mut self) {
-        for _ in 0..self.unsent.len() {
-            let Some((to, message)) = self.unsent.pop_front() else { return };
-            self.send(to, message);
+        if self.unsent_messages == 0 {
+            return;
+        }
+        self.has_mail_out = true;
+        for (to, unsent) in self.unsent.iter_mut().enumerate() {
+            while let Some(message) = unsent.pop_front() {
+                self.wake[to] = true;
+                if let Err(message) = self.mailboxes.queues[to][self.me].push(message) {
+                    unsent.push_front(message);
+                    break;
+                }
+                self.unsent_messages -= 1;
+            }
         }
     }
 
     pub(super) fn has_unsent(&self) -> bool {
-        !self.unsent.is_empty()
+        self.unsent_messages > 0
+    }
+
+    /// How busy the shards are.
+    pub(super) fn loads(&self) -> &Arc<ShardLoads> {
+        &self.mailboxes.loads
     }
 
     /// The next message from `from`.
@@ -104,6 +145,16 @@ impl Post {
 
     pub(super) fn shards(&self) -> usize {
         self.wake.len()
+    }
+
+    fn note_mail(&mut self, to: usize) {
+        self.wake[to] = true;
+        self.has_mail_out = true;
+    }
+
+    /// True once after something was sent to anybody.
+    pub(super) fn take_has_mail_out(&mut self) -> bool {
+        std::mem::take(&mut self.has_mail_out)
     }
 
     /// True once for each shard that got a message since it was last asked.
@@ -136,6 +187,8 @@ pub enum ShardCommand {
     Offer(Arc<ContainerOffer>, SyncSender<()>),
     /// Sessions are checkpointed by way of this door from now on. Before any function is installed.
     Checkpoints(Box<CheckpointDoor>),
+    /// Somebody traces, or nobody any more.
+    Trace(bool),
     /// Begin to take connections and datagrams: the functions are there. Until then both wait in the kernel's queues.
     Serve,
     /// Refuse new requests with 503 `draining`; finish what runs; then end the loop.
@@ -157,7 +210,9 @@ pub struct SessionRow {
     pub session: xfaas_common::ids::SessionId,
     pub state_bytes: u64,
     pub keys: u64,
+    /// In the primary container.
     pub workers: u64,
+    pub containers: u64,
 }
 
 /// Commands that wait in a shard's door.
@@ -184,5 +239,37 @@ impl CommandDoor {
         self.commands.push(command)?;
         self.waker.wake();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_found_a_full_queue_is_not_overtaken() {
+        let mailboxes = Arc::new(Mailboxes::new(2));
+        let (mut sender, mut receiver) = (Post::new(Arc::clone(&mailboxes), 0), Post::new(mailboxes, 1));
+        let finished = |number: u16| {
+            let mut call = Box::<Call>::default();
+            call.function = number;
+            Message::Done(Finished { call, outcome: crate::session::Outcome::Replied })
+        };
+        let sent = MAILBOX_MESSAGES_MAX as u16 + 3;
+        (0..sent).for_each(|number| sender.send(1, finished(number)));
+        assert!(sender.has_unsent() && sender.take_wake(1) && !sender.take_wake(1));
+        let mut received = Vec::new();
+        let take_all = |receiver: &mut Post, received: &mut Vec<u16>| {
+            while let Some(Message::Done(finished)) = receiver.receive(0) {
+                received.push(finished.call.function);
+            }
+        };
+        take_all(&mut receiver, &mut received);
+        sender.send(1, finished(sent));
+        assert!(receiver.receive(0).is_none(), "it waits behind the others");
+        sender.retry();
+        take_all(&mut receiver, &mut received);
+        assert!(!sender.has_unsent() && sender.take_wake(1));
+        assert!(received.iter().copied().eq(0..=sent));
     }
 }

@@ -112,7 +112,23 @@ impl Shard {
         self.resume(id, u32::from(generation));
     }
 
-    /// An ordinary descriptor of a moved connection: tells the kernel program where its packets belong now.
+    /// Somebody traces from now on, or nobody does: segments are found in the kernel's stamps by their connections' ports.
+    pub(super) fn set_traced(&mut self, is_traced: bool) {
+        self.is_traced = is_traced && self.flows.is_some();
+        if !self.is_traced {
+            return;
+        }
+        let unknown = self.connections.iter().filter(|(_, connection)| connection.peer_port == 0 && connection.closing != Closing::Shut);
+        let unknown: Vec<u32> = unknown.map(|(id, _)| id as u32).collect();
+        unknown.into_iter().for_each(|id| self.ask_for_port(id));
+    }
+
+    pub(super) fn ask_for_port(&mut self, id: u32) {
+        let connection = &self.connections[id as usize];
+        self.ring.install(Operation::Installed { connection: id, generation: connection.generation }.tag(), connection.file);
+    }
+
+    /// An ordinary descriptor of a connection that was moved, or is traced: tells the kernel program where its packets belong now.
     pub(super) fn on_installed(&mut self, id: u32, generation: u16, completion: &Completion) {
         let Some(descriptor) = Ring::installed(completion) else { return };
         if self.connection(id, generation).is_none() {
@@ -122,6 +138,7 @@ impl Shard {
         let addresses = socket.peer_addr().and_then(|peer| Ok((peer, socket.local_addr()?)));
         let Ok((peer, local)) = addresses else { return };
         let (Some(peer), Some(local), Some(flows)) = (peer.as_socket(), local.as_socket(), &mut self.flows) else { return };
+        self.connections[id as usize].peer_port = peer.port();
         // Without the entry packets take the detour over another CPU, no more: not worth an error.
         flows.remember(flow_key(peer, local), self.core).ok();
     }

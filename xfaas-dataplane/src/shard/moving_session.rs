@@ -16,6 +16,7 @@
 //! Until the board changes, every refusal and failure leaves all as it was. One move at a time in a process (`PinBoard::claim`).
 
 use super::mailbox::Message;
+use super::moving_sleepers::{KnownCheckpoints, Readiness};
 use super::replay::SessionReplays;
 use super::turn::Shard;
 use crate::net::ErrorCode;
@@ -57,12 +58,18 @@ pub enum MoveRefusal {
     NoFunction,
     #[error("its app has durability sync, whose log belongs to the core: such sessions cannot be moved")]
     Durable,
-    #[error("sessions of its app may sleep (keep_alive_s, or durability checkpoint): such sessions cannot be moved")]
-    MaySleep,
+    #[error("the session sleeps and cannot be woken now: try again later")]
+    Asleep,
+    #[error("a checkpoint of the session was being written or read for longer than lock_wait_ms: try again")]
+    StoreGoesOn,
+    #[error("the store of checkpoints was not listed yet, so it is not known what it has of the session: try again later")]
+    Unlisted,
     #[error("the session's calls did not end within lock_wait_ms: try again when it is less busy")]
     CallsGoOn,
     #[error("the other core has no room for the session: raise limits.region_mib, or move it to another core")]
     NoRoom,
+    #[error("the rules of its app are changing: try again")]
+    RulesChange,
     #[error("the move could not be written down beside the regions, or there are as many pinned sessions as may be: see the log")]
     Record,
     #[error("this server is shutting down")]
@@ -85,6 +92,8 @@ pub(super) struct Piece {
     table_hash: u32,
     is_home: bool,
     is_last: bool,
+    /// With the last piece of a session whose app's sessions may sleep, if it is known.
+    known: Option<KnownCheckpoints>,
     /// Bytes of each key and of its value, which follow one another in `bytes`.
     lengths: Vec<(u8, u32)>,
     bytes: Vec<u8>,
@@ -150,8 +159,11 @@ impl Moves {
         if !self.is_busy() || call.state_at != StateAt::Here {
             return false;
         }
-        let is_leaving = |leaving: &Leaving| leaving.order.app == call.app && leaving.order.session == call.session;
-        self.is_arriving(call.app, &call.session) || self.leaving.as_deref().is_some_and(is_leaving)
+        self.is_arriving(call.app, &call.session) || self.is_leaving(call.app, &call.session)
+    }
+
+    pub(super) fn is_leaving(&self, app: u16, session: &SessionId) -> bool {
+        self.leaving.as_ref().is_some_and(|leaving| leaving.order.app == app && leaving.order.session == *session)
     }
 
     fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Box<Call>>> {
@@ -203,7 +215,7 @@ impl Shard {
         let state = self.proxy.state();
         let has_state = state.region(order.app).is_some_and(|region| region.find(&order.session, table_hash).is_some());
         let is_durable = state.journal.logs(order.app);
-        let may_sleep = self.lifecycle.may_sleep(order.app);
+        let has_state = has_state || self.has_checkpoint(order.app, &order.session, table_hash);
         let has_function = self.function_of(order.app).is_some();
         let refusal = if self.pins.owner(&*self.placement, &order.app_name, &order.session, hash) != self.core || order.to == self.core.0 {
             Some(MoveRefusal::NotHere)
@@ -211,22 +223,26 @@ impl Shard {
             Some(MoveRefusal::Draining)
         } else if !has_function {
             Some(MoveRefusal::NoFunction)
+        } else if self.lifecycle.is_listing {
+            Some(MoveRefusal::Unlisted)
         } else if !has_state && !self.proxy.is_active(order.app, &order.session, table_hash) {
             Some(MoveRefusal::UnknownSession)
         } else if is_durable {
             Some(MoveRefusal::Durable)
-        } else if may_sleep {
-            Some(MoveRefusal::MaySleep)
         } else {
             None
         };
-        if let Some(refusal) = refusal {
-            drop(claim); // whoever hears the answer may try again at once
-            answer.try_send(Err(refusal)).ok();
-            return;
-        }
+        let woken = refusal.map_or_else(|| self.wake_to_move(order.app, &order.session, table_hash), Err);
+        let mut waiting = match woken {
+            Ok(waiting) => waiting,
+            Err(refusal) => {
+                drop(claim); // whoever hears the answer may try again at once
+                answer.try_send(Err(refusal)).ok();
+                return;
+            }
+        };
         assert!(self.moves.leaving.is_none(), "whoever asks has claimed the board");
-        let waiting = self.proxy.take_waiting(order.app, &order.session, table_hash);
+        waiting.append(&mut self.proxy.take_waiting(order.app, &order.session, table_hash));
         let is_home = self.placement.owner(hash.slot()) == CoreIndex(order.to);
         let step = Step::Emptying { since_ns: self.now_ns };
         self.moves.leaving = Some(Box::new(Leaving { order, table_hash, is_home, claim, answer, step, waiting, arrived: VecDeque::new() }));
@@ -237,15 +253,22 @@ impl Shard {
     pub(super) fn step_move(&mut self) {
         let Some(leaving) = &mut self.moves.leaving else { return };
         let Step::Emptying { since_ns } = leaving.step else { return };
-        let Leaving { order, table_hash, is_home, .. } = &**leaving;
-        if !self.proxy.is_at_rest(order.app, &order.session, *table_hash) {
-            if self.draining_since_ns.is_some() {
+        let Leaving { ref order, table_hash, .. } = **leaving;
+        let (app, session) = (order.app, order.session);
+        let is_at_rest = self.proxy.is_at_rest(app, &session, table_hash);
+        let readiness = self.readiness(app, &session, table_hash);
+        if !is_at_rest || readiness != Readiness::Ready {
+            if is_at_rest && readiness == Readiness::Asleep {
+                self.stay(MoveRefusal::Asleep);
+            } else if self.draining_since_ns.is_some() {
                 self.stay(MoveRefusal::Draining);
             } else if self.now_ns.saturating_sub(since_ns) > self.options.proxy.lock_wait_ns {
-                self.stay(MoveRefusal::CallsGoOn);
+                self.stay(if is_at_rest { MoveRefusal::StoreGoesOn } else { MoveRefusal::CallsGoOn });
             }
             return;
         }
+        let Some(leaving) = &mut self.moves.leaving else { return };
+        let Leaving { order, table_hash, is_home, .. } = &**leaving;
         if let Err(error) = self.pins.board().begin(&order.app_name, &order.session, *is_home) {
             tracing::warn!(error = &error as &dyn std::error::Error, "a session stays where it is");
             return self.stay(MoveRefusal::Record);
@@ -260,6 +283,10 @@ impl Shard {
 
     /// Sends the next keys; the last piece may be empty.
     fn send_piece(&mut self) {
+        let Some(leaving) = &self.moves.leaving else { return };
+        let Leaving { ref order, table_hash, .. } = **leaving;
+        let (app, session) = (order.app, order.session);
+        let known = self.known_checkpoints(app, &session, table_hash);
         let Some(leaving) = &mut self.moves.leaving else { return };
         let Leaving { order, table_hash, is_home, step, .. } = &mut **leaving;
         let Step::Copying { keys, next, .. } = step else { return };
@@ -268,6 +295,7 @@ impl Shard {
             table_hash: *table_hash,
             is_home: *is_home,
             is_last: false,
+            known: None,
             lengths: Vec::new(),
             bytes: Vec::new(),
         };
@@ -289,6 +317,7 @@ impl Shard {
             *next += 1;
         }
         piece.is_last = *next == keys.len();
+        piece.known = known.filter(|_| piece.is_last);
         let to = usize::from(order.to);
         self.post.send(to, Message::Move(MoveMessage::Piece(Box::new(piece))));
     }
@@ -299,6 +328,7 @@ impl Shard {
                 let taken = self.take_piece(&piece);
                 if taken.is_err() {
                     self.forget_copy(piece.order.app, &piece.order.session, piece.table_hash);
+                    self.forget_known(piece.order.app, &piece.order.session, piece.table_hash);
                     self.moves.arriving = None; // nobody was sent here for it yet
                 }
                 self.post.send(from, Message::Move(MoveMessage::Taken(taken)));
@@ -314,17 +344,25 @@ impl Shard {
         let MoveOrder { app, ref app_name, session, .. } = piece.order;
         if self.moves.arriving.is_none() {
             self.forget_copy(app, &session, piece.table_hash); // there is none, unless the last start could not look
+            self.forget_known(app, &session, piece.table_hash);
             self.moves.arriving = Some(Box::new(Arriving { app, session, arrived: VecDeque::new() }));
         }
-        // Since the move began.
-        if self.lifecycle.may_sleep(app) {
-            return Err(MoveRefusal::MaySleep);
+        if self.lifecycle.is_listing {
+            return Err(MoveRefusal::Unlisted);
+        }
+        // The last checkpoints of this shard may all be written: its old owner writes that of this session.
+        if self.draining_since_ns.is_some() && self.lifecycle.may_sleep(app) {
+            return Err(MoveRefusal::Draining);
         }
         self.proxy.with_state(|state, _| {
             if state.journal.logs(app) {
                 return Err(MoveRefusal::Durable);
             }
             let region = state.region_mut(app).ok_or(MoveRefusal::NoRoom)?;
+            if piece.known.is_some() {
+                // A session without keys must be found in memory, or it would be looked for in the store, which may have more.
+                region.find_or_create(&session, piece.table_hash).map_err(|_| MoveRefusal::NoRoom)?;
+            }
             let mut bytes = &piece.bytes[..];
             for (key_bytes, value_bytes) in &piece.lengths {
                 let namespace = region.find_or_create(&session, piece.table_hash).map_err(|_| MoveRefusal::NoRoom)?;
@@ -337,6 +375,9 @@ impl Shard {
             Ok(())
         })?;
         if piece.is_last {
+            if let Some(known) = &piece.known {
+                self.know_moved(app, &session, piece.table_hash, known)?;
+            }
             self.pins.board().commit(app_name, &session, self.core, piece.is_home).map_err(|error| {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a session stays where it is");
                 MoveRefusal::Record
@@ -378,6 +419,7 @@ impl Shard {
         }
         self.view.counters.forwarded.add((waiting.len() + arrived.len()) as u64);
         self.forget_copy(order.app, &order.session, table_hash);
+        self.forget_known(order.app, &order.session, table_hash);
         if let Err(error) = self.pins.board().end(&order.app_name, &order.session) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the next start looks for copies of a moved session");
         }

@@ -1,11 +1,14 @@
-//! Reads of other shards' sessions that guests could not do in the owner's region themselves: the owner is asked by mailbox.
+//! What guests here ask other shards of the node: values of other sessions that they could not read in the owner's region themselves, and, in secondary
+//! containers, all that their primary does for them. The owner is asked by mailbox.
 //! A stage of the loop; the worker that asks is parked by the proxy, as one that asks a primary is.
 
 use super::lifecycle::Roused;
 use super::mailbox::Message;
+use super::rpc::{Answered, StateQuestion};
 use super::turn::Shard;
 use crate::session::{RemoteAnswer, RemoteTicket};
 use crate::state::SessionKey;
+use crate::worker::StateAt;
 use std::collections::VecDeque;
 use xfaas_common::guest_abi::{NOT_FOUND, UNREACHABLE};
 use xfaas_common::ids::SessionId;
@@ -50,7 +53,17 @@ impl Shard {
         for _ in 0..self.proxy.count_unsent_remote() {
             let Some((ticket, call)) = self.proxy.next_remote() else { return };
             let Some(other) = call.remote.other_session() else {
-                unreachable!("where there is no primary only other sessions are asked for");
+                let StateAt::PrimaryShard(owner) = call.state_at else {
+                    unreachable!("where there is no other container only other sessions are asked for");
+                };
+                // There is no connection whose end could be the end of sections; an answer that did not come in time is.
+                if call.remote.may_go_over(0) {
+                    let question = StateQuestion::of(call, ticket);
+                    self.ask_primary_shard(owner, question);
+                } else {
+                    self.on_primary_answer(ticket, &Answered::Refused);
+                }
+                continue;
             };
             let request = call.remote.request();
             let question = SessionQuestion {

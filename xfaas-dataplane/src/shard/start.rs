@@ -217,6 +217,7 @@ impl Seed {
                 PinView::new(Arc::clone(&self.options.pins)),
                 self.core,
             )));
+            proxy.set_neighbours(self.core.0, Arc::clone(self.post.loads()));
         }
         let container = self.plan.container.map(Container::new);
         // Without it nobody knows how busy this shard is, and its sessions stay.

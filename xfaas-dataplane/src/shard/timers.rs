@@ -122,7 +122,10 @@ impl Shard {
     pub(super) fn publish_timers(&self) {
         let (timers, counters) = (&self.proxy.state().timers, &self.view.counters);
         counters.timers.set(timers.len() as u64);
-        let overdue = if timers.is_empty() { 0 } else { timers.overdue(clock::unix_ms()) };
-        counters.timers_overdue.set(overdue as u64);
+        let now_ms = clock::unix_ms();
+        let overdue = if timers.is_empty() { 0 } else { timers.overdue(now_ms) };
+        let (asleep, asleep_overdue) = self.lifecycle.timers_asleep(u64::try_from(now_ms).unwrap_or(0));
+        counters.timers_overdue.set((overdue + asleep_overdue) as u64);
+        counters.asleep_with_timers.set(asleep as u64);
     }
 }

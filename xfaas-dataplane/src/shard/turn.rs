@@ -13,6 +13,7 @@ use super::rpc::Rpc;
 use super::session_reads::SessionReads;
 use super::start::ShardOptions;
 use super::tag::Operation;
+use super::tail::Tail;
 use crate::net::{ErrorCode, HttpLimits, http_date};
 use crate::session::{AliasTable, Finished, FreshIds, Outcome, PinView, Placement, Proxy};
 use crate::steering::FlowTable;
@@ -95,6 +96,9 @@ pub struct Shard {
     pub(super) date: [u8; 29],
     /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
+    pub(super) tail: Tail,
+    /// Somebody traces, and the kernel programs write stamps.
+    pub(super) is_traced: bool,
 }
 
 /// The parts of a shard that `start` prepares.
@@ -168,6 +172,8 @@ impl Shard {
             date_s: 0,
             date: [0; 29],
             now_ns,
+            tail: Tail::default(),
+            is_traced: false,
         }
     }
 
@@ -193,7 +199,8 @@ impl Shard {
         self.arm();
         let timeout = self.wait_time();
         self.ring.wait_past_sends(timeout)?;
-        self.now_ns = clock::monotonic_ns();
+        self.now_ns = clock::anchor_ns();
+        self.tail.begin_turn(self.now_ns, &self.view.tail);
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion);
@@ -201,15 +208,21 @@ impl Shard {
         self.take_mail();
         self.fire_timers();
         self.run_slices();
+        let chores_from_ns = clock::quick_ns();
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
         }
         self.step_move();
         self.send_to_owners();
+        if self.proxy.has_offers() {
+            self.send_offers();
+        }
         self.answer_granted();
         self.step_log();
         self.step_lifecycle();
         self.pump_primary();
+        self.tail.work.chores_ns += clock::quick_ns().saturating_sub(chores_from_ns);
+        self.tail.work.fork_ns = self.proxy.stats().fork_ns;
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -307,6 +320,7 @@ impl Shard {
                     Some(Message::Moved(state)) => self.on_moved(state),
                     Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
                     Some(Message::Move(message)) => self.on_move_message(from, message),
+                    Some(Message::Secondary(message)) => self.on_secondary_message(from, message),
                     None => break,
                 }
             }
@@ -343,7 +357,10 @@ impl Shard {
         };
         let finished = self.proxy.submit(call, self.now_ns);
         if finished.is_none() {
-            self.now_ns = clock::monotonic_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+            self.now_ns = clock::quick_ns(); // a whole slice may have gone by, and the next call's deadline starts now
+            if self.proxy.has_offers() {
+                self.send_offers();
+            }
         }
         self.hold(finished?)
     }
@@ -352,6 +369,7 @@ impl Shard {
         if !self.proxy.has_runnable() {
             return;
         }
+        self.wake_now(); // whoever waits for an answer waits for no guest here
         let started_ns = clock::monotonic_ns();
         let mut now_ns = started_ns;
         while self.proxy.has_runnable() && now_ns - started_ns < SLICES_NS_MAX {
@@ -359,11 +377,12 @@ impl Shard {
             if let Some(finished) = self.proxy.run_next(now_ns) {
                 self.deliver(finished);
             }
-            if is_idle_time {
-                return; // whoever came meanwhile goes first
-            }
             now_ns = clock::monotonic_ns();
+            if is_idle_time {
+                break; // whoever came meanwhile goes first
+            }
         }
+        self.tail.work.slices_ns += now_ns - started_ns;
     }
 
     /// Brings a call that is over to whoever asked, once what it did or saw is as durable as its app is to be.
@@ -373,8 +392,9 @@ impl Shard {
         }
     }
 
-    /// A connection here, a datagram's sender, or the shard that forwarded it.
+    /// A connection here, a datagram's sender, or the shard that forwarded it or gave it away.
     pub(super) fn deliver_now(&mut self, finished: Finished) {
+        let Some(finished) = self.return_offer(finished) else { return };
         match finished.call.origin {
             Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
             Origin::Http { connection, generation, .. } => {
@@ -390,17 +410,23 @@ impl Shard {
         }
     }
 
-    fn wake_neighbours(&mut self) {
+    /// Output: true when somebody had mail.
+    pub(super) fn wake_neighbours(&mut self) -> bool {
+        if !self.post.take_has_mail_out() {
+            return false;
+        }
         for shard in 0..self.post.shards() {
             if self.post.take_wake(shard) {
                 self.ring.message(self.rings[shard], Operation::Mail.tag());
             }
         }
+        true
     }
 
     fn publish(&self) {
         let counters = &self.view.counters;
         counters.publish_proxy(&self.proxy.stats());
+        self.proxy.publish_load();
         counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
         counters.connections.set(self.connections.len() as u64);

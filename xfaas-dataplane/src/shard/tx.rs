@@ -6,7 +6,10 @@ use super::turn::Shard;
 use crate::net::{ConnectionHeader, Problem, ReplyHead, encode_problem, encode_reply};
 use crate::session::{Finished, Outcome};
 use crate::sys::{Completion, clock};
-use crate::worker::Call;
+use crate::worker::{Call, Origin};
+
+/// An older stamp is another request's.
+const STAMP_AGE_NS_MAX: u64 = 1_000_000_000;
 
 impl Shard {
     /// Writes the reply of an ended call into its connection's output. Sends nothing yet: pipelined replies leave together.
@@ -25,12 +28,35 @@ impl Shard {
 
     /// Counts an ended call. Moves the turn's clock on.
     pub(super) fn record(&mut self, call: &Call, outcome: &Outcome) {
-        self.now_ns = clock::monotonic_ns();
+        // The guest that ended just now was left at the latest time that is known.
+        let is_latest = call.served_by == self.core.0 && call.stages.left_ns > self.now_ns;
+        self.now_ns = if is_latest { call.stages.left_ns } else { clock::quick_ns().max(self.now_ns) };
+        if let Some(kept) = self.tail.wants(call, self.now_ns) {
+            let seen_ns = self.seen_ns(call);
+            self.tail.keep(call, outcome, self.core, kept, seen_ns);
+        }
         let duration_ns = self.now_ns.saturating_sub(call.received_ns);
         self.view.functions[usize::from(call.function)].record(outcome, duration_ns);
         if matches!(outcome, Outcome::Failed { code, .. } if *code == crate::net::ErrorCode::Overloaded) {
             self.view.counters.shed.add(1);
         }
+    }
+
+    /// When the kernel program saw the packet of a request, as far as its stamps tell: they are of the last packet of a slot or port, and one that came
+    /// after the shard was at this request is another's.
+    #[cold]
+    fn seen_ns(&self, call: &Call) -> Option<u64> {
+        let stamps = self.flows.as_ref().filter(|_| self.is_traced)?.stamps();
+        let seen_ns = match call.origin {
+            Origin::Datagram { .. } => stamps.datagram_ns(self.placement.hash(call.request.session()?).slot()),
+            Origin::Http { connection, shard, .. } if shard == self.core.0 => stamps
+                .segment_ns(self.connections.get(connection as usize).map(|connection| connection.peer_port).filter(|port| *port != 0)?),
+            _ => return None,
+        };
+        (1..=call.stages.handed_ns)
+            .contains(&seen_ns)
+            .then_some(seen_ns)
+            .filter(|seen_ns| call.stages.handed_ns - seen_ns < STAMP_AGE_NS_MAX)
     }
 
     /// Encodes a reply. `close`: the connection ends with it, whatever the request asked.
@@ -97,11 +123,15 @@ impl Shard {
     pub(super) fn on_sent(&mut self, id: u32, generation: u16, completion: Completion) {
         let bytes = completion.sent.as_ref().map_or(0, Vec::len);
         self.keep_buffer(completion.sent);
+        let core = self.core;
         let Some(connection) = self.connection(id, generation) else { return };
         connection.sending = false;
         connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
         if completion.result < 0 || (completion.result as usize) < bytes {
             connection.closing = Closing::Shut; // the client is gone
+        }
+        if connection.is_at_rest(core) {
+            return;
         }
         self.flush(id);
         self.resume(id, u32::from(generation));

@@ -180,6 +180,12 @@ impl LockTable {
         lock.is_some_and(|lock| self.calls[self.locks[lock as usize].holder as usize].token == call)
     }
 
+    /// True when a key of the session is locked. Cost: a look at as many locks as were ever held at once, if any is held now.
+    pub fn has_locks_of(&self, app: u16, session: &SessionId) -> bool {
+        let is_of = |lock: &Lock| lock.holder != NONE && lock.app == app && lock.session == *session;
+        self.locks_held > 0 && self.locks.iter().any(is_of)
+    }
+
     /// Locks that the call holds.
     pub fn held_by(&self, call: CallToken) -> usize {
         self.find_call(call).map_or(0, |index| self.calls[index as usize].held as usize)
@@ -367,7 +373,7 @@ impl LockTable {
             }
             self.locks[at as usize].next = next;
         }
-        self.locks[index as usize].next = self.locks_free;
+        (self.locks[index as usize].next, self.locks[index as usize].holder) = (self.locks_free, NONE);
         self.locks_free = index;
         self.locks_held -= 1;
     }

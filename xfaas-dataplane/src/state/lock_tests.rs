@@ -99,6 +99,11 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 fn check(table: &LockTable, model: &Model) {
     assert_eq!(table.locks_held(), model.0.len());
+    for key in 0..4 {
+        // Keys of one session of one app are four apart.
+        let is_locked = model.0.keys().any(|locked| locked % 4 == key);
+        assert_eq!(with_key(key, |key| table.has_locks_of(key.app, key.session)), is_locked);
+    }
     for call in 0..8 {
         assert_eq!(table.is_waiting(CallToken(call)), model.waits_for(call).is_some());
         for key in 0..12 {

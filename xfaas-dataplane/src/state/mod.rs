@@ -91,4 +91,4 @@ pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};
 pub use self::snapshot::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
-pub use self::timers::{DueTimer, TimerKey, TimerQueue, TimerRecord, timer_name};
+pub use self::timers::{DueTimer, TimerKey, TimerOutlook, TimerQueue, TimerRecord, timer_name};

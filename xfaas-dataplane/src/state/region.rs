@@ -91,6 +91,7 @@ pub struct Region {
     pub(super) touched: Vec<Offset>,
     pub(super) compactor: Compactor,
     pub(super) record_compactor: Compactor,
+    refusals: u64,
 }
 
 impl Region {
@@ -105,7 +106,8 @@ impl Region {
         let (totals, absent) = scan::scan(words, &mut alloc, fresh, header.secret)?;
         let (compactor, record_compactor) = (Compactor::new(Scope::Contents), Compactor::new(Scope::Records));
         let (secret, path, touched) = (header.secret, path.to_owned(), Vec::new());
-        let mut region = Region { secret, space, alloc, path, totals, touched, compactor, record_compactor };
+        let refusals = 0;
+        let mut region = Region { secret, space, alloc, path, totals, touched, compactor, record_compactor, refusals };
         region.remove_absent(&absent);
         Ok(region)
     }
@@ -140,6 +142,12 @@ impl Region {
         if let Some(found) = self.find(session, table_hash) {
             return Ok(found);
         }
+        let created = self.create(session, table_hash);
+        self.note_refusal(created.as_ref().err());
+        created
+    }
+
+    fn create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
         release_fence();
         let Region { space, alloc, secret, .. } = self;
         let bytes = namespace::record_bytes(usize::from(session.length()));
@@ -219,7 +227,20 @@ impl Region {
             None => self.insert(record, hash, key, value, session_bytes_max),
         };
         self.compact_after_change();
+        self.note_refusal(written.as_ref().err());
         written
+    }
+
+    #[inline(always)]
+    pub(super) fn note_refusal(&mut self, error: Option<&StateError>) {
+        if let Some(StateError::RegionFull) = error {
+            self.refusals += 1;
+        }
+    }
+
+    /// How often something was refused for want of memory, since the region was opened.
+    pub fn refusals(&self) -> u64 {
+        self.refusals
     }
 
     /// A little compaction goes with each change of a region that needs it, so that it keeps up however busy the shard is.

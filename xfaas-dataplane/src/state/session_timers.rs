@@ -6,7 +6,7 @@ use super::namespace::NamespaceRef;
 use super::region::SESSION_BUCKETS;
 use super::section::SessionKey;
 use super::shard_state::ShardState;
-use super::timers::{TimerKey, TimerRecord, committed, timer_name};
+use super::timers::{TimerKey, TimerOutlook, TimerRecord, committed, timer_name};
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::TIMER_PAYLOAD_BYTES_MAX;
 
@@ -140,7 +140,13 @@ impl ShardState {
         find_timers(&open.region, &mut self.timers, key.app, key.session, namespace);
     }
 
-    /// The same, if the scan may not have come to it.
+    /// What the timers of a session want, also when the scan has not come to it; `None`: it has none.
+    pub fn timer_outlook(&mut self, key: &SessionKey<'_>) -> Option<TimerOutlook> {
+        self.find_timers_of(key);
+        self.timers.outlook(key.app, key.session)
+    }
+
+    /// The same as `load_timers`, if the scan may not have come to it.
     fn find_timers_of(&mut self, key: &SessionKey<'_>) {
         if self.timer_scan.apps.iter().any(|(app, _)| *app == key.app) {
             self.load_timers(key);

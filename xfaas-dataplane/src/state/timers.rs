@@ -105,6 +105,15 @@ pub struct DueTimer {
     pub number: u64,
 }
 
+/// The timers of one session together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerOutlook {
+    /// The earliest time that one was set for, unix milliseconds.
+    pub first_ms: i64,
+    /// None of them runs or has failed.
+    pub is_calm: bool,
+}
+
 type Sessions = HashMap<(u16, SessionId), Vec<Timer>>;
 
 /// The timers of one shard, at most `TIMERS_SHARD_MAX`.
@@ -173,6 +182,13 @@ impl TimerQueue {
     /// True when the session has a timer.
     pub fn has_any(&self, app: u16, session: &SessionId) -> bool {
         self.sessions.contains_key(&(app, *session))
+    }
+
+    /// What the session's timers want; `None`: it has none.
+    pub fn outlook(&self, app: u16, session: &SessionId) -> Option<TimerOutlook> {
+        let timers = self.sessions.get(&(app, *session))?;
+        let first_ms = timers.iter().map(|timer| timer.at_ms).min()?;
+        Some(TimerOutlook { first_ms, is_calm: timers.iter().all(|timer| timer.due_ms.is_some() && timer.failures == 0) })
     }
 
     pub fn contains(&self, app: u16, session: &SessionId, name: &[u8]) -> bool {
@@ -316,9 +332,13 @@ mod tests {
         let (mut queue, a) = (TimerQueue::default(), session("a"));
         queue.set(0, &a, b"n", 1_000);
         assert_eq!((queue.overdue(1_900), queue.overdue(2_500)), (0, 1), "nobody began it");
+        queue.set(0, &a, b"far", i64::MAX);
+        assert_eq!(queue.outlook(0, &a), Some(TimerOutlook { first_ms: 1_000, is_calm: true }));
+        assert!(queue.remove(0, &a, b"far") && queue.outlook(1, &a).is_none());
         let mut now_ms = 1_000;
         for wait_ms in [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000] {
             let due = queue.take_due(now_ms).unwrap();
+            assert_eq!(queue.outlook(0, &a), Some(TimerOutlook { first_ms: 1_000, is_calm: false }));
             queue.retry(0, &a, due.number, now_ms);
             assert_eq!((queue.next_due_ms(), queue.overdue(now_ms)), (Some(now_ms + wait_ms), 1));
             now_ms += wait_ms;

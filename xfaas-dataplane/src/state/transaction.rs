@@ -73,6 +73,7 @@ impl Region {
         self.touched.clear();
         self.touched.shrink_to(TOUCHED_KEPT_MAX);
         self.compact_after_change();
+        self.note_refusal(result.as_ref().err());
         result
     }
 

@@ -12,12 +12,12 @@ use xfaas_common::layout_tag::{LAYOUT_SECTION, LAYOUT_TAG};
 use xfaas_common::limits::{CORES_MAX, SLOTS};
 use xfaas_common::map_layout::{
     CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS, MAP_FLOWS, MAP_KEYS,
-    MAP_PINS, MAP_SLOT_TO_CORE, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP, PROGRAM_REUSEPORT_UDP, PROGRAM_TC, PROGRAM_XDP,
-    SteerConfig,
+    MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP, PROGRAM_REUSEPORT_UDP, PROGRAM_TC,
+    PROGRAM_XDP, SteerConfig,
 };
 
 use super::error::SteeringError;
-use super::maps::{Events, FlowTable, Pins, SteeringCounters, duplicate};
+use super::maps::{Events, FlowTable, Pins, Stamps, SteeringCounters, duplicate};
 
 /// What the programs are to know.
 #[derive(Clone, Copy)]
@@ -49,6 +49,7 @@ pub(super) struct Maps {
     slots: MapData,
     config: MapData,
     events: MapData,
+    stamps: MapData,
     // Never touched again, but the descriptors must stay open until the programs are loaded: their instructions name them.
     _keys: Array<MapData, HashKeys>,
     _cpus: CpuMap<MapData>,
@@ -56,7 +57,7 @@ pub(super) struct Maps {
 
 impl Maps {
     pub fn flow_table(&self) -> Result<FlowTable, SteeringError> {
-        FlowTable::new(duplicate(&self.flows, MAP_FLOWS)?)
+        FlowTable::new(duplicate(&self.flows, MAP_FLOWS)?, Stamps::map(&self.stamps)?)
     }
 
     pub fn pins(&self) -> Result<Pins, SteeringError> {
@@ -153,6 +154,7 @@ fn fill(ebpf: &mut Ebpf, plan: &Plan<'_>) -> Result<Maps, SteeringError> {
         slots,
         config,
         events: take(ebpf, MAP_EVENTS)?,
+        stamps: take(ebpf, MAP_STAMPS)?,
         _keys: keys,
         _cpus: cpus,
     })
@@ -165,6 +167,7 @@ fn steer_config(plan: &Plan<'_>) -> SteerConfig {
         cores: plan.cpus.len() as u16,
         sample_events: 0,
         pins: 0,
+        stamps: 0,
         header: HeaderPattern::new(plan.session_header).unwrap_or(HeaderPattern::NONE),
         cpu_of_core: [0; CORES_MAX],
         core_of_cpu: [CORE_NONE; CPUS_ENTRIES as usize],

@@ -1,27 +1,35 @@
 //! Handles on the maps that are used while the programs run: flows, pins, slot owners, counters, events.
 //! Every call is one system call; none belongs on a warm request's path.
 
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
 use xfaas_common::map_layout::{
-    COUNTERS_ENTRIES, FlowKey, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_PINS, MAP_SLOT_TO_CORE, PinKey, SteerConfig, SteerEvent, Verdict,
-    drop_counter,
+    COUNTERS_ENTRIES, FlowKey, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, PinKey, STAMPS_ENTRIES,
+    SteerConfig, SteerEvent, Verdict, drop_counter, port_stamp, slot_stamp,
 };
 
 use super::error::SteeringError;
+use crate::sys::shm::SharedMemory;
 
-/// Which core a TCP connection belongs to, as the programs know it. One handle a shard.
+/// Which core a TCP connection belongs to, as the programs know it, and when they saw packets. One handle a shard.
 pub struct FlowTable {
     flows: HashMap<MapData, FlowKey, u32>,
+    stamps: Stamps,
 }
 
 impl FlowTable {
-    pub(super) fn new(flows: MapData) -> Result<FlowTable, SteeringError> {
+    pub(super) fn new(flows: MapData, stamps: Stamps) -> Result<FlowTable, SteeringError> {
         let flows = HashMap::try_from(Map::LruHashMap(flows)).map_err(SteeringError::map(MAP_FLOWS))?;
-        Ok(FlowTable { flows })
+        Ok(FlowTable { flows, stamps })
+    }
+
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
     }
 
     /// From now on the connection's segments go to `core`. The table forgets its oldest entry when it is full.
@@ -49,6 +57,35 @@ fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// When packets were last seen by the programs, in memory that they write: reading is no system call.
+#[derive(Debug)]
+pub struct Stamps {
+    memory: SharedMemory,
+}
+
+impl Stamps {
+    pub(super) fn map(stamps: &MapData) -> Result<Stamps, SteeringError> {
+        let failed = |source| SteeringError::Duplicate { map: MAP_STAMPS, source };
+        let file = File::from(stamps.fd().as_fd().try_clone_to_owned().map_err(failed)?);
+        let memory = SharedMemory::read_only_bytes(&file, STAMPS_ENTRIES as usize * size_of::<u64>()).map_err(failed)?;
+        Ok(Stamps { memory })
+    }
+
+    /// The last datagram for a session of this slot; nanoseconds of the monotonic clock, 0: none since stamps are written.
+    pub fn datagram_ns(&self, slot: SlotIndex) -> u64 {
+        self.entry(slot_stamp(slot))
+    }
+
+    /// The last segment with a payload that came from this port.
+    pub fn segment_ns(&self, source_port: u16) -> u64 {
+        self.entry(port_stamp(source_port))
+    }
+
+    fn entry(&self, entry: u32) -> u64 {
+        self.memory.words()[entry as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -92,6 +129,11 @@ impl Pins {
     /// On: every 1024th packet of each verdict leaves an event, for `Events`.
     pub fn set_sampling(&mut self, is_on: bool) -> Result<(), SteeringError> {
         self.update_config(|config| config.sample_events = u16::from(is_on))
+    }
+
+    /// On: the programs write `Stamps`.
+    pub fn set_stamps(&mut self, is_on: bool) -> Result<(), SteeringError> {
+        self.update_config(|config| config.stamps = u64::from(is_on))
     }
 
     /// The programs may read while this writes. Fields that do not change are written as they were, so only the changed one can be seen

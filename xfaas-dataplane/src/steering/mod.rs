@@ -19,7 +19,7 @@ use xfaas_common::hash::HashKeys;
 
 pub use self::bench::{SteerBench, SteerBenchOptions, SteerProgram, SteerRun};
 pub use self::error::SteeringError;
-pub use self::maps::{Events, FlowTable, Pins, SteeringCounters};
+pub use self::maps::{Events, FlowTable, Pins, Stamps, SteeringCounters};
 pub use self::probe::{Probe, probe};
 
 use self::attach::{Attachment, TcHook};

@@ -105,6 +105,11 @@ impl SharedMemory {
         Ok(SharedMemory { map: with_huge_pages(MmapOptions::new().map_raw_read_only(file)?) })
     }
 
+    /// Maps `bytes` of what has no length of its own, such as a map of the kernel's, for reading only.
+    pub fn read_only_bytes(file: &File, bytes: usize) -> io::Result<SharedMemory> {
+        Ok(SharedMemory { map: MmapOptions::new().len(bytes).map_raw_read_only(file)? })
+    }
+
     /// The mapping as words; a tail of fewer than 8 bytes is left out.
     ///
     /// On a read-only mapping only `Relaxed` loads are defined (std, `sync::atomic`, "Atomic accesses to read-only memory"); readers order

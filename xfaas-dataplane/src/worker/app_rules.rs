@@ -28,7 +28,11 @@ pub struct AppRules {
     /// Of a core, for one namespace, while others want it; `None`: as much as it takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_share: Option<CpuShare>,
-    /// A session that was not used for so long is checkpointed and leaves memory, 1..=86_400 s; `None`: it stays.
+    /// How it is decided when a session at rest leaves memory.
+    #[serde(skip_serializing_if = "KeepAliveRule::is_default")]
+    pub keep_alive: KeepAliveRule,
+    /// A session that was not used for so long is checkpointed and leaves memory, 1..=86_400 s; `None`: with `fixed` it stays, with `hybrid` the
+    /// default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_alive_s: Option<u32>,
     /// With durability `checkpoint`: how old a session's checkpoint may be, 1..=86_400 s; `None`: the default.
@@ -46,19 +50,61 @@ impl AppRules {
         }
     }
 
+    /// True when sessions at rest may leave memory.
+    pub fn lets_sleep(&self) -> bool {
+        self.keep_alive_s.is_some() || self.keep_alive != KeepAliveRule::Fixed
+    }
+
     /// The first key in which two functions of one app differ.
     pub fn difference(&self, other: &AppRules) -> Option<&'static str> {
-        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s, cpu_share, keep_alive_s, checkpoint_every_s } = self;
+        let AppRules { hint, hook_deadline_ms, tokens, requests_per_s, cpu_share, keep_alive, keep_alive_s, checkpoint_every_s } = self;
         let differs = [
             ("hint", *hint != other.hint),
             ("hook_deadline_ms", *hook_deadline_ms != other.hook_deadline_ms),
             ("tokens", *tokens != other.tokens),
             ("requests_per_s", *requests_per_s != other.requests_per_s),
             ("cpu_share", *cpu_share != other.cpu_share),
+            ("keep_alive", *keep_alive != other.keep_alive),
             ("keep_alive_s", *keep_alive_s != other.keep_alive_s),
             ("checkpoint_every_s", *checkpoint_every_s != other.checkpoint_every_s),
         ];
         differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
+    }
+}
+
+/// How long sessions at rest stay in memory: the policies of `session::KeepAlivePolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepAliveRule {
+    /// For `keep_alive_s`.
+    #[default]
+    Fixed,
+    /// As the idle times of the app's sessions say, and for `keep_alive_s` while they say too little.
+    Hybrid,
+    /// Until memory is short.
+    Unbounded,
+}
+
+impl KeepAliveRule {
+    /// Errors: there is none of that name.
+    pub fn parse(text: &str) -> Result<KeepAliveRule, String> {
+        let all = [KeepAliveRule::Fixed, KeepAliveRule::Hybrid, KeepAliveRule::Unbounded];
+        let named = all.into_iter().find(|rule| rule.name() == text);
+        named.ok_or_else(|| "choose fixed, hybrid or unbounded".to_owned())
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            KeepAliveRule::Fixed => "fixed",
+            KeepAliveRule::Hybrid => "hybrid",
+            KeepAliveRule::Unbounded => "unbounded",
+        }
+    }
+
+    /// The default is not written down.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+    fn is_default(&self) -> bool {
+        *self == KeepAliveRule::Fixed
     }
 }
 
@@ -120,13 +166,21 @@ pub enum Hint {
     /// A segment of the path after the function's name, counted from 0.
     Path(u8),
     Query(String),
-    /// What the module's `hook` says.
+    /// What the function's `hook` says.
     Hook,
 }
 
 impl Hint {
     pub fn is_default(&self) -> bool {
         *self == Hint::SessionHeader
+    }
+
+    /// Whoever gives a hook means it to be used. Output: false when the hint is another one already.
+    pub fn set_hook(&mut self) -> bool {
+        if self.is_default() {
+            *self = Hint::Hook;
+        }
+        *self == Hint::Hook
     }
 }
 
@@ -215,6 +269,18 @@ mod tests {
             assert!(bad.parse::<CpuShare>().is_err(), "{bad}");
         }
         assert_eq!("0.1".parse::<CpuShare>().unwrap().wall_ns(5), 50);
+    }
+
+    #[test]
+    fn policies_are_chosen_by_name() {
+        for name in ["fixed", "hybrid", "unbounded"] {
+            let rule = KeepAliveRule::parse(name).unwrap();
+            assert_eq!((rule.name(), serde_json::to_string(&rule).unwrap()), (name, format!("\"{name}\"")));
+            assert_eq!(AppRules { keep_alive: rule, ..AppRules::default() }.lets_sleep(), name != "fixed");
+        }
+        for bad in ["", "Fixed", "lru", "hybrid "] {
+            assert!(KeepAliveRule::parse(bad).unwrap_err().contains("hybrid"));
+        }
     }
 
     #[test]

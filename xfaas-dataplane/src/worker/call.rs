@@ -3,6 +3,7 @@
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
+use super::stages::Stages;
 use crate::net::Request;
 use crate::state::{CallToken, NamespaceRef, SessionKey, ShardState, StateError};
 use crate::sys::Peer;
@@ -44,6 +45,15 @@ pub enum StateAt {
     Shard(u16),
     /// With a primary in another process.
     Primary,
+    /// With the primary container, which is on that shard of this process; this shard runs a secondary one.
+    PrimaryShard(u16),
+}
+
+impl StateAt {
+    /// True where the primary is asked for what cannot be read in its region, and for all writes.
+    pub const fn asks_primary(self) -> bool {
+        matches!(self, StateAt::Primary | StateAt::PrimaryShard(_))
+    }
 }
 
 /// One invocation. Reused: `reset` makes it as new and keeps the buffers.
@@ -68,6 +78,10 @@ pub struct Call {
     pub is_admitted: bool,
     /// What was known of moved sessions when it was decided where it runs, where that is beside its session's owner.
     pub pins_seen: u64,
+    /// A secondary container had no room for it: it runs in the primary, or not at all.
+    pub stays: bool,
+    /// When it was sent to a secondary container, on the monotonic clock.
+    pub offered_ns: u64,
     pub read_only: bool,
     pub atomic: bool,
     /// It may read other sessions of its app.
@@ -95,8 +109,9 @@ pub struct Call {
     /// A strong write went to wait for its lock and has not been repeated yet: the lock is its own and goes back after it.
     pub(super) parked_in_write: bool,
     pub(super) overlay: Overlay,
-    /// What is asked of the primary, where `state_at` says `Primary`.
+    /// What is asked of the primary, where `state_at` says so.
     pub remote: RemoteAccess,
+    pub stages: Stages,
 }
 
 impl Default for Call {
@@ -115,6 +130,8 @@ impl Default for Call {
             namespace: None,
             is_admitted: false,
             pins_seen: 0,
+            stays: false,
+            offered_ns: 0,
             read_only: false,
             atomic: false,
             reads_sessions: false,
@@ -131,6 +148,7 @@ impl Default for Call {
             parked_in_write: false,
             overlay: Overlay::default(),
             remote: RemoteAccess::default(),
+            stages: Stages::default(),
         }
     }
 }
@@ -153,6 +171,7 @@ impl Call {
         self.state_at = StateAt::Here;
         self.namespace = None;
         self.is_admitted = false;
+        self.stays = false;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;
@@ -162,6 +181,7 @@ impl Call {
         self.parked_in_write = false;
         self.overlay.clear();
         self.remote.reset();
+        self.stages = Stages::default();
     }
 
     /// Takes over the limits of the function that is to run.

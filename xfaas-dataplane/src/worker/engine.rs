@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use wasmtime::{Cache, CacheConfig, Config, Enabled, Inlining, Linker, PoolingAllocationConfig};
+use wasmtime::{Cache, CacheConfig, Config, Enabled, Inlining, Linker, PoolingAllocationConfig, ProfilingStrategy};
 use xfaas_common::limits::MEMORY_MIB_DEFAULT;
 
 /// Workers beyond `workers_live_max` that the pool has room for: the ones a load needs, one load at a time.
@@ -40,11 +40,19 @@ pub struct EngineOptions {
     pub memory_mib_max: u32,
     /// Time slice of a guest while others wait, and how exactly its deadline is kept. Microseconds, 100..=100_000.
     pub tick_us: u64,
+    /// Compiled functions are told to perf, in `/tmp/perf-<pid>.map`.
+    pub perf_map: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
-        EngineOptions { cache_directory: None, workers_live_max: 1_000, memory_mib_max: MEMORY_MIB_DEFAULT, tick_us: 1_000 }
+        EngineOptions {
+            cache_directory: None,
+            workers_live_max: 1_000,
+            memory_mib_max: MEMORY_MIB_DEFAULT,
+            tick_us: 1_000,
+            perf_map: false,
+        }
     }
 }
 
@@ -193,6 +201,9 @@ fn config(options: &EngineOptions) -> Config {
         .wasm_backtrace_max_frames(None)
         .wasm_multi_memory(false)
         .wasm_memory64(false);
+    if options.perf_map {
+        config.profiler(ProfilingStrategy::PerfMap);
+    }
     config
 }
 

@@ -2,7 +2,6 @@
 //! Run by the session proxy, on one thread at a time.
 
 use super::abi::{self, DeadlinePassed, NeedsOwner};
-use super::call::StateAt;
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
 use super::program::Program;
@@ -142,7 +141,7 @@ impl Worker {
 /// Commits an atomic function's writes, or asks the primary to, then ends the invocation. Output: its code; -3 where a write turned out to
 /// be over a limit.
 fn finish(lent: &mut Lent, code: i32) -> Progress {
-    if lent.call.state_at == StateAt::Primary {
+    if lent.call.state_at.asks_primary() {
         let asked = code == 0 && lent.ask_commit();
         lent.end_invocation();
         return if asked { Progress::Committing } else { Progress::Finished(code) };

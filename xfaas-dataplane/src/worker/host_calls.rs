@@ -105,7 +105,7 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
         StateAt::Here => {}
         StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
         StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
-        StateAt::Primary => return remote::read(lent, key.as_bytes(), &mut memory[span], mode),
+        StateAt::Primary | StateAt::PrimaryShard(_) => return remote::read(lent, key.as_bytes(), &mut memory[span], mode),
     }
     if mode == MODE_STRONG {
         match acquire(lent, &key) {
@@ -151,7 +151,7 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
         return OVER_LIMIT;
     }
     let value = &memory[span];
-    if lent.call.state_at == StateAt::Primary {
+    if lent.call.state_at.asks_primary() {
         return remote::write(lent, key.as_bytes(), value, mode);
     }
     if mode == MODE_WEAK {

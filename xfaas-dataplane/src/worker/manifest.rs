@@ -1,8 +1,10 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
-use super::app_rules::{AppRules, CpuShare, Hint};
+use super::app_rules::{AppRules, CpuShare, Hint, KeepAliveRule};
 use serde::{Deserialize, Serialize};
-use xfaas_common::limits::{CHECKPOINT_EVERY_S_DEFAULT, DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT};
+use xfaas_common::limits::{
+    CHECKPOINT_EVERY_S_DEFAULT, CONTAINERS_MAX_DEFAULT, DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT,
+};
 
 /// What an app's state outlives; the same for all functions of an app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +68,11 @@ pub struct FunctionManifest {
     pub deadline_ms: u32,
     /// Linear memory of one worker.
     pub memory_mib: u32,
-    /// Workers that run at once in one namespace.
+    /// Workers that run at once in one container of a namespace.
     pub workers_max: u16,
+    /// Containers of one namespace in this process: the primary, and secondaries on other shards.
+    #[serde(skip_serializing_if = "is_one")]
+    pub containers_max: u16,
     /// Keys and values of one session.
     pub state_mib: u32,
     #[serde(skip_serializing_if = "Durability::is_default")]
@@ -75,6 +80,12 @@ pub struct FunctionManifest {
     /// What all functions of the app agree on. Its keys are written beside the others.
     #[serde(flatten)]
     pub rules: AppRules,
+}
+
+/// The default is not written down.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_one(containers_max: &u16) -> bool {
+    *containers_max == CONTAINERS_MAX_DEFAULT
 }
 
 /// The manifest as it is written down.
@@ -96,6 +107,7 @@ struct ManifestText {
     deadline_ms: Option<u32>,
     memory_mib: Option<u32>,
     workers_max: Option<u16>,
+    containers_max: Option<u16>,
     state_mib: Option<u32>,
     #[serde(default)]
     durability: Durability,
@@ -106,6 +118,8 @@ struct ManifestText {
     hook_deadline_ms: Option<u32>,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
@@ -123,6 +137,7 @@ impl From<ManifestText> for FunctionManifest {
             deadline_ms: text.deadline_ms.unwrap_or(DEADLINE_MS_DEFAULT),
             memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
             workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
+            containers_max: text.containers_max.unwrap_or(CONTAINERS_MAX_DEFAULT),
             state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
             durability: text.durability,
             rules: AppRules {
@@ -131,6 +146,7 @@ impl From<ManifestText> for FunctionManifest {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive: text.keep_alive,
                 keep_alive_s: text.keep_alive_s,
                 checkpoint_every_s: text.checkpoint_every_s,
             },
@@ -147,7 +163,7 @@ impl FunctionManifest {
 
     /// True when a session with state may be in a checkpoint and not in memory: then only its owner can tell what it holds.
     pub fn may_sleep(&self) -> bool {
-        self.rules.keep_alive_s.is_some() || self.durability == Durability::Checkpoint
+        self.rules.lets_sleep() || self.durability == Durability::Checkpoint
     }
 
     /// The manifest of a function deployed without a flag.
@@ -163,6 +179,7 @@ impl FunctionManifest {
             deadline_ms: DEADLINE_MS_DEFAULT,
             memory_mib: MEMORY_MIB_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,
+            containers_max: CONTAINERS_MAX_DEFAULT,
             state_mib: STATE_MIB_DEFAULT,
             durability: Durability::Memory,
             rules: AppRules::default(),

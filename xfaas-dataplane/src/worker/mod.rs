@@ -12,6 +12,7 @@ mod app_rules;
 mod call;
 mod engine;
 mod fiber;
+mod hook_module;
 mod host_calls;
 mod init;
 mod lend;
@@ -24,18 +25,21 @@ mod remote;
 mod rewrite;
 mod shape;
 mod snapshot;
+mod stages;
 mod timers;
 mod trap;
 
 #[cfg(test)]
 mod tests;
 
-pub use self::app_rules::{AppRules, CpuShare, Hint};
+pub use self::app_rules::{AppRules, CpuShare, Hint, KeepAliveRule};
 pub use self::call::{Call, Origin, StateAt};
 pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
+pub use self::hook_module::attach_hook;
 pub use self::lend::Lent;
 pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
+pub use self::stages::{CoreWork, Stages};
 pub use self::trap::TrapKind;

@@ -1,7 +1,9 @@
 //! Loading a program: checks that say exactly why a deploy is refused, `init`, rewriting, compiling. Runs on the control thread.
 
+use super::app_rules::Hint;
 use super::engine::Engine;
 use super::fiber::{ForkError, Worker, WorkerData};
+use super::hook_module::detach_hook;
 use super::init;
 use super::manifest::FunctionManifest;
 use super::prepared::PreparedFile;
@@ -31,6 +33,13 @@ pub enum LoadError {
     NoHandle,
     #[error("the app's hint is `hook` and the module does not export `{EXPORT_HOOK}`, a function () -> (i32)")]
     NoHook,
+    #[error("the function's hook, a module of its own")]
+    Hook {
+        #[source]
+        source: Box<LoadError>,
+    },
+    #[error("the module brings a hook, and the app's hint is another one: leave the hook out, or set the hint to `hook`")]
+    HookUnused,
     #[error("the export `{name}` is {found}: it must be a function {expected}")]
     ExportType { name: &'static str, expected: String, found: String },
     #[error("the module does not export a memory of its own as `{EXPORT_MEMORY}`")]
@@ -103,12 +112,22 @@ impl Engine {
     /// Makes a program of a module. Input: hostile bytes. Cost: a compilation, the first time this node sees the module; `init` may take 10 s.
     /// Errors: the reason to refuse the deploy.
     pub fn load(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<Program, LoadError> {
-        self.load_entry(wasm, manifest.memory_mib, Entry::Handle)
+        let Some((alone, _)) = detach_hook(wasm) else { return self.load_entry(wasm, manifest.memory_mib, Entry::Handle) };
+        if manifest.rules.hint != Hint::Hook {
+            return Err(LoadError::HookUnused);
+        }
+        self.load_entry(&alone, manifest.memory_mib, Entry::Handle)
     }
 
-    /// Makes a program of the module's `hook`, with a memory of its own.
+    /// Makes a program of the `hook` that the module brings or exports, with a memory of its own.
     pub fn load_hook(&self, wasm: &[u8]) -> Result<Program, LoadError> {
-        self.load_entry(wasm, HOOK_MEMORY_MIB.min(self.options().memory_mib_max), Entry::Hook)
+        let memory_mib = HOOK_MEMORY_MIB.min(self.options().memory_mib_max);
+        match detach_hook(wasm) {
+            Some((_, hook)) => {
+                self.load_entry(hook, memory_mib, Entry::Hook).map_err(|source| LoadError::Hook { source: Box::new(source) })
+            }
+            None => self.load_entry(wasm, memory_mib, Entry::Hook),
+        }
     }
 
     fn load_entry(&self, wasm: &[u8], memory_mib: u32, entry: Entry) -> Result<Program, LoadError> {

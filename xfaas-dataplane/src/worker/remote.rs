@@ -1,7 +1,8 @@
-//! State of a session whose primary is another process. What a guest asks is written down here and its worker parked; the shard sends the request and
-//! brings the answer, and the guest's repeated call takes it. Weak reads go through the primary's mapped region while there is one.
+//! State of a session whose primary is another process, or another shard of this one. What a guest asks is written down here and its worker parked; the shard sends the request and
+//! brings the answer, and the guest's repeated call takes it. Weak reads go through the primary's region while it can be read here.
 //! Called by `host_calls` (the guest's side) and, through the proxy, by the shard (the primary's side). Knows no connection.
 
+use super::call::StateAt;
 use super::host_calls::{PARK, copy};
 use super::lend::Lent;
 use super::overlay::Overlay;
@@ -66,8 +67,10 @@ pub struct OtherSession {
 /// A call's dealings with its primary. Reused with the call: buffers stay.
 #[derive(Default)]
 pub struct RemoteAccess {
-    /// The primary's shard that owns the session. Set by whoever sets `StateAt::Primary`.
+    /// The primary's shard that owns the session. Set by whoever sets `StateAt::Primary` or `StateAt::PrimaryShard`.
     pub shard: u16,
+    /// What that shard knows the invocation by, where it is one of this process.
+    pub invocation: u32,
     stage: Stage,
     operation: RemoteOperation,
     bytes_max: u32,
@@ -212,10 +215,10 @@ impl RemoteAccess {
     }
 
     /// Asks for several keys. False when there is none: then nothing is asked.
-    fn ask_snapshot<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>, bytes_max: usize) -> bool {
+    fn ask_snapshot<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>, bytes_max: usize, answer_bytes_max: usize) -> bool {
         self.operation = RemoteOperation::Snapshot;
         // A length that begins within the guest's buffer must come whole: the two sides write it in different orders.
-        self.bytes_max = bytes_max.saturating_add(size_of::<u32>() - 1).min(REPLY_VALUE_BYTES_MAX) as u32;
+        self.bytes_max = bytes_max.saturating_add(size_of::<u32>() - 1).min(answer_bytes_max) as u32;
         self.key.clear();
         self.value.clear();
         for key in keys {
@@ -291,7 +294,9 @@ pub(super) fn snapshot(lent: &mut Lent, keys: KeyList<'_>, buffer: &mut [u8]) ->
     let call = &mut lent.call;
     let Some(result) = call.remote.take_answer() else {
         let others = keys.iter().filter(|key| call.overlay.get(key).is_none());
-        if call.remote.ask_snapshot(others, buffer.len()) {
+        // Only in a frame there is not room for everything.
+        let answer_bytes_max = if call.state_at == StateAt::Primary { REPLY_VALUE_BYTES_MAX } else { u32::MAX as usize };
+        if call.remote.ask_snapshot(others, buffer.len(), answer_bytes_max) {
             return PARK;
         }
         return take_snapshot(&[], 0, keys, &call.overlay, buffer);
@@ -356,9 +361,15 @@ fn write_later(lent: &mut Lent, key: &[u8], value: &[u8], mode: i32) -> i32 {
         None if mode == MODE_STRONG && !call.remote.held.contains(key) => return call.remote.ask(RemoteOperation::ReadStrong, 0, key, &[]),
         None => {}
     }
-    // What the session holds already is known to the primary only, which holds the whole commit against its limits. Here it must fit into a frame.
-    let heads = COMMIT_HEAD_BYTES + COMMIT_WRITE_HEAD_BYTES * (call.overlay.len() + 1);
-    let bytes_max = COMMIT_BYTES_MAX.saturating_sub(heads).min(call.session_bytes_max);
+    // What the session holds already is known to the primary only, which holds the whole commit against its limits.
+    let bytes_max = match call.state_at {
+        StateAt::Primary => {
+            // Here it must fit into a frame.
+            let heads = COMMIT_HEAD_BYTES + COMMIT_WRITE_HEAD_BYTES * (call.overlay.len() + 1);
+            COMMIT_BYTES_MAX.saturating_sub(heads).min(call.session_bytes_max)
+        }
+        _ => call.session_bytes_max,
+    };
     let session = SessionSize { bytes: 0, keys: 0, bytes_max, value_bytes: None };
     if call.overlay.set(key, value, &session).is_ok() { OK } else { OVER_LIMIT }
 }

@@ -44,7 +44,7 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8], is_over_keys: bool) -> i
         Err(BadKeyList::OverLimit) => return OVER_LIMIT,
     };
     let state_at = lent.call.state_at;
-    if state_at == StateAt::Primary && (is_over_keys || !remote::has_reader(lent)) {
+    if state_at.asks_primary() && (is_over_keys || !remote::has_reader(lent)) {
         return remote::snapshot(lent, keys, buf);
     }
     let namespace = if state_at == StateAt::Here { find_namespace(lent) } else { None };
@@ -60,7 +60,7 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8], is_over_keys: bool) -> i
                 return NEEDS_OWNER;
             }
         }
-        StateAt::Primary => {
+        StateAt::Primary | StateAt::PrimaryShard(_) => {
             let shard = call.remote.shard;
             if state.readers.snapshot(call.app, shard, &call.session, call.table_hash, keys, &mut sink).is_err() {
                 return remote::snapshot(lent, keys, buf);

@@ -1,7 +1,6 @@
 //! The host functions `set_timer` and `cancel_timer`. CONTRACT.md section 3, "Timers".
 //! Called by `abi`. Every pointer and length is hostile here, as in `host_calls`: -2 wins over -3.
 
-use super::call::StateAt;
 use super::host_calls::{span, store_later};
 use super::lend::Lent;
 use super::remote;
@@ -54,7 +53,7 @@ pub(super) fn set_timer(lent: &mut Lent, memory: &[u8], name: i32, at_ms: i64, p
         _ => return OVER_LIMIT,
     };
     let record = TimerRecord { function: lent.call.function_hash, at_ms, payload: &memory[span] };
-    if lent.call.state_at == StateAt::Primary {
+    if lent.call.state_at.asks_primary() {
         return remote::write(lent, TimerKey::new(name.as_bytes()).as_bytes(), &record.encode(), MODE_WEAK);
     }
     let set = if lent.call.atomic { set_later(lent, name.as_bytes(), &record) } else { set_now(lent, name.as_bytes(), &record) };
@@ -86,7 +85,7 @@ pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
         Ok(name) => name,
     };
     let (name, key) = (name.as_bytes(), TimerKey::new(name.as_bytes()));
-    if lent.call.state_at == StateAt::Primary {
+    if lent.call.state_at.asks_primary() {
         return cancel_at_primary(lent, &key);
     }
     let Lent { call, state } = lent;

@@ -17,7 +17,7 @@ use client::Endpoint;
 use examine::{Examined, Fault, Histories};
 use harness::{Container, Node, eventually};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use workload::{Plan, functions};
+use workload::{Plan, functions, functions_with};
 
 /// More than a slice, so that other invocations run while the section is open.
 const HOLD_ROUNDS_MAX: i32 = 3_000_000;
@@ -87,6 +87,23 @@ fn what_is_acknowledged_is_linearizable_over_kills() {
         let plan = plan(&node, 250, seed);
         let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 3, done));
         assert_right("three kills", &histories);
+    }
+}
+
+#[test]
+fn what_a_primary_and_its_secondaries_on_other_cores_do_together_is_linearizable() {
+    for seed in rounds() {
+        let start = || functions_with(Node::builder(), &["workers_max = 1", "containers_max = 2"]).start();
+        let node = start();
+        let plan_of = |node: &Node, requests| Plan { held_one_in: 3, sessions: 1, ..plan(node, requests, seed) };
+        let examined = assert_right("secondaries", &plan_of(&node, 100).run(|_| ()));
+        assert!(examined.nearly_all_were_answered(), "{examined:?}");
+        let away = node.metrics().sum("xfaas_secondary_calls_total", &[]);
+        assert!(away > 10.0, "{away} calls ran in secondaries");
+        let mut node = start();
+        let plan = plan_of(&node, 60);
+        let histories = plan.run(|done| kill_meanwhile(&mut node, &plan, 2, done));
+        assert_right("secondaries, two kills", &histories);
     }
 }
 

@@ -26,14 +26,20 @@ const UNREACHABLE: i32 = -5;
 
 /// The functions that the clients call, all of one app.
 pub fn functions(builder: NodeBuilder) -> NodeBuilder {
+    functions_with(builder, &[])
+}
+
+/// The same, each with these lines in its configuration too.
+pub fn functions_with(builder: NodeBuilder, lines: &[&str]) -> NodeBuilder {
+    let with_lines = |function: Function| lines.iter().fold(function.app("history"), |function, line| function.with(line));
     // Long enough for any machine: a function over its deadline would leave a history with holes.
-    let script = |name: &str| Script::function(name).app("history").with("deadline_ms = 20000");
+    let script = |name: &str| with_lines(Script::function(name)).with("deadline_ms = 20000");
     builder
         .function(script("script"))
         .function(script("script-atomic").with("atomic = true"))
         .function(script("script-read-only").with("read_only = true"))
-        .function(Function::guest("counter-rmw-linear").app("history"))
-        .function(Function::guest("counter-read").app("history").with("read_only = true"))
+        .function(with_lines(Function::guest("counter-rmw-linear")))
+        .function(with_lines(Function::guest("counter-read")).with("read_only = true"))
 }
 
 /// Who asks what, and how much.

@@ -11,7 +11,7 @@ mod wire;
 
 pub use self::container::Container;
 pub use self::datagrams::{Client, Datagram, random_sessions};
-pub use self::http::{Http, post, raw_exchange};
+pub use self::http::{Http, get, post, raw_exchange};
 pub use self::metrics::Metrics;
 pub use self::node::{Node, UNPRIVILEGED};
 pub use self::wire::{Frame, Wire};

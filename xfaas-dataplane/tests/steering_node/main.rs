@@ -13,3 +13,4 @@ mod hostile;
 mod life;
 mod modes;
 mod moves;
+mod trace;

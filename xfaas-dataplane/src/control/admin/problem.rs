@@ -92,7 +92,7 @@ impl From<MoveError> for ApiError {
             MoveError::SameCore { .. } => (StatusCode::CONFLICT, "same_core"),
             MoveError::Containers { .. } => (StatusCode::CONFLICT, "containers"),
             MoveError::IsContainer => (StatusCode::CONFLICT, "container"),
-            MoveError::Refused { refusal: MoveRefusal::Durable | MoveRefusal::MaySleep } => (StatusCode::CONFLICT, "durable"),
+            MoveError::Refused { refusal: MoveRefusal::Durable } => (StatusCode::CONFLICT, "durable"),
             MoveError::Refused { refusal: MoveRefusal::NoRoom } => (StatusCode::INSUFFICIENT_STORAGE, "no_room"),
             MoveError::Refused { refusal: MoveRefusal::Record } => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
             MoveError::UnderWay | MoveError::Refused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),

@@ -10,6 +10,7 @@ use crate::control::api::{
 use crate::control::metrics::{CONTENT_TYPE, Samples};
 use crate::control::moving::{MoveReply, MoveRequest};
 use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
+use crate::control::trace::{TRACE_SECONDS_MAX, TraceReply};
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
@@ -41,6 +42,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/tokens", post(token))
         .route("/v1/stats", get(stats))
         .route("/v1/steering", get(steering))
+        .route("/v1/trace", get(trace))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_route", "there is no such path in the admin API"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", "this path does not take that method")
@@ -245,6 +247,22 @@ async fn stats(State(shared): State<Shared>) -> Json<StatsReply> {
         steering: (shared.steering)().map_or_else(|error| format!("unreadable: {error}"), |report| report.mode),
         metrics: shared.samples().to_json(),
     })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TraceParameters {
+    seconds: u32,
+}
+
+async fn trace(State(shared): State<Shared>, query: Result<Query<TraceParameters>, QueryRejection>) -> Result<Json<TraceReply>, ApiError> {
+    let Query(TraceParameters { seconds }) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    if !(1..=TRACE_SECONDS_MAX).contains(&seconds) {
+        return Err(ApiError::bad_request(format!("`seconds` is {seconds}: give a value in 1..={TRACE_SECONDS_MAX}")));
+    }
+    let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "another trace is under way: try again when it is over");
+    let _permit = shared.tracer.try_acquire().map_err(busy)?;
+    Ok(Json(crate::control::trace::trace(&*shared.shards, seconds).await))
 }
 
 async fn steering(State(shared): State<Shared>) -> Result<Json<serde_json::Value>, ApiError> {

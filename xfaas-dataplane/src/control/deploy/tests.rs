@@ -110,7 +110,7 @@ fn the_configuration_wins_at_start_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let wasm = directory.path().join("echo.wasm");
     std::fs::write(&wasm, MODULE).unwrap();
-    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm };
+    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm, hook: None };
     let state = directory.path().join("state");
     let (first, _) = deployer(&state);
     first.start(std::slice::from_ref(&configured)).unwrap();
@@ -129,7 +129,7 @@ fn a_configured_function_that_does_not_load_is_an_error() {
     let wasm = directory.path().join("echo.wasm");
     std::fs::write(&wasm, "text").unwrap();
     let (deployer, _) = deployer(&directory.path().join("state"));
-    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm };
+    let configured = ConfiguredFunction { manifest: manifest("echo", "shop"), wasm, hook: None };
     assert!(matches!(deployer.start(&[configured]), Err(DeployError::Module { .. })));
     assert!(deployer.ready().is_err());
 }

@@ -3,6 +3,7 @@
 //! body length (413), and only then the route, so that a 404 is given to well-formed requests alone.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::HEADERS_MAX;
@@ -20,7 +21,8 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// What the decoder must know of a good head.
+/// What the decoder and the request take from a good head.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     pub(super) framing: Framing,
     /// An HTTP/1.1 client said `Expect: 100-continue`.
@@ -29,13 +31,36 @@ pub(super) struct Head {
     pub(super) has_route: bool,
     /// Header fields, at most `HEADERS_MAX`: trailers add to them.
     pub(super) fields: usize,
+    parts: HeadParts,
+    /// The session header's value; empty where there is none.
+    session: Span,
+    is_head: bool,
+    is_http10: bool,
+    keeps_alive: bool,
+}
+
+impl Head {
+    /// Where the session header's value lies, which is as long as a session ID.
+    pub(super) fn session_at(&self) -> Option<Range<usize>> {
+        Some(self.session.range()).filter(|range| !range.is_empty())
+    }
+
+    /// Fills a request from `bytes`: this head, or one that differs in its session ID only.
+    pub(super) fn fill(&self, bytes: &[u8], session: Option<SessionId>, request: &mut Request) {
+        request.clear();
+        request.set_is_head(self.is_head);
+        request.set_connection(self.is_http10, self.keeps_alive);
+        let fields = Span::new(self.parts.fields.range().start, bytes.len() - b"\r\n".len());
+        request.set_head(bytes, HeadParts { fields, ..self.parts }, session);
+    }
 }
 
 /// Reads `head`, which the scan found to end with its only empty line and to hold CR and LF in pairs only, and no other control byte
 /// but tab. Fills `request` with all but the body.
 pub(super) fn read_head(head: &[u8], limits: &HttpLimits, request: &mut Request) -> Result<Head, Refusal> {
     request.clear();
-    request.set_is_head(head.starts_with(b"HEAD "));
+    let is_head = head.starts_with(b"HEAD ");
+    request.set_is_head(is_head);
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut fields) {
@@ -53,7 +78,8 @@ pub(super) fn read_head(head: &[u8], limits: &HttpLimits, request: &mut Request)
     let target_start = method.len() + 1;
     let fields_start = target_start + target.len() + " HTTP/1.x\r\n".len();
     let target = read_target(target.as_bytes())?;
-    request.set_connection(is_http10, collected.keeps_alive(is_http10));
+    let keeps_alive = collected.keeps_alive(is_http10);
+    request.set_connection(is_http10, keeps_alive);
 
     let session = collected.session.map_err(|detail| Refusal::new(ErrorCode::BadSession, detail))?;
     if collected.expect == Expect::Other {
@@ -78,7 +104,21 @@ pub(super) fn read_head(head: &[u8], limits: &HttpLimits, request: &mut Request)
         expects_continue: collected.expect == Expect::Continue && !is_http10,
         has_route: route.is_some(),
         fields: parsed.headers.len(),
+        parts,
+        session: span_of(collected.session_value, head),
+        is_head,
+        is_http10,
+        keeps_alive,
     })
+}
+
+/// Where in `head` a part of it lies; the empty span for an empty part.
+fn span_of(part: &[u8], head: &[u8]) -> Span {
+    if part.is_empty() {
+        return Span::default();
+    }
+    let start = part.as_ptr().addr() - head.as_ptr().addr();
+    Span::new(start, start + part.len())
 }
 
 fn refusal_of(error: httparse::Error) -> Refusal {
@@ -111,6 +151,8 @@ struct Collected<'h> {
     says_keep_alive: bool,
     /// `Err`: what is wrong with the session header.
     session: Result<Option<SessionId>, &'static str>,
+    /// The value of the last session header.
+    session_value: &'h [u8],
 }
 
 impl<'h> Collected<'h> {
@@ -123,6 +165,7 @@ impl<'h> Collected<'h> {
             says_close: false,
             says_keep_alive: false,
             session: Ok(None),
+            session_value: &[],
         };
         for field in fields {
             let name = field.name.as_bytes();
@@ -142,7 +185,8 @@ impl<'h> Collected<'h> {
         Ok(collected)
     }
 
-    fn take_session(&mut self, value: &[u8]) {
+    fn take_session(&mut self, value: &'h [u8]) {
+        self.session_value = value;
         self.session = match self.session {
             Ok(None) => SessionId::new(value).map(Some).ok_or("the session ID is not 1 to 64 bytes of 0x21-0x7E"),
             _ => Err("more than one session header"),

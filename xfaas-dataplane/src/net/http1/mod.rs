@@ -4,6 +4,7 @@
 mod chunked;
 mod head;
 mod meter;
+mod repeat;
 mod scan;
 mod target;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests_stream;
 use self::chunked::ChunkedBody;
 use self::head::{Framing, Head, read_head};
 use self::meter::HeadMeter;
+use self::repeat::Remembered;
 use self::scan::{HeadScan, Scanned};
 use super::error::{ErrorCode, Refusal};
 use super::request::Request;
@@ -48,7 +50,8 @@ pub enum Http1Event {
     /// All input is consumed and the request is not complete.
     NeedMore,
     /// The head is complete and good and names a function; the request holds all but the body. The caller may refuse now (and close, or
-    /// call `discard_body` and answer at `Complete`) or go on decoding, at once and also without input, until `Complete`.
+    /// call `discard_body` and answer at `Complete`) or go on decoding, at once and also without input, until `Complete`. Left out where no body
+    /// is to come and the client waits for nothing.
     Head {
         /// The client may wait for `100 Continue` before it sends the body: send it if `has_body`, or refuse at once and close.
         expects_continue: bool,
@@ -71,7 +74,7 @@ enum State {
     Refused,
 }
 
-/// The decoder of one connection. Holds no heap memory but that of a head that is not complete, at most 16 KiB.
+/// The decoder of one connection. Holds no heap memory but that of a head that is not complete, at most 16 KiB, and its last head, 1 KiB.
 #[derive(Debug)]
 pub struct Http1Decoder {
     state: State,
@@ -86,6 +89,8 @@ pub struct Http1Decoder {
     discards_body: bool,
     /// The path names no function: the request ends with a `NoRoute`.
     lacks_route: bool,
+    /// The last request's head.
+    remembered: Option<Box<Remembered>>,
 }
 
 impl Default for Http1Decoder {
@@ -105,6 +110,7 @@ impl Http1Decoder {
             progress_bytes: 0,
             discards_body: false,
             lacks_route: false,
+            remembered: None,
         }
     }
 
@@ -156,8 +162,12 @@ impl Http1Decoder {
             State::Head => {
                 let (head_bytes, head) = self.take_head(limits, input, request)?;
                 let Some(head) = head else { return Ok((head_bytes, Http1Event::NeedMore)) };
+                let has_body = head.framing != Framing::Length(0);
+                if head.has_route && !has_body && !head.expects_continue {
+                    self.end_request();
+                    return Ok((head_bytes, Http1Event::Complete));
+                }
                 if head.has_route {
-                    let has_body = head.framing != Framing::Length(0);
                     return Ok((head_bytes, Http1Event::Head { expects_continue: head.expects_continue, has_body }));
                 }
                 if head.expects_continue {
@@ -174,14 +184,25 @@ impl Http1Decoder {
             return Ok((taken, Http1Event::NeedMore));
         }
         let lacks_route = self.lacks_route;
-        *self = Http1Decoder::new();
+        self.end_request();
         let Refusal { code, detail } = NO_ROUTE;
         Ok((taken, if lacks_route { Http1Event::Refused { code, detail } } else { Http1Event::Complete }))
+    }
+
+    fn end_request(&mut self) {
+        *self = Http1Decoder { remembered: self.remembered.take(), ..Http1Decoder::new() };
     }
 
     /// Output: bytes taken, and the head if that was its end.
     fn take_head(&mut self, limits: &HttpLimits, input: &[u8], request: &mut Request) -> Result<(usize, Option<Head>), Refusal> {
         let piece = &input[..input.len().min(self.meter.room_bytes())];
+        if self.meter.bytes() == 0
+            && let Some(remembered) = &self.remembered
+            && let Some((end, head)) = remembered.recognise(piece, request)
+        {
+            self.begin_body(end, &head)?;
+            return Ok((end, Some(head)));
+        }
         let (start, end) = match self.scan.scan(piece)? {
             Scanned::End { start, end } => (start, end),
             Scanned::More { start } => {
@@ -193,20 +214,28 @@ impl Http1Decoder {
                 return Ok((piece.len(), None));
             }
         };
-        self.meter.add_bytes(end)?;
         let head = if self.gathered.is_empty() {
-            read_head(&piece[start..end], limits, request)?
+            let head = read_head(&piece[start..end], limits, request)?;
+            Remembered::note(&mut self.remembered, &piece[start..end], head);
+            head
         } else {
             let mut gathered = std::mem::take(&mut self.gathered);
             gathered.extend_from_slice(&piece[start..end]);
             read_head(&gathered, limits, request)?
         };
+        self.begin_body(end, &head)?;
+        Ok((end, Some(head)))
+    }
+
+    /// The head has ended with that many bytes of the piece.
+    fn begin_body(&mut self, end: usize, head: &Head) -> Result<(), Refusal> {
+        self.meter.add_bytes(end)?;
         self.meter.set_fields(head.fields);
         self.state = match head.framing {
             Framing::Length(bytes) => State::Length(bytes),
             Framing::Chunked => State::Chunked(ChunkedBody::new()),
         };
-        Ok((end, Some(head)))
+        Ok(())
     }
 
     /// Output: bytes taken, and whether the body is complete.

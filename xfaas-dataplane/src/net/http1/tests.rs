@@ -59,6 +59,7 @@ pub(super) fn decode_pieces<'a>(limits: &HttpLimits, pieces: impl IntoIterator<I
                         expects_continue: head_flags.0,
                         has_body: head_flags.1,
                     }));
+                    head_flags = (false, false);
                 }
                 Http1Event::Refused { code, detail } => {
                     assert!(!detail.is_empty());

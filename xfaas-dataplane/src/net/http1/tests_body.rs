@@ -240,6 +240,9 @@ fn a_request_without_a_body_completes_without_more_input() {
     let (mut decoder, mut request) = (Http1Decoder::new(), Request::default());
     let stream = get_with("");
     let (taken, event) = decoder.decode(&limits(), stream.as_bytes(), &mut request);
-    assert_eq!((taken, event), (stream.len(), Http1Event::Head { expects_continue: false, has_body: false }));
+    assert_eq!((taken, event), (stream.len(), Http1Event::Complete));
+    let stream = get_with("Expect: 100-continue\r\n");
+    let (taken, event) = decoder.decode(&limits(), stream.as_bytes(), &mut request);
+    assert_eq!((taken, event), (stream.len(), Http1Event::Head { expects_continue: true, has_body: false }));
     assert_eq!(decoder.decode(&limits(), b"", &mut request), (0, Http1Event::Complete));
 }

@@ -105,6 +105,60 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// Heads that mostly repeat: a few forms, session IDs of all lengths, now and then a byte that is changed.
+fn any_repeating_heads() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let form = prop::sample::select(vec![
+        ("GET /f/a HTTP/1.1\r\nHost: h\r\nx-session-id: ", "\r\nA: b\r\n\r\n"),
+        ("GET /f/a HTTP/1.1\r\nHost: h\r\nX-Session-Id: ", "  \r\nA: b\r\n\r\n"),
+        ("HEAD /f/b/c?d HTTP/1.0\r\nx-session-id:", "\r\nConnection: keep-alive\r\n\r\n"),
+        ("POST /f/a HTTP/1.1\r\nHost: h\r\nx-session-id: ", "\r\nContent-Length: 2\r\n\r\nhi"),
+        ("POST /nope HTTP/1.1\r\nHost: h\r\nx-session-id: ", "\r\nContent-Length: 2\r\n\r\nhi"),
+        ("POST /f/a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nx-session-id: ", "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("GET /f/a HTTP/1.1\r\nHost: h\r\nA: ", "\r\n\r\n"),
+    ]);
+    let change = prop::option::weighted(0.2, (any::<prop::sample::Index>(), any::<u8>()));
+    let head = (form, "[!-~]{1,66}|[ -~]{0,5}", change).prop_map(|((before, after), session, change)| {
+        let mut head = format!("{before}{session}{after}").into_bytes();
+        if let Some((at, value)) = change {
+            let at = at.index(head.len());
+            head[at] = value;
+        }
+        head
+    });
+    (prop::collection::vec(head, 1..4), prop::collection::vec(any::<prop::sample::Index>(), 2..8))
+        .prop_map(|(heads, order)| order.iter().map(|index| heads[index.index(heads.len())].clone()).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #[test]
+    fn a_head_that_is_known_again_means_what_it_meant_when_it_was_read(heads in any_repeating_heads()) {
+        let (whole, _) = decode_pieces(&limits(), heads.iter().map(|head| &head[..]));
+        // Byte by byte no head is ever whole, so none is known again.
+        let stream = heads.concat();
+        let (bytewise, _) = decode_pieces(&limits(), stream.chunks(1));
+        prop_assert_eq!(whole, bytewise);
+    }
+}
+
+#[test]
+fn heads_are_known_again_whatever_session_they_name() {
+    let (mut decoder, mut request, limits) = (Http1Decoder::new(), Request::default(), limits());
+    for session in ["a", "bc", &"d".repeat(64)] {
+        let with = |session: &str| format!("GET /f/echo/x?q HTTP/1.1\r\nHost: a\r\nx-session-id: {session}\r\nB: c\r\n\r\n");
+        let head = with(session);
+        let (taken, event) = decoder.decode(&limits, head.as_bytes(), &mut request);
+        assert_eq!((taken, event), (head.len(), Http1Event::Complete));
+        assert_eq!(request.session().map(|session| session.as_str()), Some(session));
+        assert_eq!((request.header(b"b"), request.path_rest(), request.query()), (Some(&b"c"[..]), &b"/x"[..], &b"q"[..]));
+        let remembered = decoder.remembered.as_ref().expect("the first head was read");
+        assert!(remembered.recognise(with("e").as_bytes(), &mut request).is_some());
+        assert!(remembered.recognise(head.replace("B:", "b:").as_bytes(), &mut request).is_none());
+        assert!(remembered.recognise(with("f g").as_bytes(), &mut request).is_none());
+        assert!(remembered.recognise(&head.as_bytes()[..head.len() - 1], &mut request).is_none());
+    }
+}
+
 proptest! {
     #[test]
     fn any_split_of_pipelined_requests_gives_the_same_requests(
@@ -172,7 +226,7 @@ fn after_a_refusal_all_input_is_swallowed() {
 }
 
 #[test]
-fn an_idle_decoder_is_small_and_holds_no_heap() {
+fn an_idle_decoder_is_small_and_holds_no_more_than_a_short_head() {
     const { assert!(size_of::<Http1Decoder>() <= 128) };
     let stream = get_with(&format!("A: {}\r\n", "x".repeat(5_000)));
     let (mut decoder, mut request) = (Http1Decoder::new(), Request::default());
@@ -180,5 +234,8 @@ fn an_idle_decoder_is_small_and_holds_no_heap() {
         assert!(decoder.gathered.capacity() <= 16_384);
         decoder.decode(&limits(), piece, &mut request);
     }
-    assert_eq!((decoder.phase(), decoder.gathered.capacity()), (Phase::Body, 0));
+    assert_eq!((decoder.phase(), decoder.gathered.capacity()), (Phase::BetweenRequests, 0));
+    let (mut decoder, stream) = (Http1Decoder::new(), stream.into_bytes());
+    decoder.decode(&limits(), &stream, &mut request);
+    assert!(decoder.remembered.is_none(), "too long to be kept");
 }

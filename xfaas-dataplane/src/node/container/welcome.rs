@@ -2,11 +2,11 @@
 
 use super::line::LineError;
 use crate::session::Primary;
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint};
+use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::Deserialize;
 use std::path::PathBuf;
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
-use xfaas_common::limits::{FUNCTIONS_MAX, SLOTS};
+use xfaas_common::limits::{CONTAINERS_MAX_DEFAULT, FUNCTIONS_MAX, SLOTS};
 
 const MS_NS: u64 = 1_000_000;
 /// How the welcome says that slot `s` belongs to shard `s mod shards`.
@@ -69,6 +69,8 @@ struct OfferText {
     tokens: bool,
     requests_per_s: Option<u32>,
     cpu_share: Option<CpuShare>,
+    #[serde(default)]
+    keep_alive: KeepAliveRule,
     keep_alive_s: Option<u32>,
     checkpoint_every_s: Option<u32>,
 }
@@ -122,6 +124,7 @@ impl From<OfferText> for Offer {
             deadline_ms: text.deadline_ms,
             memory_mib: text.memory_mib,
             workers_max: text.workers_max,
+            containers_max: CONTAINERS_MAX_DEFAULT, // its shards are containers each
             state_mib: text.state_mib,
             durability: text.durability,
             rules: AppRules {
@@ -130,6 +133,7 @@ impl From<OfferText> for Offer {
                 tokens: text.tokens,
                 requests_per_s: text.requests_per_s,
                 cpu_share: text.cpu_share,
+                keep_alive: text.keep_alive,
                 keep_alive_s: text.keep_alive_s,
                 checkpoint_every_s: text.checkpoint_every_s,
             },

@@ -4,10 +4,10 @@
 
 use super::Windows;
 
-/// Range of the histogram: idle times of four hours and more are out of bounds.
+/// Range of the histogram: idle times of four hours and more are out of bounds, where a bucket is a minute.
 const BUCKETS: usize = 240;
-/// Width of a bucket.
-const BUCKET_MS: u64 = 60_000;
+/// The width of a bucket where nothing else is asked for.
+pub(super) const MINUTE_MS: u64 = 60_000;
 /// Idle times seen before the histogram is asked at all.
 const SAMPLES_MIN: u32 = 8;
 /// Part of the idle times that may be out of bounds, in 1/100: of more, most of what is to come lies there too.
@@ -22,6 +22,7 @@ const MARGIN_PERCENT: u64 = 10;
 /// 500 bytes a function, whatever it is asked for and however long.
 #[derive(Clone, Debug)]
 pub(super) struct IdleHistogram {
+    bucket_ms: u64,
     counts: [u16; BUCKETS],
     /// Idle times in range, as `counts` has them.
     sum: u32,
@@ -31,13 +32,14 @@ pub(super) struct IdleHistogram {
 }
 
 impl IdleHistogram {
-    pub(super) fn new() -> IdleHistogram {
-        IdleHistogram { counts: [0; BUCKETS], sum: 0, sum_of_squares: 0, out_of_bounds: 0 }
+    /// `bucket_ms`: the width of a bucket, 1 or more.
+    pub(super) fn new(bucket_ms: u64) -> IdleHistogram {
+        IdleHistogram { bucket_ms, counts: [0; BUCKETS], sum: 0, sum_of_squares: 0, out_of_bounds: 0 }
     }
 
     /// Cost: a few operations; a walk over all buckets once in 65,535 times of one bucket.
     pub(super) fn record(&mut self, idle_ms: u64) {
-        let bucket = (idle_ms / BUCKET_MS) as usize;
+        let bucket = (idle_ms / self.bucket_ms) as usize;
         if bucket >= BUCKETS {
             if self.out_of_bounds == u32::from(u16::MAX) {
                 self.halve();
@@ -69,8 +71,8 @@ impl IdleHistogram {
             return None;
         }
         // The head is rounded down and the tail up: a window that is too wide costs memory, one that is too narrow a cold start.
-        let head_ms = self.bucket_at(HEAD_PERCENT) * BUCKET_MS;
-        let tail_ms = (self.bucket_at(TAIL_PERCENT) + 1) * BUCKET_MS;
+        let head_ms = self.bucket_at(HEAD_PERCENT) * self.bucket_ms;
+        let tail_ms = (self.bucket_at(TAIL_PERCENT) + 1) * self.bucket_ms;
         let pre_warm_ms = head_ms * (100 - MARGIN_PERCENT) / 100;
         let end_ms = tail_ms * (100 + MARGIN_PERCENT) / 100;
         Some(Windows { pre_warm_ms, keep_alive_ms: end_ms - pre_warm_ms })
@@ -105,10 +107,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MINUTE_MS: u64 = 60_000;
+    const BUCKET_MS: u64 = MINUTE_MS;
 
     fn of(idle_minutes: impl IntoIterator<Item = u64>) -> IdleHistogram {
-        let mut histogram = IdleHistogram::new();
+        let mut histogram = IdleHistogram::new(MINUTE_MS);
         idle_minutes.into_iter().for_each(|minutes| histogram.record(minutes * MINUTE_MS));
         histogram
     }
@@ -154,7 +156,7 @@ mod tests {
     proptest! {
         #[test]
         fn sums_and_windows_match_a_plain_list(times in prop::collection::vec(0_u64..300 * MINUTE_MS, 0..400)) {
-            let mut histogram = IdleHistogram::new();
+            let mut histogram = IdleHistogram::new(MINUTE_MS);
             times.iter().for_each(|idle_ms| histogram.record(*idle_ms));
             let mut buckets: Vec<u64> = times.iter().map(|idle_ms| idle_ms / BUCKET_MS).filter(|bucket| *bucket < BUCKETS as u64).collect();
             buckets.sort_unstable();

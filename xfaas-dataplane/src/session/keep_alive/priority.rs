@@ -1,4 +1,4 @@
-//! Who goes first when memory is short. Called by whoever owns the memory: a shard later, the simulator in `bench` today. No clock, no I/O.
+//! Who goes first when memory is short. Called by whoever owns the memory: a shard, the simulator in `bench`. No clock, no I/O.
 
 use std::cmp::Ordering;
 
@@ -59,13 +59,23 @@ impl Evictor {
         Evictor { order, clock: 0.0 }
     }
 
+    /// What `priority_since` wants to know of the time of a use.
+    pub fn clock(&self) -> f64 {
+        self.clock
+    }
+
     /// The priority until it is used again. Output: with greedy-dual, clock + frequency x cost / size, in microseconds a MiB.
     pub fn priority(&self, last: &Use) -> Priority {
+        self.priority_since(self.clock, last)
+    }
+
+    /// The same for something that was used when the clock was `clock`, for whoever does not know frequency and size at each use.
+    pub fn priority_since(&self, clock: f64, last: &Use) -> Priority {
         Priority(match self.order {
             EvictionOrder::LeastRecentlyUsed => last.at_ms as f64,
             EvictionOrder::GreedyDual => {
                 let size_mib = last.size_bytes.max(1) as f64 / (1_u64 << 20) as f64;
-                self.clock + f64::from(last.frequency) * last.cold_us as f64 / size_mib
+                clock + f64::from(last.frequency) * last.cold_us as f64 / size_mib
             }
         })
     }
@@ -105,6 +115,16 @@ mod tests {
         assert!(rare < popular);
         evictor.on_eviction(evictor.priority(&used(9, 1_100, MIB)));
         assert!(evictor.priority(&used(1, 1_000, MIB)) > popular);
+    }
+
+    #[test]
+    fn a_priority_can_be_asked_for_later() {
+        let mut evictor = Evictor::new(EvictionOrder::GreedyDual);
+        let (last, used_at) = (used(3, 1_000, MIB), evictor.clock());
+        let then = evictor.priority(&last);
+        evictor.on_eviction(evictor.priority(&used(9, 1_100, MIB)));
+        assert_eq!(evictor.priority_since(used_at, &last), then);
+        assert!(evictor.priority_since(evictor.clock(), &last) > then);
     }
 
     #[test]

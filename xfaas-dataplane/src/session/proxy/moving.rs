@@ -50,10 +50,7 @@ impl Proxy {
 
     /// True when no call of the session runs, is parked or waits for a worker.
     pub fn is_at_rest(&self, app: u16, session: &SessionId, table_hash: u32) -> bool {
-        self.namespaces.find(app, session, table_hash).is_none_or(|id| {
-            let namespace = self.namespaces.get(id);
-            namespace.running == 0 && namespace.waiting.is_empty()
-        })
+        self.namespaces.find(app, session, table_hash).is_none_or(|id| self.namespaces.get(id).is_at_rest())
     }
 
     /// Forgets a namespace at rest with its idle workers.
@@ -64,6 +61,7 @@ impl Proxy {
         }
         let namespace = self.namespaces.get_mut(id);
         namespace.state = None;
+        namespace.secondaries.clear();
         let used = UsedLimits { requests: std::mem::take(&mut namespace.requests), core_time: std::mem::take(&mut namespace.core_time) };
         self.namespaces.remove_if_empty(id);
         used
@@ -72,6 +70,7 @@ impl Proxy {
     /// Begins with what the namespace used of its limits on another shard.
     pub fn arrive(&mut self, app: u16, session: &SessionId, table_hash: u32, used: UsedLimits) {
         let id = self.namespaces.find_or_insert(app, session, table_hash);
+        self.namespaces.set_secondary(id, false); // the workers of one that was here may serve the primary
         let namespace = self.namespaces.get_mut(id);
         (namespace.requests, namespace.core_time) = (used.requests, used.core_time);
         self.namespaces.remove_if_empty(id);
@@ -86,7 +85,8 @@ impl Proxy {
         self.namespaces.each_mut(|namespace| {
             let ran_ns = std::mem::take(&mut namespace.ran_ns);
             all_ns += ran_ns;
-            if ran_ns > 0 {
+            // The session of a secondary container is another shard's to give away.
+            if ran_ns > 0 && !namespace.is_secondary() {
                 hot.push(HotNamespace { app: namespace.app, session: namespace.session, ran_ns });
             }
         });
@@ -99,5 +99,82 @@ impl Proxy {
     pub(super) fn measure(&mut self, id: NamespaceId, from_ns: u64) {
         let ran_ns = crate::sys::clock::monotonic_ns().saturating_sub(from_ns);
         self.namespaces.get_mut(id).ran_ns += ran_ns + SLICE_COST_NS;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Outcome, ProxyOptions};
+    use crate::state::ShardState;
+    use crate::sys::clock::monotonic_ns;
+    use crate::worker::{Engine, EngineOptions, Function, FunctionManifest, StateAt};
+    use std::sync::Arc;
+    use xfaas_common::ids::FunctionHash;
+
+    const TABLE_HASH: u32 = 7;
+    /// Writes a key, or with a body runs for many slices.
+    const GUEST: &str = r#"(module
+      (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
+      (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (data (i32.const 0) "n\00")
+      (func (export "handle") (result i32)
+        (local $left i32)
+        (if (i32.eqz (call $read_input (i32.const 0) (i32.const 8) (i32.const 1)))
+          (then (return (call $write_state (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0)))))
+        (local.set $left (i32.const 20000000))
+        (loop $spin
+          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+          (br_if $spin (local.get $left)))
+        (i32.const 0)))"#;
+
+    fn proxy(directory: &std::path::Path) -> Proxy {
+        let engine = Engine::new(&EngineOptions { workers_live_max: 4, tick_us: 200, ..EngineOptions::default() }).unwrap();
+        let manifest = FunctionManifest { memory_mib: 1, deadline_ms: 60_000, ..FunctionManifest::named("f") };
+        let program = engine.load(&manifest, &wat::parse_str(GUEST).unwrap()).unwrap();
+        let options = ProxyOptions {
+            workers_live_max: 4,
+            keep_warm_ns: u64::MAX,
+            lock_wait_ns: 1,
+            is_secondary: false,
+            namespace_queue_calls_max: 4,
+            queued_calls_max: 4,
+        };
+        let mut proxy = Proxy::new(options, Box::new(ShardState::new(directory.to_owned(), 0, 16 << 20)));
+        let function = Function { manifest, program, hook: None, index: 0, app: 0, hash: FunctionHash::of(b"f"), generation: 1 };
+        proxy.install(Arc::new(function)).unwrap();
+        proxy
+    }
+
+    fn call(session: &SessionId, body: &[u8], state_at: StateAt) -> Box<Call> {
+        let mut call = Box::<Call>::default();
+        call.request.set_datagram(*session, body);
+        (call.session, call.table_hash, call.state_at, call.received_ns) = (*session, TABLE_HASH, state_at, monotonic_ns());
+        call
+    }
+
+    /// It may begin beside the new owner before this shard has left the session, and end after that.
+    #[test]
+    fn a_call_beside_the_new_owner_brings_nothing_back_of_what_was_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut proxy, session) = (proxy(directory.path()), SessionId::new(b"s").unwrap());
+        let mut finished = proxy.submit(call(&session, b"", StateAt::Here), monotonic_ns());
+        while finished.is_none() {
+            finished = proxy.run_next(monotonic_ns());
+        }
+        assert_eq!(finished.unwrap().outcome, Outcome::Replied);
+        let id = proxy.namespaces.find(0, &session, TABLE_HASH).unwrap();
+        assert!(proxy.namespaces.get(id).state.is_some());
+        assert!(proxy.submit(call(&session, b"spin", StateAt::Shard(1)), monotonic_ns()).is_none(), "it runs for more than a slice");
+        proxy.leave(0, &session, TABLE_HASH);
+        let finished = loop {
+            if let Some(finished) = proxy.run_next(monotonic_ns()) {
+                break finished;
+            }
+        };
+        assert_eq!(finished.outcome, Outcome::Replied);
+        let id = proxy.namespaces.find(0, &session, TABLE_HASH).unwrap();
+        assert!(proxy.namespaces.get(id).state.is_none(), "the session's record is removed when it has left");
     }
 }

@@ -19,7 +19,7 @@ impl Proxy {
     pub fn last_use(&self, app: u16, session: &SessionId, table_hash: u32) -> LastUse {
         let Some(id) = self.namespaces.find(app, session, table_hash) else { return LastUse::Forgotten };
         let namespace = self.namespaces.get(id);
-        if namespace.running > 0 || !namespace.waiting.is_empty() {
+        if !namespace.is_at_rest() {
             return LastUse::Now;
         }
         let since = namespace.idle.iter().filter_map(|worker| match self.workers.0[*worker as usize].phase {
@@ -33,7 +33,7 @@ impl Proxy {
     pub fn let_go(&mut self, app: u16, session: &SessionId, table_hash: u32) -> bool {
         let Some(id) = self.namespaces.find(app, session, table_hash) else { return true };
         let namespace = self.namespaces.get_mut(id);
-        if namespace.running > 0 || !namespace.waiting.is_empty() {
+        if !namespace.is_at_rest() {
             return false;
         }
         namespace.state = None;

@@ -1,14 +1,15 @@
 //! State and locks of one request, with the results of CONTRACT.md section 3, and the answers to those who waited for a lock.
-//! The same rules as for guests of this shard (`worker::host_calls`); the parts that touch the region are shared with them.
+//! Asked by frames of containers, and by secondary containers on other shards of the process (`neighbours`). The same rules as for guests of this shard (`worker::host_calls`); the parts that touch the region are shared with them.
 
 use super::super::turn::Shard;
 use super::frames::{BUSY_INVOCATION, DRAINING, OVERLOADED, Refusal};
-use super::invocations::{Asked, Task, Waiting};
+use super::invocations::{Asked, Asker, Holder, Task, Waiting};
+use super::neighbours::Answered;
 use crate::state::{Acquire, CallToken, LockKey, SessionKey, timer_name};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
-use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateReply, StateWrite, snapshot_keys};
+use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateWrite, snapshot_keys};
 use xfaas_common::wire::Status;
 
 const MS_NS: u64 = 1_000_000;
@@ -96,66 +97,66 @@ fn check_mode(mode: u8) -> Result<bool, i32> {
 
 impl Shard {
     /// The result of a request without a value.
-    pub(super) fn answer(&mut self, id: u32, asked: &Asked, result: i32) {
-        let out = &mut self.rpc.connections[id as usize].out;
-        StateReply { result, value: &[] }.encode(asked.request_id, asked.function, out);
+    pub(super) fn answer(&mut self, asked: &Asked, result: i32) {
+        self.rpc.begin_answer(asked, result, 0);
+        self.end_answer(asked, result);
     }
 
     /// Errors: the request is refused, whatever its key.
-    pub(super) fn read_key(&mut self, id: u32, asked: Asked, read: &StateRead<'_>) -> Result<(), Refusal> {
+    pub(super) fn read_key(&mut self, asked: &Asked, read: &StateRead<'_>) -> Result<(), Refusal> {
         // An atomic function's guest asks so whether there is a timer to cancel.
         let is_timer = i32::from(read.mode) == MODE_WEAK && timer_name(read.key).is_some();
         let check = |key| if is_timer { Ok(()) } else { check_key(key) };
         let is_strong = match check_mode(read.mode).and_then(|is_strong| check(read.key).map(|()| is_strong)) {
             Ok(is_strong) => is_strong,
             Err(result) => {
-                self.answer(id, &asked, result);
+                self.answer(asked, result);
                 return Ok(());
             }
         };
         if is_strong {
             let StateRead { invocation, deadline_ms, key, bytes_max, .. } = *read;
-            match self.lock(id, &asked, &Wanted { invocation, deadline_ms, key, then: Then::Read { bytes_max } })? {
+            match self.lock(asked, &Wanted { invocation, deadline_ms, key, then: Then::Read { bytes_max } })? {
                 Lock::Held(..) => {}
                 Lock::Waits => return Ok(()),
                 Lock::Refused(result) => {
-                    self.answer(id, &asked, result);
+                    self.answer(asked, result);
                     return Ok(());
                 }
             }
         }
-        self.answer_value(id, &asked, read.key, read.bytes_max);
+        self.answer_value(asked, read.key, read.bytes_max);
         Ok(())
     }
 
     /// The value of a key as it is now.
-    fn answer_value(&mut self, id: u32, asked: &Asked, key: &[u8], bytes_max: u32) {
+    fn answer_value(&mut self, asked: &Asked, key: &[u8], bytes_max: u32) {
         let state = self.proxy.state();
-        let out = &mut self.rpc.connections[id as usize].out;
         let region = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
         let found = region.and_then(|(region, namespace)| Some((region, namespace, region.value_bytes(namespace, key)?)));
         let Some((region, namespace, value_bytes)) = found else {
-            return StateReply { result: NOT_FOUND, value: &[] }.encode(asked.request_id, asked.function, out);
+            return self.answer(asked, NOT_FOUND);
         };
         let copied = value_bytes.min(bytes_max as usize);
-        StateReply::encode_head(value_bytes as i32, copied, asked.request_id, asked.function, out);
+        let out = self.rpc.begin_answer(asked, value_bytes as i32, copied);
         let start = out.len();
         out.resize(start + copied, 0);
         region.read(namespace, key, &mut out[start..]);
+        self.end_answer(asked, value_bytes as i32);
     }
 
     /// Several keys of the session at one moment: this thread is the only writer.
-    pub(super) fn read_snapshot(&mut self, id: u32, asked: &Asked, read: &StateRead<'_>) {
+    pub(super) fn read_snapshot(&mut self, asked: &Asked, read: &StateRead<'_>) {
         if let Err(result) = check_keys(read) {
-            return self.answer(id, asked, result);
+            return self.answer(asked, result);
         }
         let state = self.proxy.state();
         let place = state.region(asked.app).zip(state.find_namespace(&asked.session(), &mut None));
         let value_bytes = |key: &[u8]| place.and_then(|(region, namespace)| region.value_bytes(namespace, key));
         let list_bytes: usize = snapshot_keys(read.key).map(|key| 4 + value_bytes(key).unwrap_or(0)).sum();
-        let mut room = list_bytes.min(read.bytes_max as usize).min(REPLY_VALUE_BYTES_MAX);
-        let out = &mut self.rpc.connections[id as usize].out;
-        StateReply::encode_head(list_bytes as i32, room, asked.request_id, asked.function, out);
+        let answer_bytes_max = if matches!(asked.asker, Asker::Frame { .. }) { REPLY_VALUE_BYTES_MAX } else { usize::MAX };
+        let mut room = list_bytes.min(read.bytes_max as usize).min(answer_bytes_max);
+        let out = self.rpc.begin_answer(asked, list_bytes as i32, room);
         for key in snapshot_keys(read.key) {
             let bytes = value_bytes(key);
             let length = bytes.map_or(-1, |bytes| bytes as i32).to_be_bytes();
@@ -169,13 +170,14 @@ impl Shard {
             }
             room -= copied;
         }
+        self.end_answer(asked, list_bytes as i32);
     }
 
     /// Errors: the request is refused, whatever its key.
-    pub(super) fn write_key(&mut self, id: u32, asked: Asked, write: &StateWrite<'_>) -> Result<(), Refusal> {
+    pub(super) fn write_key(&mut self, asked: &Asked, write: &StateWrite<'_>) -> Result<(), Refusal> {
         if let Some(name) = timer_name(write.key) {
-            let result = self.write_timer(&asked, write.mode, name, write.value);
-            self.answer(id, &asked, result);
+            let result = self.write_timer(asked, write.mode, name, write.value);
+            self.answer(asked, result);
             return Ok(());
         }
         let checked = match check_mode(write.mode) {
@@ -186,17 +188,17 @@ impl Shard {
         let checked = checked.and_then(|is_strong| if write.value.len() > VALUE_BYTES_MAX { Err(OVER_LIMIT) } else { Ok(is_strong) });
         let result = match checked {
             Err(result) => result,
-            Ok(false) => self.store(&asked, write.key, write.value),
+            Ok(false) => self.store(asked, write.key, write.value),
             Ok(true) => {
                 let StateWrite { invocation, deadline_ms, key, value, .. } = *write;
-                match self.lock(id, &asked, &Wanted { invocation, deadline_ms, key, then: Then::Write { value } })? {
-                    Lock::Held(token, before) => self.write_locked(id, &asked, token, key, value, before),
+                match self.lock(asked, &Wanted { invocation, deadline_ms, key, then: Then::Write { value } })? {
+                    Lock::Held(token, before) => self.write_locked(asked, token, key, value, before),
                     Lock::Waits => return Ok(()),
                     Lock::Refused(result) => result,
                 }
             }
         };
-        self.answer(id, &asked, result);
+        self.answer(asked, result);
         Ok(())
     }
 
@@ -207,34 +209,32 @@ impl Shard {
 
     /// A strong write whose lock is there. It ends the section that a strong read opened, unless it is refused; a lock of its own it gives
     /// back either way.
-    fn write_locked(&mut self, id: u32, asked: &Asked, token: CallToken, key: &[u8], value: &[u8], has_section: bool) -> i32 {
+    fn write_locked(&mut self, asked: &Asked, token: CallToken, key: &[u8], value: &[u8], has_section: bool) -> i32 {
         let result = self.store(asked, key, value);
         if result == OK || !has_section {
             self.proxy.with_state(|state, granted| state.locks.release(&asked.lock(key), token, granted));
-            self.forget_idle(id, token);
+            self.forget_idle(token);
         }
         result
     }
 
     /// Asks for a key's lock. Errors: the request is refused: its invocation waits already, or there are too many.
-    fn lock(&mut self, id: u32, asked: &Asked, wanted: &Wanted<'_>) -> Result<Lock, Refusal> {
-        if self.is_waiting(id, wanted.invocation) {
+    fn lock(&mut self, asked: &Asked, wanted: &Wanted<'_>) -> Result<Lock, Refusal> {
+        if self.is_waiting(asked, wanted.invocation) {
             return Err(BUSY_INVOCATION);
         }
-        let known = self.rpc.connections[id as usize].invocations.get(&wanted.invocation).copied();
-        if known.is_none() && self.draining_since_ns.is_some() {
-            return Err(DRAINING);
-        }
-        let index = match known {
-            Some(index) => index,
-            None => self.add_invocation(id, wanted.invocation).ok_or(OVERLOADED)?,
+        let index = match (self.rpc.invocation_of(asked, wanted.invocation), asked.asker) {
+            (Some(index), _) => index,
+            (None, Asker::Frame { .. }) if self.draining_since_ns.is_some() => return Err(DRAINING),
+            (None, Asker::Frame { connection, .. }) => self.add_invocation(connection, wanted.invocation).ok_or(OVERLOADED)?,
+            (None, Asker::Shard { .. }) => unreachable!("it has its place from its begin to its end"),
         };
         let token = CallToken::remote(index);
         let acquired = self.proxy.with_state(|state, _| state.locks.acquire(&asked.lock(wanted.key), token));
         let refused = match acquired {
             Acquire::Granted => return Ok(Lock::Held(token, false)),
             Acquire::Held => return Ok(Lock::Held(token, true)),
-            Acquire::Waiting if self.rpc.invocations.has_room_for(wanted.bytes()) => {
+            Acquire::Waiting if matches!(asked.asker, Asker::Shard { .. }) || self.rpc.invocations.has_room_for(wanted.bytes()) => {
                 self.wait(index, asked, wanted);
                 return Ok(Lock::Waits);
             }
@@ -245,14 +245,13 @@ impl Shard {
             Acquire::Deadlock => Ok(Lock::Refused(DEADLOCK)),
             Acquire::Full => Ok(Lock::Refused(OVER_LIMIT)),
         };
-        self.forget_idle(id, token);
+        self.forget_idle(token);
         refused
     }
 
     /// True while a request of the invocation waits for its lock.
-    pub(super) fn is_waiting(&self, id: u32, invocation: u64) -> bool {
-        let known = self.rpc.connections[id as usize].invocations.get(&invocation);
-        known.is_some_and(|index| self.rpc.invocations.is_waiting(*index))
+    pub(super) fn is_waiting(&self, asked: &Asked, invocation: u64) -> bool {
+        self.rpc.invocation_of(asked, invocation).is_some_and(|index| self.rpc.invocations.is_waiting(index))
     }
 
     fn add_invocation(&mut self, id: u32, number: u64) -> Option<u32> {
@@ -260,13 +259,16 @@ impl Shard {
         if connection.invocations.len() >= RPC_INVOCATIONS_MAX {
             return None;
         }
-        let index = self.rpc.invocations.add(id, number)?;
+        let index = self.rpc.invocations.add(Holder::Connection(id), number)?;
         connection.invocations.insert(number, index);
         Some(index)
     }
 
     fn wait(&mut self, index: u32, asked: &Asked, wanted: &Wanted<'_>) {
-        self.view.counters.rpc.lock_waits.add(1);
+        match asked.asker {
+            Asker::Frame { .. } => self.view.counters.rpc.lock_waits.add(1),
+            Asker::Shard { .. } => self.proxy.note_lock_wait(),
+        }
         let lock_wait_ns = self.options.proxy.lock_wait_ns;
         let deadline_ns = u64::from(wanted.deadline_ms) * MS_NS;
         let is_askers_deadline = wanted.deadline_ms != 0 && deadline_ns < lock_wait_ns;
@@ -275,9 +277,10 @@ impl Shard {
         self.rpc.invocations.wait(index, waiting);
     }
 
-    /// An invocation is known only while it holds or waits for a lock.
-    fn forget_idle(&mut self, id: u32, token: CallToken) {
+    /// An invocation of a container is known only while it holds or waits for a lock.
+    fn forget_idle(&mut self, token: CallToken) {
         let Some(index) = token.remote_index() else { return };
+        let Some(Holder::Connection(id)) = self.rpc.invocations.get(index).map(|invocation| invocation.holder) else { return };
         if self.proxy.state().locks.knows(token) {
             return;
         }
@@ -300,17 +303,19 @@ impl Shard {
             if self.proxy.state().locks.is_waiting(token) {
                 continue;
             }
-            let Some(connection) = self.rpc.invocations.get(index).map(|invocation| invocation.connection) else { continue };
             let Some(Waiting { asked, key, task, .. }) = self.rpc.invocations.take_waiting(index) else { continue };
             match task {
-                Task::Read { bytes_max } => self.answer_value(connection, &asked, &key, bytes_max),
+                Task::Read { bytes_max } => self.answer_value(&asked, &key, bytes_max),
                 Task::Write { value } => {
-                    let result = self.write_locked(connection, &asked, token, &key, &value, false);
-                    self.answer(connection, &asked, result);
+                    let result = self.write_locked(&asked, token, &key, &value, false);
+                    self.answer(&asked, result);
                 }
             }
-            self.hold_rpc(connection, Some(asked.app));
-            self.settle_rpc(connection);
+            // What a secondary container is told goes no further than its call, whose own end waits for the log.
+            if let Asker::Frame { connection, .. } = asked.asker {
+                self.hold_rpc(connection, Some(asked.app));
+                self.settle_rpc(connection);
+            }
         }
     }
 
@@ -321,11 +326,14 @@ impl Shard {
         if !self.proxy.with_state(|state, _| state.locks.cancel_wait(token)) {
             return;
         }
-        let Some(connection) = self.rpc.invocations.get(index).map(|invocation| invocation.connection) else { return };
         let Some(waiting) = self.rpc.invocations.take_waiting(index) else { return };
+        let (connection, request_id) = match waiting.asked.asker {
+            Asker::Frame { connection, request_id, .. } => (connection, request_id),
+            Asker::Shard { shard, ticket, .. } => return self.tell_neighbour(shard, ticket, Answered::LockWait),
+        };
         let (status, text) = if waiting.is_askers_deadline { (Status::Deadline, "deadline") } else { (Status::LockWait, "lock_wait") };
-        self.refuse_request(connection, waiting.asked.request_id, status as u8, text);
-        self.forget_idle(connection, token);
+        self.refuse_request(connection, request_id, status as u8, text);
+        self.forget_idle(token);
         self.settle_rpc(connection);
     }
 }

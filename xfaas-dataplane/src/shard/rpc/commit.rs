@@ -1,8 +1,8 @@
-//! The writes of an atomic invocation in a container: all of them take effect, or none.
+//! The writes of an atomic invocation in a container, of another process or on another shard: all of them take effect, or none.
 
 use super::super::turn::Shard;
 use super::frames::{BUSY_INVOCATION, Refusal};
-use super::invocations::Asked;
+use super::invocations::{Asked, Asker};
 use super::timers::check_write;
 use crate::state::StateError;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
@@ -11,8 +11,8 @@ use xfaas_common::rpc::CommitWrites;
 
 impl Shard {
     /// Applies the writes and ends the invocation. Errors: it waits for a lock.
-    pub(super) fn commit(&mut self, id: u32, asked: &Asked, invocation: u64, writes: CommitWrites<'_>) -> Result<(), Refusal> {
-        if self.is_waiting(id, invocation) {
+    pub(super) fn commit(&mut self, asked: &Asked, invocation: u64, writes: CommitWrites<'_>) -> Result<(), Refusal> {
+        if self.is_waiting(asked, invocation) {
             return Err(BUSY_INVOCATION);
         }
         let checked = match writes.is_empty() {
@@ -27,8 +27,11 @@ impl Shard {
             Ok(()) if writes.is_empty() => OK,
             Ok(()) => self.apply(asked, writes).map_or(OVER_LIMIT, |()| OK),
         };
-        self.end_invocation(id, invocation);
-        self.answer(id, asked, result);
+        match asked.asker {
+            Asker::Frame { connection, .. } => self.end_invocation(connection, invocation),
+            Asker::Shard { invocation, .. } => self.release_locks(invocation),
+        }
+        self.answer(asked, result);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::super::turn::Shard;
 use super::connection::Moving;
 use super::counters::{COMMIT, END, HELLO, MODULE, OTHER, PING, READ, SNAPSHOT, WRITE};
-use super::invocations::Asked;
+use super::invocations::{Asked, Asker};
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::RPC_MODULES_MAX;
@@ -133,8 +133,7 @@ impl Shard {
             return Err(OVERLOADED);
         }
         Ok(Asked {
-            request_id: head.request_id,
-            function: head.function,
+            asker: Asker::Frame { connection: id, request_id: head.request_id, function: head.function },
             session: *session,
             table_hash: hash.table_hash(),
             app: function.app,
@@ -153,9 +152,9 @@ impl Shard {
         let asked = self.asked_awake(id, head, session);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match read.op {
-            READ_KEY => self.read_key(id, asked, read),
+            READ_KEY => self.read_key(&asked, read),
             READ_SNAPSHOT => {
-                self.read_snapshot(id, &asked, read);
+                self.read_snapshot(&asked, read);
                 Ok(())
             }
             _ => Err(UNKNOWN_OP),
@@ -179,8 +178,8 @@ impl Shard {
         let asked = self.asked_awake(id, head, session);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
-            (WRITE_KEY, _) => self.write_key(id, asked, write),
-            (_, Some(writes)) => self.commit(id, &asked, write.invocation, writes),
+            (WRITE_KEY, _) => self.write_key(&asked, write),
+            (_, Some(writes)) => self.commit(&asked, write.invocation, writes),
             _ => Err(UNKNOWN_OP),
         });
         if let Err((status, text)) = done {

@@ -1,15 +1,26 @@
-//! Invocations in containers that hold or wait for a lock of this shard, by the index that is in their token.
+//! Invocations elsewhere that hold or wait for a lock of this shard, by the index that is in their token: those in containers of other processes while
+//! they do, those in secondary containers on other shards of this one from their begin to their end.
 
+use crate::session::RemoteTicket;
 use crate::state::CallToken;
+use crate::worker::Origin;
 use slab::Slab;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::{RPC_SHARD_INVOCATIONS_MAX, RPC_WAITING_BYTES_MAX};
 
+/// Who asked, and how the answer gets there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// A frame of a connection.
+    Frame { connection: u32, request_id: u64, function: FunctionHash },
+    /// A worker on another shard of this process, in the invocation of this index.
+    Shard { shard: u16, ticket: RemoteTicket, invocation: u32 },
+}
+
 /// What a request is about, found once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
-    pub(super) request_id: u64,
-    pub(super) function: FunctionHash,
+    pub(super) asker: Asker,
     pub(super) session: SessionId,
     pub(super) table_hash: u32,
     pub(super) app: u16,
@@ -36,17 +47,28 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// What counts: each one from another shard is a worker's there, and those are bounded.
     fn bytes(&self) -> usize {
-        match &self.task {
-            Task::Read { .. } => self.key.len(),
-            Task::Write { value } => self.key.len() + value.len(),
+        match (&self.asked.asker, &self.task) {
+            (Asker::Shard { .. }, _) => 0,
+            (Asker::Frame { .. }, Task::Read { .. }) => self.key.len(),
+            (Asker::Frame { .. }, Task::Write { value }) => self.key.len() + value.len(),
         }
     }
 }
 
+/// Where an invocation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shard) enum Holder {
+    /// In the container at the other end of a connection.
+    Connection(u32),
+    /// On another shard of this process, for the sake of `origin`, which may be gone meanwhile.
+    Shard { shard: u16, origin: Origin, is_cancelled: bool },
+}
+
 pub(super) struct Invocation {
-    pub(super) connection: u32,
-    /// The container's number for it.
+    pub(super) holder: Holder,
+    /// The container's number for it; 0 where it is on another shard.
     pub(super) number: u64,
     waiting: Option<Waiting>,
 }
@@ -54,6 +76,8 @@ pub(super) struct Invocation {
 #[derive(Default)]
 pub(super) struct Invocations {
     slab: Slab<Invocation>,
+    /// Those on other shards.
+    on_shards: usize,
     waiting: usize,
     waiting_bytes: usize,
 }
@@ -63,17 +87,37 @@ impl Invocations {
         self.slab.len()
     }
 
+    /// Those in containers of other processes.
+    pub(super) fn in_containers(&self) -> usize {
+        self.slab.len() - self.on_shards
+    }
+
+    /// Notes that nobody waits for the call of `origin` any more. Output: the shard on which it runs, if it is another one.
+    pub(super) fn cancel(&mut self, origin: &Origin) -> Option<u16> {
+        if self.on_shards == 0 {
+            return None; // a reset costs no search through what containers hold
+        }
+        self.slab.iter_mut().find_map(|(_, invocation)| match &mut invocation.holder {
+            Holder::Shard { shard, origin: other, is_cancelled } if other == origin => {
+                *is_cancelled = true;
+                Some(*shard)
+            }
+            _ => None,
+        })
+    }
+
     /// Requests that wait for a lock.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// `None`: there are as many as may be.
-    pub(super) fn add(&mut self, connection: u32, number: u64) -> Option<u32> {
+    pub(super) fn add(&mut self, holder: Holder, number: u64) -> Option<u32> {
         if self.slab.len() >= RPC_SHARD_INVOCATIONS_MAX {
             return None;
         }
-        Some(self.slab.insert(Invocation { connection, number, waiting: None }) as u32)
+        self.on_shards += usize::from(matches!(holder, Holder::Shard { .. }));
+        Some(self.slab.insert(Invocation { holder, number, waiting: None }) as u32)
     }
 
     pub(super) fn get(&self, index: u32) -> Option<&Invocation> {
@@ -107,7 +151,9 @@ impl Invocations {
 
     pub(super) fn remove(&mut self, index: u32) -> Invocation {
         self.take_waiting(index);
-        self.slab.remove(index as usize)
+        let removed = self.slab.remove(index as usize);
+        self.on_shards -= usize::from(matches!(removed.holder, Holder::Shard { .. }));
+        removed
     }
 
     /// Tokens of those whose wait is over in vain.
@@ -122,10 +168,11 @@ impl Invocations {
 mod tests {
     use super::*;
 
+    const CONTAINER: Holder = Holder::Connection(0);
+
     fn waiting(value_bytes: usize, until_ns: u64) -> Waiting {
         let asked = Asked {
-            request_id: 1,
-            function: FunctionHash(2),
+            asker: Asker::Frame { connection: 0, request_id: 1, function: FunctionHash(2) },
             session: SessionId::new(b"s").unwrap(),
             table_hash: 3,
             app: 0,
@@ -139,7 +186,7 @@ mod tests {
     #[test]
     fn what_waits_is_counted_until_it_is_taken_or_its_invocation_ends() {
         let mut invocations = Invocations::default();
-        let (one, other) = (invocations.add(0, 10).unwrap(), invocations.add(0, 11).unwrap());
+        let (one, other) = (invocations.add(CONTAINER, 10).unwrap(), invocations.add(CONTAINER, 11).unwrap());
         invocations.wait(one, waiting(RPC_WAITING_BYTES_MAX - 4, 100));
         assert!(invocations.has_room_for(1) && !invocations.has_room_for(2));
         assert!(invocations.late(99).is_empty());
@@ -153,9 +200,21 @@ mod tests {
     #[test]
     fn there_is_a_most() {
         let mut invocations = Invocations::default();
-        assert!((0..RPC_SHARD_INVOCATIONS_MAX as u64).all(|number| invocations.add(0, number).is_some()));
-        assert!(invocations.add(0, 0).is_none());
+        assert!((0..RPC_SHARD_INVOCATIONS_MAX as u64).all(|number| invocations.add(CONTAINER, number).is_some()));
+        assert!(invocations.add(CONTAINER, 0).is_none());
         invocations.remove(7);
-        assert_eq!(invocations.add(0, 0), Some(7));
+        assert_eq!(invocations.add(CONTAINER, 0), Some(7));
+    }
+
+    #[test]
+    fn invocations_on_other_shards_are_told_apart_and_found_by_their_origin() {
+        let mut invocations = Invocations::default();
+        let origin = |connection| Origin::Http { connection, generation: 1, shard: 0 };
+        invocations.add(CONTAINER, 10).unwrap();
+        let there = invocations.add(Holder::Shard { shard: 3, origin: origin(7), is_cancelled: false }, 0).unwrap();
+        assert_eq!((invocations.len(), invocations.in_containers()), (2, 1));
+        assert_eq!((invocations.cancel(&origin(7)), invocations.cancel(&origin(8))), (Some(3), None));
+        assert!(matches!(invocations.remove(there).holder, Holder::Shard { is_cancelled: true, .. }));
+        assert_eq!((invocations.len(), invocations.in_containers(), invocations.cancel(&origin(7))), (1, 1, None));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! stage     accept, receive, send, close: bytes of a connection      frames   what a frame asks: hello, module, ping, state
-//! held      answers that wait for the log
+//! held      answers that wait for the log                         neighbours  secondary containers on other shards of the process, by mailbox
 //! moving    a connection goes to the shard that its hello names      access   state and locks of one request, and the answers to waits
 //! ```
 
@@ -15,6 +15,7 @@ mod frames;
 mod held;
 mod invocations;
 mod moving;
+mod neighbours;
 mod offer;
 mod stage;
 mod timers;
@@ -23,6 +24,7 @@ pub use self::counters::{EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
 pub use self::offer::ContainerOffer;
 
 pub(super) use self::connection::MovedRpc;
+pub(super) use self::neighbours::{Answered, StateQuestion};
 
 use self::connection::RpcConnection;
 use self::invocations::Invocations;
@@ -43,6 +45,8 @@ pub(super) struct Rpc {
     invocations: Invocations,
     /// Connections whose answers wait for the log.
     held: Vec<u32>,
+    /// The value of an answer to a neighbour, while it is put together.
+    neighbours_answer: Vec<u8>,
     offer: Arc<ContainerOffer>,
 }
 
@@ -56,6 +60,7 @@ impl Rpc {
             arrivals: Arrivals::default(),
             invocations: Invocations::default(),
             held: Vec::new(),
+            neighbours_answer: Vec::new(),
             offer: Arc::default(),
         }
     }
@@ -75,7 +80,7 @@ impl Rpc {
 
     pub(super) fn publish(&self, counters: &RpcCounters) {
         counters.connections.set(self.connections.len() as u64);
-        counters.invocations.set(self.invocations.len() as u64);
+        counters.invocations.set(self.invocations.in_containers() as u64);
     }
 
     /// True while a remote invocation holds a lock, or an answer is on its way.

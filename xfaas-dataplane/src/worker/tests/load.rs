@@ -1,7 +1,7 @@
 //! What is refused at deploy and why, what `init` and start functions do, and what is kept on disk.
 
 use super::{Engine, EngineOptions, Guest, LoadError, Progress, Shard, engine, load, load_with, manifest};
-use crate::worker::TrapKind;
+use crate::worker::{Hint, TrapKind, attach_hook};
 
 const HANDLE: &str = r#"(func (export "handle") (result i32) (i32.const 0))"#;
 const MEMORY: &str = r#"(memory (export "memory") 1)"#;
@@ -32,6 +32,19 @@ fn bytes_that_are_no_core_module_are_refused() {
     }
     let invalid = refusal("(func (result i32) (i64.const 1))");
     assert!(invalid.contains("type mismatch"), "{invalid}");
+}
+
+#[test]
+fn a_module_brings_a_hook_only_where_it_is_asked() {
+    let wasm = |fields: &str| wat::parse_str(format!("(module {MEMORY} {fields})")).unwrap();
+    let both = attach_hook(&wasm(HANDLE), &wasm(r#"(func (export "hook") (result i32) (i32.const 0))"#));
+    assert!(matches!(engine().load(&manifest(), &both).err(), Some(LoadError::HookUnused)));
+    let mut hooked = manifest();
+    hooked.rules.hint = Hint::Hook;
+    engine().load(&hooked, &both).unwrap();
+    engine().load_hook(&both).unwrap();
+    let wrong = engine().load_hook(&attach_hook(&both, &wasm(HANDLE))).err().unwrap();
+    assert!(matches!(&wrong, LoadError::Hook { source } if matches!(**source, LoadError::NoHook)), "{wrong}");
 }
 
 #[test]

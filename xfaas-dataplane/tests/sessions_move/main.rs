@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
+#[path = "../harness/mod.rs"]
 mod harness;
+
+mod kills;
+mod sleepers;
 
 use harness::{Client, Container, Function, KIND_REPLY, Node, NodeBuilder, Script, Stop, UdpClient, eventually, request, request_datagram};
 use std::net::SocketAddr;
@@ -10,14 +14,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 fn builder() -> NodeBuilder {
-    Node::builder()
-        .shard_setting("rebalance = false")
-        .function(Function::guest("counter-rmw-linear").app("counter"))
-        .function(Function::guest("counter-rmw-linear").named("idempotent").app("counter").with("idempotent = true"))
-        .function(Function::guest("counter-read").app("counter").with("read_only = true"))
-        .function(Script::function("fill").app("counter"))
-        .function(Script::function("script").app("state").with("deadline_ms = 10000"))
-        .function(Script::function("look").app("state").with("read_only = true"))
+    builder_with(&[])
+}
+
+/// The same, each function with these keys more.
+fn builder_with(keys: &[&str]) -> NodeBuilder {
+    let functions = [
+        Function::guest("counter-rmw-linear").app("counter"),
+        Function::guest("counter-rmw-linear").named("idempotent").app("counter").with("idempotent = true"),
+        Function::guest("counter-read").app("counter").with("read_only = true"),
+        Script::function("fill").app("counter"),
+        Script::function("script").app("state").with("deadline_ms = 10000"),
+        Script::function("look").app("state").with("read_only = true"),
+    ];
+    let add = |builder: NodeBuilder, function| builder.function(keys.iter().fold(function, |function: Function, key| function.with(key)));
+    functions.into_iter().fold(Node::builder().shard_setting("rebalance = false"), add)
 }
 
 /// The core that runs the session's requests.
@@ -288,84 +299,6 @@ fn a_container_and_a_moved_session_keep_each_other_out_until_the_session_is_home
     reply.assert_ok(b"3");
     assert_eq!(node.metrics().sum("xfaas_pinned_sessions", &[]), 0.0);
     assert_refused(&node, "counter", "s", 1 - core, 409, "containers");
-}
-
-/// Lets a session go back and forth, and kills the node after that time.
-fn kill_while_moving(node: &mut Node, time: Duration) {
-    let (admin, over) = (node.admin, Stop::default());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Until the node is gone.
-            for core in (0..2).cycle() {
-                let body = format!("{{\"app\":\"counter\",\"session\":\"hot\",\"core\":{core}}}");
-                let headers = [("content-type", "application/json")];
-                let asked = Client::try_connect(admin)
-                    .and_then(|mut client| client.try_call("POST", "/v1/sessions/move", &headers, body.as_bytes()));
-                if asked.is_err() || over.is_set() {
-                    return;
-                }
-            }
-        });
-        std::thread::sleep(time);
-        node.kill();
-        drop(over.at_end());
-    });
-}
-
-#[test]
-fn kills_during_moves_lose_no_acknowledged_increment() {
-    const KILLS: u64 = 20;
-    let mut node = builder().start();
-    let address = node.http;
-    let (attempted, acknowledged, seen) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let stop = Stop::default();
-    let count = || {
-        let mut connection: Option<Client> = None;
-        while !stop.is_set() {
-            let Some(client) = &mut connection else {
-                connection = Client::try_connect(address).ok();
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            };
-            attempted.fetch_add(1, Ordering::SeqCst);
-            match client.try_call("POST", "/f/counter-rmw-linear", &[("x-session-id", "hot")], b"") {
-                Ok(reply) => {
-                    assert_eq!(reply.status, 200, "{reply:?}");
-                    acknowledged.fetch_add(1, Ordering::SeqCst);
-                    seen.fetch_max(reply.text().parse().unwrap(), Ordering::SeqCst);
-                }
-                Err(_) => connection = None,
-            }
-        }
-    };
-    // What was acknowledged before the counter is read is in it, and nothing that nobody asked for.
-    let check = || {
-        let least = acknowledged.load(Ordering::SeqCst).max(seen.load(Ordering::SeqCst));
-        let reply = Client::connect(address).call("POST", "/f/counter-read", &[("x-session-id", "hot")], b"");
-        let (value, most): (u64, u64) = (reply.text().parse().unwrap(), attempted.load(Ordering::SeqCst));
-        assert!((least..=most).contains(&value), "{value}, but {least} were acknowledged and {most} attempted");
-    };
-    // Enough state that a move takes a while.
-    for first in (0..600).step_by(60) {
-        let fill = (first..first + 60).fold(Script::new(), |script, key| script.write(&format!("key-{key}"), b"value", 0));
-        assert_eq!(node.post("fill", "hot", &fill.end()).status, 200);
-    }
-    std::thread::scope(|scope| {
-        let end = stop.at_end();
-        scope.spawn(count);
-        scope.spawn(count);
-        for kill in 0..KILLS {
-            let before = acknowledged.load(Ordering::SeqCst);
-            eventually("clients count", || acknowledged.load(Ordering::SeqCst) > before + 20);
-            kill_while_moving(&mut node, Duration::from_micros(3_000 + 1_700 * kill));
-            node.start();
-            check();
-        }
-        drop(end);
-    });
-    check();
-    println!("{KILLS} kills, {} increments acknowledged, none lost", acknowledged.load(Ordering::SeqCst));
-    eventually("one copy is left", || node.metrics().sum("xfaas_sessions", &[]) == 1.0);
 }
 
 /// A node is busy with two sessions of one core; the other core has nothing to do.

@@ -1,0 +1,291 @@
+//! Where the time of requests went, for some seconds: gathers what the shards remember of their slowest requests and of a sample of all, and puts beside
+//! it what the kernel says of their threads. Asked by the admin API (`/v1/trace`); reads counters from outside, so shards do not notice.
+
+use super::shards::Shards;
+use crate::shard::{SAMPLED_ONE_IN, ShardView, TailEntry};
+use crate::sys::clock;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest trace, seconds.
+pub const TRACE_SECONDS_MAX: u32 = 60;
+/// How often the rings are read, and the kernel is asked: a ring holds some hundred milliseconds of the slowest requests at least.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Entries of one kind and shard in an answer; what is over is dropped and counted.
+const ENTRIES_MAX: usize = 20_000;
+
+/// What `/v1/trace` answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TraceReply {
+    pub seconds: f64,
+    /// When it began, on the machine's monotonic clock.
+    pub began_ns: u64,
+    pub shards: Vec<ShardTrace>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardTrace {
+    pub core: usize,
+    /// That ended meanwhile.
+    pub requests: u64,
+    /// The sample has one request in so many.
+    pub sampled_one_in: u64,
+    /// Slow ones that there was no room for.
+    pub dropped: u64,
+    /// The slowest hundredth, about, in the order of their ends.
+    pub slow: Vec<TracedRequest>,
+    pub sample: Vec<TracedRequest>,
+}
+
+/// One request. All but `at_ms` in microseconds; the stages follow each other and add up to `total_us`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TracedRequest {
+    pub function: String,
+    /// At most the first 24 bytes.
+    pub session: String,
+    /// Since the trace began.
+    pub at_ms: f64,
+    pub total_us: f64,
+    pub network_us: f64,
+    pub turn_us: f64,
+    pub decode_us: f64,
+    pub worker_us: f64,
+    pub guest_us: f64,
+    pub parked_us: f64,
+    pub send_us: f64,
+    /// Part of `parked_us`.
+    pub lock_us: f64,
+    pub slices: u32,
+    pub is_datagram: bool,
+    pub is_forwarded: bool,
+    pub is_ok: bool,
+    /// What else the core did from the turn before on.
+    pub forks_us: f64,
+    pub other_slices_us: f64,
+    pub chores_us: f64,
+    /// What the kernel says of the 20 ms around it, only of slow ones.
+    pub kernel: KernelWork,
+}
+
+/// Between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelWork {
+    pub page_faults: u64,
+    /// The shard's thread could have run and another had its CPU.
+    pub off_cpu_us: f64,
+    /// On its CPU; counted in hundredths of a second.
+    pub softirq_us: f64,
+    pub steal_us: f64,
+}
+
+/// What the kernel had counted of a shard's thread and CPU at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look {
+    at_ns: u64,
+    page_faults: u64,
+    off_cpu_ns: u64,
+    softirq_ticks: u64,
+    steal_ticks: u64,
+}
+
+const TICK_US: f64 = 10_000.0;
+
+impl Look {
+    fn work_since(&self, earlier: &Look) -> KernelWork {
+        KernelWork {
+            page_faults: self.page_faults.saturating_sub(earlier.page_faults),
+            off_cpu_us: micros(self.off_cpu_ns.saturating_sub(earlier.off_cpu_ns)),
+            softirq_us: self.softirq_ticks.saturating_sub(earlier.softirq_ticks) as f64 * TICK_US,
+            steal_us: self.steal_ticks.saturating_sub(earlier.steal_ticks) as f64 * TICK_US,
+        }
+    }
+}
+
+fn micros(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+/// One shard while it is traced.
+struct Traced {
+    view: Arc<ShardView>,
+    /// Its thread's folder in `/proc`.
+    thread: Option<PathBuf>,
+    slow_from: u64,
+    sample_from: u64,
+    slow: Vec<TailEntry>,
+    sample: Vec<TailEntry>,
+    dropped: u64,
+    requests_before: u64,
+    looks: Vec<Look>,
+}
+
+impl Traced {
+    fn begin(view: Arc<ShardView>) -> Traced {
+        let thread = view.schedstat.get().and_then(|path| path.parent()).map(PathBuf::from);
+        let requests_before = count_requests(&view);
+        let (slow_from, sample_from) = (view.tail.slow.end(), view.tail.sample.end());
+        let (slow, sample, looks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut traced = Traced { view, thread, slow_from, sample_from, slow, sample, dropped: 0, requests_before, looks };
+        traced.look();
+        traced
+    }
+
+    fn look(&mut self) {
+        let tail = &self.view.tail;
+        let (had, from) = (self.slow.len() as u64, self.slow_from);
+        self.slow_from = tail.slow.read(from, &mut self.slow);
+        self.dropped += (self.slow_from - from) - (self.slow.len() as u64 - had);
+        self.dropped += self.slow.len().saturating_sub(ENTRIES_MAX) as u64;
+        self.slow.truncate(ENTRIES_MAX);
+        self.sample_from = tail.sample.read(self.sample_from, &mut self.sample);
+        self.sample.truncate(ENTRIES_MAX);
+        self.looks.extend(self.thread.as_deref().and_then(ask_kernel));
+    }
+
+    /// What the kernel did between the looks around that time.
+    fn kernel_around(&self, entry: &TailEntry) -> KernelWork {
+        let from_ns = entry.handed_ns.saturating_sub(entry.network_ns);
+        let until_ns = from_ns + entry.total_ns();
+        let before = self.looks.iter().rev().find(|look| look.at_ns <= from_ns).or(self.looks.first());
+        let after = self.looks.iter().find(|look| look.at_ns >= until_ns).or(self.looks.last());
+        before.zip(after).map_or_else(KernelWork::default, |(before, after)| after.work_since(before))
+    }
+
+    fn end(self, core: usize, began_ns: u64, names: &HashMap<u16, String>) -> ShardTrace {
+        let named = |entry: &TailEntry, kernel| TracedRequest {
+            function: names.get(&entry.function).cloned().unwrap_or_else(|| "?".to_owned()),
+            kernel,
+            ..traced(entry, began_ns)
+        };
+        ShardTrace {
+            core,
+            requests: count_requests(&self.view).saturating_sub(self.requests_before),
+            sampled_one_in: SAMPLED_ONE_IN,
+            dropped: self.dropped,
+            slow: self.slow.iter().map(|entry| named(entry, self.kernel_around(entry))).collect(),
+            sample: self.sample.iter().map(|entry| named(entry, KernelWork::default())).collect(),
+        }
+    }
+}
+
+fn traced(entry: &TailEntry, began_ns: u64) -> TracedRequest {
+    TracedRequest {
+        function: String::new(),
+        session: String::from_utf8_lossy(entry.session.as_bytes()).into_owned(),
+        at_ms: entry.handed_ns.saturating_sub(began_ns) as f64 / 1e6,
+        total_us: micros(entry.total_ns()),
+        network_us: micros(entry.network_ns),
+        turn_us: micros(entry.turn_ns),
+        decode_us: micros(entry.decode_ns),
+        worker_us: micros(entry.worker_ns),
+        guest_us: micros(entry.guest_ns),
+        parked_us: micros(entry.parked_ns),
+        send_us: micros(entry.send_ns),
+        lock_us: micros(entry.lock_ns),
+        slices: entry.slices,
+        is_datagram: entry.is_datagram,
+        is_forwarded: entry.is_forwarded,
+        is_ok: entry.is_ok,
+        forks_us: micros(entry.other.fork_ns),
+        other_slices_us: micros(entry.other.slices_ns),
+        chores_us: micros(entry.other.chores_ns),
+        kernel: KernelWork::default(),
+    }
+}
+
+fn count_requests(view: &ShardView) -> u64 {
+    view.functions.iter().flat_map(|function| &function.outcomes).map(crate::shard::Count::get).sum()
+}
+
+/// `None`: the files are not to be had, as on a hardened `/proc`.
+fn ask_kernel(thread: &Path) -> Option<Look> {
+    let stat = std::fs::read_to_string(thread.join("stat")).ok()?;
+    let schedstat = std::fs::read_to_string(thread.join("schedstat")).ok()?;
+    let cpus = std::fs::read_to_string("/proc/stat").ok()?;
+    let (page_faults, cpu) = faults_and_cpu(&stat)?;
+    let (softirq_ticks, steal_ticks) = softirq_and_steal(&cpus, cpu)?;
+    let off_cpu_ns = schedstat.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(Look { at_ns: clock::monotonic_ns(), page_faults, off_cpu_ns, softirq_ticks, steal_ticks })
+}
+
+/// Minor and major faults, and the CPU it ran on last. proc_pid_stat(5), fields 10, 12 and 39; the name in field 2 may hold anything.
+fn faults_and_cpu(stat: &str) -> Option<(u64, usize)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3);
+    let faults = field(10)?.parse::<u64>().ok()? + field(12)?.parse::<u64>().ok()?;
+    Some((faults, field(39)?.parse().ok()?))
+}
+
+/// proc_stat(5): `cpuN user nice system idle iowait irq softirq steal ...`.
+fn softirq_and_steal(stat: &str, cpu: usize) -> Option<(u64, u64)> {
+    let name = format!("cpu{cpu}");
+    let line = stat.lines().find(|line| line.split_ascii_whitespace().next() == Some(&name))?;
+    let mut counts = line.split_ascii_whitespace().skip(7).map(str::parse);
+    Some((counts.next()?.ok()?, counts.next()?.ok()?))
+}
+
+/// Lets the kernel write stamps while it lives: a client may go away in the middle.
+struct Stamping<'a>(&'a dyn Shards);
+
+impl<'a> Stamping<'a> {
+    fn begin(shards: &'a dyn Shards) -> Stamping<'a> {
+        shards.set_traced(true);
+        Stamping(shards)
+    }
+}
+
+impl Drop for Stamping<'_> {
+    fn drop(&mut self) {
+        self.0.set_traced(false);
+    }
+}
+
+/// Traces for that long, 1..=TRACE_SECONDS_MAX seconds.
+pub(super) async fn trace(shards: &dyn Shards, seconds: u32) -> TraceReply {
+    let _stamping = Stamping::begin(shards);
+    let began_ns = clock::monotonic_ns();
+    let mut traced: Vec<Traced> = shards.views().into_iter().map(Traced::begin).collect();
+    let until_ns = began_ns + u64::from(seconds) * 1_000_000_000;
+    while clock::monotonic_ns() < until_ns {
+        tokio::time::sleep(LOOK_EVERY).await;
+        traced.iter_mut().for_each(Traced::look);
+    }
+    let names = shards.function_names();
+    let seconds = (clock::monotonic_ns() - began_ns) as f64 / 1e9;
+    TraceReply {
+        seconds,
+        began_ns,
+        shards: traced.into_iter().enumerate().map(|(core, traced)| traced.end(core, began_ns, &names)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_files_are_understood_and_nonsense_is_not() {
+        let stat = "12 (a) b (c) S 1 1 1 0 -1 64 70 0 5 0 1 2 0 0 20 0 9 0 11 1 1 1 1 1 1 1 1 0 0 0 0 0 0 0 17 3 0 0";
+        assert_eq!(faults_and_cpu(stat), Some((75, 3)));
+        assert_eq!(faults_and_cpu("12 (a) S 1"), None);
+        assert_eq!(faults_and_cpu(""), None);
+        let cpus = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 70 80 9 10\ncpu10 1 2 3 4 5 6 700 800 0 0\n";
+        assert_eq!(softirq_and_steal(cpus, 0), Some((70, 80)));
+        assert_eq!(softirq_and_steal(cpus, 10), Some((700, 800)));
+        assert_eq!(softirq_and_steal(cpus, 1), None);
+    }
+
+    #[test]
+    fn a_request_is_held_against_the_looks_around_it() {
+        let look = |at_ns, page_faults| Look { at_ns, page_faults, ..Look::default() };
+        let mut traced = Traced::begin(Arc::new(ShardView::new()));
+        traced.looks = vec![look(100, 1), look(200, 10), look(300, 100), look(400, 1_000)];
+        let entry = |handed_ns, guest_ns| TailEntry { handed_ns, guest_ns, ..TailEntry::default() };
+        assert_eq!(traced.kernel_around(&entry(210, 50)).page_faults, 90);
+        assert_eq!(traced.kernel_around(&entry(150, 200)).page_faults, 999);
+        assert_eq!(traced.kernel_around(&entry(50, 1_000)).page_faults, 999);
+    }
+}

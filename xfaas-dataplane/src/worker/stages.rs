@@ -1,0 +1,57 @@
+//! When a call passed each stage of its way. Stamped by the shard and the proxy, read by the shard's trace (`shard/tail.rs`).
+
+/// What a core did so far besides running the call in question; a difference of two says what happened between. Nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreWork {
+    /// Making workers.
+    pub fork_ns: u64,
+    /// Slices of guests that had used up one before.
+    pub slices_ns: u64,
+    /// Timed work, the log, checkpoints, moves.
+    pub chores_ns: u64,
+}
+
+impl CoreWork {
+    pub fn since(&self, earlier: &CoreWork) -> CoreWork {
+        CoreWork {
+            fork_ns: self.fork_ns.saturating_sub(earlier.fork_ns),
+            slices_ns: self.slices_ns.saturating_sub(earlier.slices_ns),
+            chores_ns: self.chores_ns.saturating_sub(earlier.chores_ns),
+        }
+    }
+}
+
+/// Monotonic clock, nanoseconds; 0: not passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// The turn began in which the shard found its last bytes.
+    pub handed_ns: u64,
+    /// The shard turned to them.
+    pub begun_ns: u64,
+    /// The request was understood.
+    pub decoded_ns: u64,
+    /// A worker was there and the guest was entered, for the first time.
+    pub entered_ns: u64,
+    /// The guest was left, for the last time so far.
+    pub left_ns: u64,
+    /// In the guest, all slices together.
+    pub guest_ns: u64,
+    /// Times it was entered.
+    pub slices: u32,
+    /// The core whose shard found it.
+    pub core: u16,
+    /// What that core had done when the turn before that of `handed_ns` began.
+    pub work_before: CoreWork,
+}
+
+impl Stages {
+    /// The guest ran from one time to the other.
+    pub fn note_slice(&mut self, entered_ns: u64, left_ns: u64) {
+        if self.slices == 0 {
+            self.entered_ns = entered_ns;
+        }
+        self.slices += 1;
+        self.left_ns = left_ns;
+        self.guest_ns += left_ns.saturating_sub(entered_ns);
+    }
+}
