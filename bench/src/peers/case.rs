@@ -125,6 +125,11 @@ impl PeerCase {
         }
     }
 
+    /// It is built with the benchmark: that it is not there is a mistake.
+    pub fn is_ours(&self) -> bool {
+        matches!(self.who, Who::Xfaas | Who::Limit)
+    }
+
     pub(super) fn transport(&self) -> Transport {
         if self.who == Who::Redis { Transport::Redis } else { Transport::Http }
     }

@@ -134,6 +134,7 @@ impl PeersBench<'_> {
         let saturation = rows[0].requests_per_second;
         match self.points(result.case, saturation, common_rate) {
             Ok(more) => rows.extend(more),
+            Err(_) if self.interrupt.is_set() => {} // what is there stays
             Err(error) => result.outcome = Err(error),
         }
     }
