@@ -75,9 +75,9 @@ struct Arguments {
     /// Session IDs are this and 8 digits. Their counters are read first, since they may have been used before [default: a new one].
     #[arg(long, value_name = "TEXT", value_parser = session_prefix)]
     session_prefix: Option<String>,
-    /// The function that reads the counters, or `none`: then only the answers are held against each other.
-    #[arg(long, value_name = "NAME", default_value = "counter-read")]
-    reader: String,
+    /// The function that reads the counters, or `none`: then only the answers are held against each other [default: counter-read; redis get].
+    #[arg(long, value_name = "NAME")]
+    reader: Option<String>,
     /// Seconds that are measured, 0.1 to 600.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     seconds: f64,
@@ -224,6 +224,17 @@ fn shape_of(arguments: &Arguments) -> HttpShape {
     HttpShape { method: arguments.method.clone(), path: arguments.path.clone(), headers, names_session: !arguments.no_session_echo }
 }
 
+fn reader_of(arguments: &Arguments) -> Option<String> {
+    let usual = if arguments.target.0 == Transport::Redis { "get" } else { "counter-read" };
+    Some(arguments.reader.clone().unwrap_or_else(|| usual.to_owned())).filter(|reader| reader != "none")
+}
+
+/// What redis is asked for beside its own commands. `None`: nothing.
+fn foreign_to_redis(arguments: &Arguments) -> Option<&str> {
+    let mut names = arguments.functions.iter().map(|function| function.name.as_str());
+    names.find(|name| arguments.target.0 == Transport::Redis && !["set", "get", "incr"].contains(name))
+}
+
 /// Errors: arguments that are good by themselves and do not go together.
 fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     let (transport, target) = arguments.target;
@@ -249,6 +260,9 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     }
     if let Some(cpu) = arguments.cpus.iter().find(|cpu| !allowed_cpus().contains(cpu)) {
         return Err(format!("--cpus: CPU {cpu} does not exist or is not allowed; choose from {:?}", allowed_cpus()));
+    }
+    if let Some(name) = foreign_to_redis(arguments) {
+        return Err(format!("--function: redis is asked for set, get or incr (as incr:1:counter), not for {name}"));
     }
     if let Some(fault) = fault_of_mix(&arguments.functions) {
         return Err(format!("--function: {fault}"));
@@ -276,7 +290,7 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
             PopularityKind::OneHot => Popularity::OneHot { share: arguments.hot_share },
         },
         is_fresh: prefix.is_none(),
-        reader: (arguments.reader != "none").then(|| arguments.reader.clone()),
+        reader: reader_of(arguments),
         warm_up: Duration::from_secs_f64(arguments.warm_up_s),
         measured: Duration::from_secs_f64(arguments.seconds),
         requests_max: arguments.requests.unwrap_or(u64::MAX),
