@@ -14,7 +14,7 @@ fn rows(program: &str, arguments: &[&str]) -> Vec<Value> {
 
 #[test]
 fn a_fork_is_one_json_object_and_its_phases_another() {
-    let parts = ["starts", "cold_session_1mib", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
+    let parts = ["starts", "copy_session", "cold_session_1mib", "idle_session", "fork_64mib_rss_bytes", "sync_rmw", "kills"];
     let skips = parts.iter().flat_map(|part| ["--skip", part]);
     let arguments: Vec<&str> = ["--json", "--forks", "20"].into_iter().chain(skips).collect();
     let rows = rows(env!("CARGO_BIN_EXE_sessions"), &arguments);
