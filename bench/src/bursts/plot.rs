@@ -65,8 +65,8 @@ pub fn plot(rows: &[BurstRow], path: &Path) -> Result<(), PlotError> {
 
 fn label(row: &BurstRow) -> String {
     match row.containers_max {
-        1 => format!("{} workers", row.workers_max),
-        containers => format!("{} workers in each of {containers} containers", row.workers_max),
+        1 => format!("workers_max {}", row.workers_max),
+        containers => format!("workers_max {} in each of {containers} containers", row.workers_max),
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
             .collect();
         plot(&rows, &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!((text.matches(" workers").count(), text.matches("of 2 containers").count()), (8, 2));
+        assert_eq!((text.matches("workers_max ").count(), text.matches("of 2 containers").count()), (8, 2));
         assert!(text.contains("rmw_linear") && text.trim_end().ends_with("</svg>"));
         assert!(plot(&rows, Path::new("/nonexistent/bursts.svg")).is_err());
     }
