@@ -313,7 +313,7 @@ impl Shard {
         }
     }
 
-    /// The store has all that the session holds. False: it must stay for now.
+    /// The store has all that the session holds. False: dropped now, something would be lost.
     pub(super) fn drop_from_memory(&mut self, slot: usize, app: u16, session: &SessionId, table_hash: u32, why: Leaves) -> bool {
         // A snapshot of the log that is being made may have had the session or not: writes that are behind its beginning must not be all that is
         // left of a session.

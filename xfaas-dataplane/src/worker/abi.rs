@@ -94,10 +94,7 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, WorkerData>, keys: i32, keys_len: i32, buf: i32, buf_len: i32| {
             let memory = memory(&mut caller)?;
             let result = lend::borrow(|lent, _| snapshot::snapshot_read(lent, memory, keys, keys_len, buf, buf_len))?;
-            if result == NEEDS_OWNER {
-                return Err(NeedsOwner { for_lock: false }.into());
-            }
-            park_if_told(&mut caller, result)
+            park_or_leave(&mut caller, result)
         },
     )?;
     linker.func_wrap(
@@ -106,10 +103,7 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, WorkerData>, session: i32, key: i32, buf: i32, buf_len: i32| {
             let memory = memory(&mut caller)?;
             let result = lend::borrow(|lent, _| read_session::read_session(lent, memory, session, key, buf, buf_len))?;
-            if result == NEEDS_OWNER {
-                return Err(NeedsOwner { for_lock: false }.into());
-            }
-            park_if_told(&mut caller, result)
+            park_or_leave(&mut caller, result)
         },
     )?;
     linker.func_wrap(
@@ -134,6 +128,14 @@ pub(super) fn link(linker: &mut Linker<WorkerData>) -> wasmtime::Result<()> {
 fn memory<'a>(caller: &'a mut Caller<'_, WorkerData>) -> Result<&'a mut [u8], NoMemory> {
     let memory = caller.data().memory.ok_or(NoMemory)?;
     Ok(memory.data_mut(caller))
+}
+
+/// As `park_if_told`, of a read that may turn out not to be possible beside its session's owner. Errors: the call is to be run anew there.
+fn park_or_leave(caller: &mut Caller<'_, WorkerData>, result: i32) -> wasmtime::Result<i32> {
+    if result == NEEDS_OWNER {
+        return Err(NeedsOwner { for_lock: false }.into());
+    }
+    park_if_told(caller, result)
 }
 
 fn park_if_told(caller: &mut Caller<'_, WorkerData>, result: i32) -> wasmtime::Result<i32> {
