@@ -47,6 +47,8 @@ pub struct Config {
     pub cpus: Vec<u16>,
     /// Hot sessions move from busy cores to idle ones by themselves.
     pub rebalance: bool,
+    /// Shards run in the real-time class: nothing ordinary takes their CPUs from them.
+    pub realtime: bool,
     pub steering_mode: SteeringMode,
     /// The interface that packets arrive on, for XDP and TC.
     pub steering_iface: Option<String>,
@@ -90,6 +92,8 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     /// Only a flag: see `Config::perf_map`.
     pub perf_map: bool,
+    /// A flag turns it on, never off.
+    pub realtime: bool,
 }
 
 /// Why the configuration is refused. Every text says what to do.
@@ -210,6 +214,7 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
         session_header,
         cpus,
         rebalance: file.shards.rebalance.unwrap_or(true),
+        realtime: file.shards.realtime.unwrap_or(false) || overrides.realtime,
         steering_mode,
         steering_iface,
         limits: file.limits,

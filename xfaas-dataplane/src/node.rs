@@ -144,6 +144,7 @@ impl Node {
         options.recovered = recovered;
         options.pins = Arc::clone(&board);
         options.token_key = Some(token_key.clone());
+        options.realtime = config.realtime;
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
         let facts = facts(config, &placement, regions.is_some());
         let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
@@ -257,6 +258,7 @@ fn shard_options(
         drain_ns_min: DRAIN_MS_MIN * MS_NS,
         token_key: None,
         drain_ns_max: ms_ns(limits.drain_ms).max(DRAIN_MS_MIN * MS_NS),
+        realtime: false,
     }
 }
 
@@ -277,6 +279,7 @@ fn engine(config: &Config) -> Result<Engine, EngineError> {
         memory_mib_max: config.limits.memory_mib_max,
         tick_us: TICK_US,
         perf_map: config.perf_map,
+        realtime: config.realtime,
     })
 }
 

@@ -235,6 +235,7 @@ fn options(folder: &Path) -> ShardOptions {
         timeouts: Timeouts { head_ns: SECOND_NS, body_stall_ns: SECOND_NS, body_ns: SECOND_NS, idle_ns: 60 * SECOND_NS },
         drain_ns_min: 0,
         drain_ns_max: SECOND_NS,
+        realtime: false,
     }
 }
 

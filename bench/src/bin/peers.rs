@@ -49,6 +49,9 @@ struct Arguments {
     open_connections: u16,
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sessions: u32,
+    /// Puts all servers, with all their threads, into the real-time class (SCHED_FIFO), so that nothing else has their CPU when they want it.
+    #[arg(long)]
+    realtime: bool,
     #[command(flatten)]
     cpus: Cpus,
     /// Names what must be installed for these rows, one a line, and ends.
@@ -95,6 +98,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         sessions: arguments.sessions as usize,
         seconds: arguments.seconds,
         rounds: arguments.rounds,
+        realtime: arguments.realtime,
         common_rate: arguments.common_rate.map(f64::from),
         interrupt: &interrupt,
     };

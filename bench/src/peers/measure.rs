@@ -10,6 +10,7 @@ use crate::servers::{ServerError, XfaasFiles};
 use std::path::Path;
 use std::time::Duration;
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
+use xfaas_dataplane::sys::realtime::{self, Children, PRIORITY_SHARD, RealtimeError};
 
 /// Unmeasured time before each run, in which JITs compile and caches fill.
 const WARM_UP_S_MAX: f64 = 1.0;
@@ -33,6 +34,8 @@ pub enum PeerError {
     Run { fault: String, log: String },
     #[error("the measuring thread cannot be pinned")]
     Pin(#[from] AffinityError),
+    #[error(transparent)]
+    Realtime(#[from] RealtimeError),
     #[error("interrupted before anything was measured")]
     Nothing,
 }
@@ -60,6 +63,8 @@ pub struct PeersBench<'a> {
     pub seconds: f64,
     /// Runs at each load point; the median counts.
     pub rounds: u32,
+    /// Servers are in the real-time class.
+    pub realtime: bool,
     /// Requests a second; half of what the slowest takes, if not given.
     pub common_rate: Option<f64>,
     pub interrupt: &'a Interrupt,
@@ -167,7 +172,13 @@ impl PeersBench<'_> {
     /// and leaves: it must not end, since a server may end with the thread that started it.
     fn start(&self, case: &PeerCase) -> Result<Running, PeerError> {
         pin_to(self.server_cpu)?;
+        if self.realtime {
+            realtime::enter(PRIORITY_SHARD, Children::Alike)?;
+        }
         let started = case.start(self.xfaas, self.packages, self.server_cpu, self.interrupt);
+        if self.realtime {
+            realtime::leave()?;
+        }
         pin_to(self.load_cpu)?;
         Ok(started?)
     }

@@ -97,6 +97,9 @@ pub(super) struct ConfigArguments {
     /// Where deployments and compiled code are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Run shards in the real-time class, so that no ordinary thread delays them: for CPUs that are xfaas' own. Needs CAP_SYS_NICE
+    #[arg(long)]
+    realtime: bool,
     /// Tell perf the names of wasm functions, in /tmp/perf-PID.map
     #[arg(long)]
     perf_map: bool,
@@ -113,6 +116,7 @@ impl ConfigArguments {
             steering_iface: self.iface,
             state_dir: self.state_dir,
             perf_map: self.perf_map,
+            realtime: self.realtime,
         };
         (self.config, overrides)
     }

@@ -42,6 +42,8 @@ pub(super) struct ShardsSection {
     pub cpus: Option<Vec<u16>>,
     /// Default true: hot sessions move from busy cores to idle ones by themselves.
     pub rebalance: Option<bool>,
+    /// Default false: shards share their CPUs with ordinary threads.
+    pub realtime: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -46,6 +46,7 @@ impl Container {
             memory_mib_max: config.limits.memory_mib_max,
             tick_us: TICK_US,
             perf_map: false,
+            realtime: false,
         })?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.listen)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.listen)).collect::<Result<_, _>>()?;

@@ -9,6 +9,7 @@ use crate::session::{ContainerPlacement, NodePlaces, PinBoard, PinView, Placemen
 use crate::state::ShardState;
 use crate::steering::FlowTable;
 use crate::sys::affinity::{AffinityError, pin_to};
+use crate::sys::realtime::{self, Children, PRIORITY_SHARD, RealtimeError};
 use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,12 @@ pub enum ShardError {
         shard: usize,
         #[source]
         source: RingError,
+    },
+    #[error("shard {shard} cannot start")]
+    Realtime {
+        shard: usize,
+        #[source]
+        source: RealtimeError,
     },
     #[error("make the command door of shard {shard}")]
     Door {
@@ -93,6 +100,8 @@ pub struct ShardOptions {
     /// Draining: how long 503 `draining` is answered at least, and how long running calls may take at most. Nanoseconds.
     pub drain_ns_min: u64,
     pub drain_ns_max: u64,
+    /// The shards' threads enter the real-time class.
+    pub realtime: bool,
 }
 
 /// How long a client may take. Nanoseconds. CONTRACT.md section 1, "Limits".
@@ -197,6 +206,7 @@ impl Seed {
         let shard = self.core.index();
         let made = pin_to(self.plan.cpu)
             .map_err(|source| ShardError::Affinity { shard, source })
+            .and_then(|()| enter_realtime(shard, self.options.realtime))
             .and_then(|()| make_ring(&self.options).map_err(|source| ShardError::Ring { shard, source }));
         let ring = match made {
             Ok(ring) => ring,
@@ -245,6 +255,13 @@ impl Seed {
         self.started.wait();
         shard.run()
     }
+}
+
+fn enter_realtime(shard: usize, realtime: bool) -> Result<(), ShardError> {
+    if !realtime {
+        return Ok(());
+    }
+    realtime::enter(PRIORITY_SHARD, Children::Ordinary).map_err(|source| ShardError::Realtime { shard, source })
 }
 
 fn make_ring(options: &ShardOptions) -> Result<Ring, RingError> {

@@ -1,10 +1,11 @@
-//! The door to the machine: io_uring, shared memory, CPU pinning, clocks, sockets. The only folder besides `state/cell.rs` with `unsafe`.
+//! The door to the machine: io_uring, shared memory, CPU pinning and scheduling, clocks, sockets. The only folder besides `state/cell.rs` with `unsafe`.
 
 pub mod affinity;
 mod buffers;
 pub mod clock;
 pub mod open_files;
 mod peer;
+pub mod realtime;
 mod ring;
 pub mod shm;
 pub mod socket;

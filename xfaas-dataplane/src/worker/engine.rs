@@ -3,8 +3,10 @@
 
 use super::abi;
 use super::fiber::WorkerData;
+use crate::sys::realtime::{self, Children, PRIORITY_TICKER, RealtimeError};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -42,6 +44,8 @@ pub struct EngineOptions {
     pub tick_us: u64,
     /// Compiled functions are told to perf, in `/tmp/perf-<pid>.map`.
     pub perf_map: bool,
+    /// Guests run on threads of the real-time class: so must what counts their time.
+    pub realtime: bool,
 }
 
 impl Default for EngineOptions {
@@ -52,6 +56,7 @@ impl Default for EngineOptions {
             memory_mib_max: MEMORY_MIB_DEFAULT,
             tick_us: 1_000,
             perf_map: false,
+            realtime: false,
         }
     }
 }
@@ -75,6 +80,8 @@ pub enum EngineError {
     },
     #[error("start the epoch ticker")]
     Ticker(#[source] std::io::Error),
+    #[error("the thread that counts guests' time cannot run beside shards of the real-time class")]
+    Realtime(#[from] RealtimeError),
 }
 
 /// The engine, shared by all threads. The ticker stops with the last clone.
@@ -129,7 +136,7 @@ impl Engine {
         let wasmtime = wasmtime::Engine::new(&config).map_err(make)?;
         let mut linker = Linker::new(&wasmtime);
         abi::link(&mut linker).map_err(make)?;
-        let ticker = Ticker::start(wasmtime.clone(), Duration::from_micros(tick_us)).map_err(EngineError::Ticker)?;
+        let ticker = Ticker::start(wasmtime.clone(), Duration::from_micros(tick_us), options.realtime)?;
         let options = options.clone();
         let inner = Inner { wasmtime, linker, options, workers_live: Arc::default(), load: Mutex::new(()), _ticker: ticker };
         Ok(Engine { inner: Arc::new(inner) })
@@ -225,17 +232,25 @@ struct Ticker {
 }
 
 impl Ticker {
-    fn start(engine: wasmtime::Engine, tick: Duration) -> std::io::Result<Ticker> {
+    fn start(engine: wasmtime::Engine, tick: Duration, realtime: bool) -> Result<Ticker, EngineError> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (is_ready, ready) = channel();
         let run = move || {
+            let entered = if realtime { realtime::enter(PRIORITY_TICKER, Children::Ordinary) } else { Ok(()) };
+            let may_run = entered.is_ok();
+            is_ready.send(entered).ok(); // who started it waits for this
+            if !may_run {
+                return;
+            }
             while !stopped.load(Ordering::Acquire) {
                 // A wake-up without reason makes one tick short, which harms nobody.
                 thread::park_timeout(tick);
                 engine.increment_epoch();
             }
         };
-        let thread = thread::Builder::new().name("xfaas-ticker".to_owned()).spawn(run)?;
+        let thread = thread::Builder::new().name("xfaas-ticker".to_owned()).spawn(run).map_err(EngineError::Ticker)?;
+        ready.recv().map_err(|ended| EngineError::Ticker(std::io::Error::other(ended)))??;
         Ok(Ticker { stop, thread: Some(thread) })
     }
 }
