@@ -40,7 +40,7 @@ impl Proxy {
     /// Tells the other shards how busy this one is.
     pub fn publish_load(&self) {
         if let Some(loads) = &self.packing.loads {
-            let workers = self.workers.0.len();
+            let workers = self.workers.len();
             loads.publish(self.packing.core, (workers - self.idle.len() + self.queued) as u32, workers as u32);
         }
     }
