@@ -25,7 +25,7 @@ use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
 use crate::state::{CallToken, RegionError, ShardState, set_aside};
-use crate::worker::{Call, ForkError, Function, Lent, Progress, StateAt, Worker};
+use crate::worker::{Call, ForkError, Function, FunctionManifest, Lent, Progress, StateAt, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -230,7 +230,8 @@ impl Proxy {
 
     /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
     pub fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
-        let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {
+        // Not cloned: all shards count in the same place, and a warm call would change it twice.
+        let Some(function) = self.functions.get(usize::from(call.function)).and_then(Option::as_ref) else {
             return refused(call, ErrorCode::NoFunction, "the function was removed");
         };
         match (call.is_hook(), &function.hook) {
@@ -239,8 +240,10 @@ impl Proxy {
             (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
         }
         call.function_hash = function.hash;
+        let FunctionManifest { workers_max, containers_max, ref rules, .. } = function.manifest;
+        let requests_per_s = rules.requests_per_s;
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
-        if let Some(requests_per_s) = function.manifest.rules.requests_per_s
+        if let Some(requests_per_s) = requests_per_s
             && !call.is_hook()
             && !call.is_admitted
             && !self.take_request(id, requests_per_s, now_ns)
@@ -250,8 +253,8 @@ impl Proxy {
         call.is_admitted = true;
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
-        if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
-            match self.take_worker(id, &function, now_ns) {
+        if namespace.running < workers_max && namespace.waiting.is_empty() {
+            match self.take_worker(id, call.function, now_ns) {
                 Ok(worker) => {
                     let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
@@ -269,8 +272,8 @@ impl Proxy {
                 }
             }
         }
-        if function.manifest.containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
-            call = self.offer(id, &function, call, now_ns)?; // else it is on its way to another shard
+        if containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
+            call = self.offer(id, call, now_ns)?; // else it is on its way to another shard
         }
         let namespace = self.namespaces.get_mut(id);
         // Without a call of its own nothing would ever start what waits here.
@@ -292,14 +295,20 @@ impl Proxy {
         self.run(id, now_ns)
     }
 
-    /// An idle worker of the namespace, else a Fork.
-    fn take_worker(&mut self, id: NamespaceId, function: &Arc<Function>, now_ns: u64) -> Result<u32, ForkError> {
+    /// An idle worker of the namespace, else a Fork. `function`: the index of one that is in service.
+    fn take_worker(&mut self, id: NamespaceId, function: u16, now_ns: u64) -> Result<u32, ForkError> {
         let namespace = self.namespaces.get_mut(id);
         let workers = &self.workers;
-        if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function.index) {
+        if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function) {
             self.idle.remove(worker);
             return Ok(worker);
         }
+        self.fork(id, function, now_ns)
+    }
+
+    #[cold]
+    fn fork(&mut self, id: NamespaceId, function: u16, now_ns: u64) -> Result<u32, ForkError> {
+        let function = self.functions[usize::from(function)].clone().expect("looked up by the caller");
         if self.workers.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
             return Err(ForkError::PoolFull);
         }
@@ -462,7 +471,7 @@ impl Proxy {
                 return;
             };
             let has_room = self.namespaces.get(id).running < function.manifest.workers_max;
-            let Some(worker) = has_room.then(|| self.take_worker(id, &function, now_ns).ok()).flatten() else {
+            let Some(worker) = has_room.then(|| self.take_worker(id, function.index, now_ns).ok()).flatten() else {
                 if function.manifest.containers_max > 1 && self.offer_waiting(id, &function, now_ns) {
                     continue;
                 }
