@@ -113,8 +113,7 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
         return BAD_ARGUMENT;
     }
     if lent.call.state_at != StateAt::Here {
-        let key = Key::of(&memory[key]);
-        return read_elsewhere(lent, key.as_bytes(), &mut memory[span], mode);
+        return read_elsewhere(lent, memory, key, span, mode);
     }
     if mode == MODE_STRONG {
         match acquire(lent, &memory[key.clone()]) {
@@ -133,8 +132,11 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
     value.map_or(NOT_FOUND, |value| value.copy_out(&mut memory[span]) as i32)
 }
 
-/// A read of a session whose state is not in this shard's own regions.
-fn read_elsewhere(lent: &mut Lent, key: &[u8], buffer: &mut [u8], mode: i32) -> i32 {
+/// A read of a session whose state is not in this shard's own regions. Never inlined: the key's copy would lie in the frame of every read.
+#[inline(never)]
+fn read_elsewhere(lent: &mut Lent, memory: &mut [u8], key: Range<usize>, span: Range<usize>, mode: i32) -> i32 {
+    let key = Key::of(&memory[key]);
+    let (key, buffer) = (key.as_bytes(), &mut memory[span]);
     match lent.call.state_at {
         StateAt::Shard(owner) if mode == MODE_WEAK => read_beside_owner(lent, owner, key, buffer),
         StateAt::Shard(_) => NEEDS_OWNER, // the lock table is the owner's
