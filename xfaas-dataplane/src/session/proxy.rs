@@ -300,6 +300,7 @@ impl Proxy {
         let namespace = self.namespaces.get_mut(id);
         let workers = &self.workers;
         if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function) {
+            self.workers[worker as usize].worker.warm();
             self.idle.remove(worker);
             return Ok(worker);
         }

@@ -5,6 +5,7 @@ mod buffers;
 pub mod clock;
 pub mod open_files;
 mod peer;
+mod prefetch;
 mod ring;
 pub mod shm;
 pub mod socket;
@@ -12,5 +13,6 @@ mod wake;
 
 pub use self::buffers::{GroupOptions, ReceivedBuffer};
 pub use self::peer::{LocalAddress, Peer};
+pub use self::prefetch::{LINE_BYTES, prefetch_span};
 pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};
 pub use self::wake::Waker;

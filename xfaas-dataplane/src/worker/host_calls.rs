@@ -2,6 +2,7 @@
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::call::StateAt;
+use super::fiber::Trail;
 use super::lend::Lent;
 use super::overlay::SessionSize;
 use super::remote;
@@ -97,8 +98,11 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
     if span.len() > OUTPUT_BYTES_MAX {
         return OVER_LIMIT;
     }
+    let bytes = &memory[span];
+    let place = 0_u8;
+    lent.call.trail = Trail { stack: (&raw const place).addr(), memory: bytes.as_ptr().addr() };
     lent.call.output.clear();
-    lent.call.output.extend_from_slice(&memory[span]);
+    lent.call.output.extend_from_slice(bytes);
     OK
 }
 
