@@ -4,7 +4,7 @@
  * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
  * no import. Build with clang and wasm-ld, no C library needed:
  *
- *   clang --target=wasm32 -O2 -ffreestanding -nostdlib -Wl,--no-entry -Wl,--stack-first -Wl,-z,stack-size=16384 -o NAME.wasm NAME.c
+ *   clang --target=wasm32 -O2 -ffreestanding -nostdlib -Wl,--no-entry -Wl,--stack-first -Wl,-z,stack-size=18432 -o NAME.wasm NAME.c
  */
 #ifndef XFAAS_H
 #define XFAAS_H

@@ -13,8 +13,9 @@ use crate::process::{cargo, cross_cargo, run_quiet, say, step};
 use crate::setup::{self, Tools};
 use crate::toolchain::{GuestToolchain, KernelToolchain};
 
-/// Bytes of a guest's stack: small, so that a fork touches few pages. The linker's default is 1 MiB.
-const GUEST_STACK_BYTES: u32 = 16_384;
+/// Bytes of a guest's stack: small, so that a fork touches few pages. The linker's default is 1 MiB. Not whole pages of 4 KiB: the stack grows down
+/// from here and the data begins here, so most guests use both within one page.
+const GUEST_STACK_BYTES: u32 = 16_384 + 2_048;
 const GUEST_TARGET: &str = "wasm32-unknown-unknown";
 const KERNEL_TARGET: &str = "bpfel-unknown-none";
 /// Folders of C guests, one guest a file.

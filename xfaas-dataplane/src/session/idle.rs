@@ -1,33 +1,32 @@
-//! Idle workers of a shard, oldest first: a doubly linked list whose links lie in the workers' slots, so that a warm request that takes
-//! a worker out and puts it back allocates nothing.
+//! Idle workers of a shard, oldest first: a doubly linked list that allocates nothing when a warm request takes a worker out and puts it back.
+//! The links lie side by side, eight bytes a worker, and not in the workers' slots: a worker that leaves or comes changes its neighbours' links,
+//! and those are workers of other sessions, whose slots the caches do not have.
 
 /// No neighbour.
 const NONE: u32 = u32::MAX;
 
-/// A slot's place in the list.
+/// A worker's place in the list.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Links {
+struct Links {
     older: u32,
     newer: u32,
 }
 
-impl Default for Links {
-    fn default() -> Links {
-        Links { older: NONE, newer: NONE }
-    }
-}
+const UNLINKED: Links = Links { older: NONE, newer: NONE };
 
-/// Ends of the list and its length. `links(id)` gives the slot's links.
+/// Ends of the list, its length, and the links by the workers' numbers, which are small because slots are used again.
 #[derive(Debug)]
 pub(super) struct IdleList {
     oldest: u32,
     newest: u32,
     length: usize,
+    links: Vec<Links>,
 }
 
 impl IdleList {
-    pub(super) fn new() -> IdleList {
-        IdleList { oldest: NONE, newest: NONE, length: 0 }
+    /// An empty list. Numbers below `room` allocate nothing later.
+    pub(super) fn new(room: usize) -> IdleList {
+        IdleList { oldest: NONE, newest: NONE, length: 0, links: Vec::with_capacity(room) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -38,38 +37,38 @@ impl IdleList {
         (self.oldest != NONE).then_some(self.oldest)
     }
 
-    /// The worker that became idle right after `id`.
-    pub(super) fn newer(links: &Links) -> Option<u32> {
-        (links.newer != NONE).then_some(links.newer)
+    /// The worker that became idle right after `id`, which is in the list.
+    pub(super) fn newer(&self, id: u32) -> Option<u32> {
+        let newer = self.links[id as usize].newer;
+        (newer != NONE).then_some(newer)
     }
 
-    pub(super) fn push<S: LinkStore>(&mut self, store: &mut S, id: u32) {
-        *store.links(id) = Links { older: self.newest, newer: NONE };
+    pub(super) fn push(&mut self, id: u32) {
+        if self.links.len() <= id as usize {
+            self.links.resize(id as usize + 1, UNLINKED);
+        }
+        self.links[id as usize] = Links { older: self.newest, newer: NONE };
         match self.newest {
             NONE => self.oldest = id,
-            newest => store.links(newest).newer = id,
+            newest => self.links[newest as usize].newer = id,
         }
         self.newest = id;
         self.length += 1;
     }
 
-    pub(super) fn remove<S: LinkStore>(&mut self, store: &mut S, id: u32) {
-        let Links { older, newer } = std::mem::take(store.links(id));
+    /// Takes out a worker that is in the list.
+    pub(super) fn remove(&mut self, id: u32) {
+        let Links { older, newer } = self.links[id as usize];
         match older {
             NONE => self.oldest = newer,
-            older => store.links(older).newer = newer,
+            older => self.links[older as usize].newer = newer,
         }
         match newer {
             NONE => self.newest = older,
-            newer => store.links(newer).older = older,
+            newer => self.links[newer as usize].older = older,
         }
         self.length -= 1;
     }
-}
-
-/// Where the links lie.
-pub(super) trait LinkStore {
-    fn links(&mut self, id: u32) -> &mut Links;
 }
 
 #[cfg(test)]
@@ -77,22 +76,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    impl LinkStore for Vec<Links> {
-        fn links(&mut self, id: u32) -> &mut Links {
-            &mut self[id as usize]
-        }
-    }
-
     proptest! {
         #[test]
         fn idle_list_matches_a_vector(ops in prop::collection::vec(0u32..16, 0..256)) {
-            let (mut list, mut store, mut model) = (IdleList::new(), vec![Links::default(); 16], Vec::new());
+            let (mut list, mut model) = (IdleList::new(4), Vec::new());
             for id in ops {
                 if let Some(at) = model.iter().position(|other| *other == id) {
-                    list.remove(&mut store, id);
+                    list.remove(id);
                     model.remove(at);
                 } else {
-                    list.push(&mut store, id);
+                    list.push(id);
                     model.push(id);
                 }
                 prop_assert_eq!(list.len(), model.len());
@@ -100,7 +93,7 @@ mod tests {
                 let mut next = list.oldest();
                 while let Some(id) = next {
                     walked.push(id);
-                    next = IdleList::newer(&store[id as usize]);
+                    next = list.newer(id);
                 }
                 prop_assert_eq!(&walked, &model);
             }

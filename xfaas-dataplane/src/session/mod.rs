@@ -17,6 +17,7 @@ mod placement;
 mod places;
 mod primary;
 mod proxy;
+mod resting;
 mod secondaries;
 mod token;
 

@@ -1,6 +1,7 @@
 //! The active namespaces of a shard: those with a worker or a waiting call. A namespace at rest is only its state in the region.
 
 use super::budget::Budget;
+use super::resting::RestingWorkers;
 use super::secondaries::Secondaries;
 use crate::state::NamespaceRef;
 use crate::worker::Call;
@@ -20,8 +21,7 @@ pub(super) struct Namespace {
     table_hash: u32,
     /// Where the session's state lies, once a call has looked it up. Nothing removes a session's state while it is active.
     pub(super) state: Option<NamespaceRef>,
-    /// Idle workers, the warmest last.
-    pub(super) idle: Vec<u32>,
+    pub(super) idle: RestingWorkers,
     /// Workers that run or are parked in an invocation.
     pub(super) running: u16,
     /// Calls that wait for a worker, oldest first.
@@ -103,7 +103,7 @@ impl NamespaceTable {
             session: *session,
             table_hash,
             state: None,
-            idle: Vec::new(),
+            idle: RestingWorkers::new(),
             running: 0,
             waiting: VecDeque::new(),
             secondaries: Secondaries::default(),

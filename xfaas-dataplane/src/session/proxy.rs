@@ -20,12 +20,12 @@ pub use self::rest::LastUse;
 use self::beside::Beside;
 use self::packing::Packing;
 use self::secondary::{RemoteCalls, RemoteWait, failed_with};
-use super::idle::{IdleList, LinkStore, Links};
+use super::idle::IdleList;
 use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
 use crate::state::{CallToken, RegionError, ShardState, set_aside};
-use crate::worker::{Call, ForkError, Function, Lent, Progress, StateAt, Worker};
+use crate::worker::{Call, ForkError, Function, FunctionManifest, Lent, Progress, StateAt, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -97,21 +97,12 @@ struct WorkerSlot {
     generation: u64,
     phase: Phase,
     call: Option<Box<Call>>,
-    links: Links,
-}
-
-struct Workers(Slab<WorkerSlot>);
-
-impl LinkStore for Workers {
-    fn links(&mut self, id: u32) -> &mut Links {
-        &mut self.0[id as usize].links
-    }
 }
 
 pub struct Proxy {
     options: ProxyOptions,
     functions: Vec<Option<Arc<Function>>>,
-    workers: Workers,
+    workers: Slab<WorkerSlot>,
     idle: IdleList,
     namespaces: NamespaceTable,
     run_queue: VecDeque<u32>,
@@ -139,11 +130,12 @@ impl Proxy {
         let held = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
         let remote = RemoteCalls::new(options.workers_live_max);
+        let idle = IdleList::new(options.workers_live_max);
         Proxy {
             options,
             functions: Vec::new(),
-            workers: Workers(Slab::new()),
-            idle: IdleList::new(),
+            workers: Slab::new(),
+            idle,
             namespaces: NamespaceTable::new(),
             run_queue,
             held,
@@ -226,7 +218,7 @@ impl Proxy {
 
     pub fn stats(&self) -> ProxyStats {
         ProxyStats {
-            workers: self.workers.0.len() as u64,
+            workers: self.workers.len() as u64,
             workers_idle: self.idle.len() as u64,
             workers_parked: (self.parked + self.remote.waiting) as u64,
             namespaces: self.namespaces.len() as u64,
@@ -238,7 +230,8 @@ impl Proxy {
 
     /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
     pub fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
-        let Some(function) = self.functions.get(usize::from(call.function)).cloned().flatten() else {
+        // Not cloned: all shards count in the same place, and a warm call would change it twice.
+        let Some(function) = self.functions.get(usize::from(call.function)).and_then(Option::as_ref) else {
             return refused(call, ErrorCode::NoFunction, "the function was removed");
         };
         match (call.is_hook(), &function.hook) {
@@ -247,8 +240,10 @@ impl Proxy {
             (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
         }
         call.function_hash = function.hash;
+        let FunctionManifest { workers_max, containers_max, ref rules, .. } = function.manifest;
+        let requests_per_s = rules.requests_per_s;
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
-        if let Some(requests_per_s) = function.manifest.rules.requests_per_s
+        if let Some(requests_per_s) = requests_per_s
             && !call.is_hook()
             && !call.is_admitted
             && !self.take_request(id, requests_per_s, now_ns)
@@ -258,8 +253,8 @@ impl Proxy {
         call.is_admitted = true;
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
-        if namespace.running < function.manifest.workers_max && namespace.waiting.is_empty() {
-            match self.take_worker(id, &function, now_ns) {
+        if namespace.running < workers_max && namespace.waiting.is_empty() {
+            match self.take_worker(id, call.function, now_ns) {
                 Ok(worker) => {
                     let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
@@ -277,8 +272,8 @@ impl Proxy {
                 }
             }
         }
-        if function.manifest.containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
-            call = self.offer(id, &function, call, now_ns)?; // else it is on its way to another shard
+        if containers_max > 1 && self.namespaces.get(id).waiting.is_empty() {
+            call = self.offer(id, call, now_ns)?; // else it is on its way to another shard
         }
         let namespace = self.namespaces.get_mut(id);
         // Without a call of its own nothing would ever start what waits here.
@@ -300,17 +295,22 @@ impl Proxy {
         self.run(id, now_ns)
     }
 
-    /// An idle worker of the namespace, else a Fork.
-    fn take_worker(&mut self, id: NamespaceId, function: &Arc<Function>, now_ns: u64) -> Result<u32, ForkError> {
+    /// An idle worker of the namespace, else a Fork. `function`: the index of one that is in service.
+    fn take_worker(&mut self, id: NamespaceId, function: u16, now_ns: u64) -> Result<u32, ForkError> {
         let namespace = self.namespaces.get_mut(id);
-        let workers = &self.workers.0;
-        let warm = namespace.idle.iter().rposition(|worker| workers[*worker as usize].function == function.index);
-        if let Some(at) = warm {
-            let worker = namespace.idle.remove(at);
-            self.idle.remove(&mut self.workers, worker);
+        let workers = &self.workers;
+        if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function) {
+            self.workers[worker as usize].worker.warm();
+            self.idle.remove(worker);
             return Ok(worker);
         }
-        if self.workers.0.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
+        self.fork(id, function, now_ns)
+    }
+
+    #[cold]
+    fn fork(&mut self, id: NamespaceId, function: u16, now_ns: u64) -> Result<u32, ForkError> {
+        let function = self.functions[usize::from(function)].clone().expect("looked up by the caller");
+        if self.workers.len() >= self.options.workers_live_max && !self.evict_oldest(id) {
             return Err(ForkError::PoolFull);
         }
         let is_hook = self.namespaces.get(id).is_hook();
@@ -329,13 +329,12 @@ impl Proxy {
             generation: function.generation,
             phase: Phase::Runnable,
             call: None,
-            links: Links::default(),
         };
-        Ok(self.workers.0.insert(slot) as u32)
+        Ok(self.workers.insert(slot) as u32)
     }
 
     fn assign(&mut self, id: u32, mut call: Box<Call>, now_ns: u64) {
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         call.token = CallToken(id);
         call.started_ns = now_ns;
         slot.call = Some(call);
@@ -345,7 +344,7 @@ impl Proxy {
     }
 
     fn run(&mut self, id: u32, now_ns: u64) -> Option<Finished> {
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         let call = slot.call.take().expect("a runnable worker has a call");
         let state = self.state.take().expect("one guest runs at a time on a shard");
         let (namespace, function) = (slot.namespace, slot.function);
@@ -354,7 +353,7 @@ impl Proxy {
         let is_measured = now_ns < self.measured_until_ns;
         let from_ns = if share.is_some() || is_measured { crate::sys::clock::monotonic_ns() } else { 0 };
         let entered_ns = crate::sys::clock::quick_ns();
-        let (lent, progress) = self.workers.0[id as usize].worker.poll(Lent { call, state });
+        let (lent, progress) = self.workers[id as usize].worker.poll(Lent { call, state });
         if let Some(share) = share {
             self.charge_core_time(namespace, share, from_ns);
         }
@@ -389,12 +388,12 @@ impl Proxy {
                 None
             }
             Progress::SliceOver => {
-                self.workers.0[id as usize].call = Some(call);
+                self.workers[id as usize].call = Some(call);
                 self.enqueue(id, now_ns);
                 None
             }
             Progress::Waiting => {
-                let slot = &mut self.workers.0[id as usize];
+                let slot = &mut self.workers[id as usize];
                 slot.call = Some(call);
                 // Not the turn's clock: the guest may have run for a while before it had to wait.
                 slot.phase = Phase::Parked { since_ns: crate::sys::clock::monotonic_ns() };
@@ -419,7 +418,7 @@ impl Proxy {
                 continue;
             }
             let CallToken(id) = token;
-            let slot = &mut self.workers.0[id as usize];
+            let slot = &mut self.workers[id as usize];
             let Phase::Parked { since_ns } = slot.phase else {
                 unreachable!("a lock is handed over only to a call that waits for it");
             };
@@ -438,7 +437,7 @@ impl Proxy {
 
     /// An invocation is over: its worker rests or goes, and the next waiting call of the namespace gets its place.
     fn release(&mut self, id: u32, call: &Call, intact: bool, now_ns: u64) {
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         let (namespace_id, function) = (slot.namespace, slot.function);
         let current = self.functions.get(usize::from(function)).and_then(Option::as_ref);
         // A hook runs before its session is known: what it leaves in memory is nobody else's to see.
@@ -453,9 +452,9 @@ impl Proxy {
         if keep {
             slot.phase = Phase::Idle { since_ns: now_ns };
             namespace.idle.push(id);
-            self.idle.push(&mut self.workers, id);
+            self.idle.push(id);
         } else {
-            drop(self.workers.0.remove(id as usize));
+            drop(self.workers.remove(id as usize));
         }
         if self.namespaces.get(namespace_id).waiting.is_empty() {
             self.namespaces.remove_if_empty(namespace_id);
@@ -473,7 +472,7 @@ impl Proxy {
                 return;
             };
             let has_room = self.namespaces.get(id).running < function.manifest.workers_max;
-            let Some(worker) = has_room.then(|| self.take_worker(id, &function, now_ns).ok()).flatten() else {
+            let Some(worker) = has_room.then(|| self.take_worker(id, function.index, now_ns).ok()).flatten() else {
                 if function.manifest.containers_max > 1 && self.offer_waiting(id, &function, now_ns) {
                     continue;
                 }
@@ -489,7 +488,7 @@ impl Proxy {
     /// Drops the longest idle worker of the shard, for the good of `keep`, which stays even if empty. False: none is idle.
     fn evict_oldest(&mut self, keep: NamespaceId) -> bool {
         let Some(id) = self.idle.oldest() else { return false };
-        let namespace = self.workers.0[id as usize].namespace;
+        let namespace = self.workers[id as usize].namespace;
         self.drop_idle(id);
         if namespace != keep {
             self.namespaces.remove_if_empty(namespace);
@@ -499,16 +498,16 @@ impl Proxy {
     }
 
     fn drop_idle(&mut self, id: u32) {
-        self.idle.remove(&mut self.workers, id);
-        let slot = self.workers.0.remove(id as usize);
-        self.namespaces.get_mut(slot.namespace).idle.retain(|worker| *worker != id);
+        self.idle.remove(id);
+        let slot = self.workers.remove(id as usize);
+        self.namespaces.get_mut(slot.namespace).idle.remove(id);
     }
 
     fn drop_stale(&mut self) {
         let mut next = self.idle.oldest();
         while let Some(id) = next {
-            let slot = &self.workers.0[id as usize];
-            next = IdleList::newer(&slot.links);
+            let slot = &self.workers[id as usize];
+            next = self.idle.newer(id);
             let current = self.functions[usize::from(slot.function)].as_ref();
             if current.is_none_or(|current| current.generation != slot.generation) {
                 let namespace = slot.namespace;
@@ -533,7 +532,7 @@ impl Proxy {
             self.namespaces.cool_down(now_ns);
         }
         while let Some(id) = self.idle.oldest() {
-            let slot = &self.workers.0[id as usize];
+            let slot = &self.workers[id as usize];
             let Phase::Idle { since_ns } = slot.phase else { unreachable!("the idle list holds idle workers") };
             if now_ns.saturating_sub(since_ns) < self.options.keep_warm_ns {
                 break;
@@ -552,11 +551,11 @@ impl Proxy {
             Phase::Parked { since_ns } => (now_ns.saturating_sub(since_ns) >= lock_wait_ns).then_some(since_ns),
             _ => None,
         };
-        let mut late: Vec<(u64, u32)> = self.workers.0.iter().filter_map(|(id, slot)| Some((late(slot)?, id as u32))).collect();
+        let mut late: Vec<(u64, u32)> = self.workers.iter().filter_map(|(id, slot)| Some((late(slot)?, id as u32))).collect();
         late.sort_unstable();
         for (_, id) in late {
             // The longest waiting goes first: its locks may just have been handed to this one.
-            if !matches!(self.workers.0[id as usize].phase, Phase::Parked { .. }) {
+            if !matches!(self.workers[id as usize].phase, Phase::Parked { .. }) {
                 continue;
             }
             let outcome = Outcome::failed(ErrorCode::LockWait, "a lock was not free within lock_wait_ms");

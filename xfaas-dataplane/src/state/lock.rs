@@ -6,7 +6,8 @@
 //! at that moment finds every deadlock, and the newcomer is refused. Waiters ahead in the queue need not be looked at: they wait for the
 //! same holder, and when one of them becomes the holder it waits for nothing.
 //!
-//! Locks and calls live in slabs, found through hash tables of fixed size: no allocation on the heap once the slabs have grown.
+//! Locks and calls live in slabs, found through hash tables as large as what they hold, so that a shard that holds a few locks at a time finds
+//! them in a few cache lines. No allocation on the heap once both have grown.
 
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{CALL_LOCKS_MAX, KEY_BYTES_MAX, LOCKS_MAX, SHARD_CALLS_MAX};
@@ -58,8 +59,8 @@ pub enum Acquire {
 }
 
 const NONE: u32 = u32::MAX;
-const LOCK_BUCKETS: usize = LOCKS_MAX.next_power_of_two();
-const CALL_BUCKETS: usize = SHARD_CALLS_MAX.next_power_of_two();
+/// Buckets of a hash table at first; a power of two, doubled whenever there are as many entries.
+const BUCKETS_AT_START: usize = 64;
 
 struct Lock {
     hash: u64,
@@ -78,6 +79,25 @@ struct Lock {
     held_next: u32,
 }
 
+impl Lock {
+    /// Room for a lock; `add_lock` says of which key.
+    const fn new(session: &SessionId) -> Lock {
+        Lock {
+            hash: 0,
+            session: *session,
+            app: 0,
+            key_length: 0,
+            key: [0; KEY_BYTES_MAX],
+            holder: NONE,
+            first_waiter: NONE,
+            last_waiter: NONE,
+            next: NONE,
+            held_previous: NONE,
+            held_next: NONE,
+        }
+    }
+}
+
 struct Call {
     token: CallToken,
     /// Next call of the bucket, or of the free list.
@@ -88,6 +108,16 @@ struct Call {
     waits_for: u32,
     wait_previous: u32,
     wait_next: u32,
+}
+
+#[inline(always)]
+fn bucket_of(hash: u64, buckets: &[u32]) -> usize {
+    hash as usize & (buckets.len() - 1)
+}
+
+#[inline(always)]
+fn call_hash(call: CallToken) -> u64 {
+    u64::from(call.0.wrapping_mul(0x9E37_79B1) >> 12)
 }
 
 /// All locks of one shard.
@@ -110,18 +140,18 @@ impl Default for LockTable {
 }
 
 impl LockTable {
-    /// An empty table; half a MiB for the hash tables.
+    /// An empty table.
     pub fn new() -> LockTable {
         LockTable {
             secret: Secret::random(),
             locks: Vec::new(),
             locks_free: NONE,
             locks_held: 0,
-            lock_buckets: vec![NONE; LOCK_BUCKETS],
+            lock_buckets: vec![NONE; BUCKETS_AT_START],
             calls: Vec::new(),
             calls_free: NONE,
             calls_known: 0,
-            call_buckets: vec![NONE; CALL_BUCKETS],
+            call_buckets: vec![NONE; BUCKETS_AT_START],
         }
     }
 
@@ -313,7 +343,7 @@ impl LockTable {
     }
 
     fn find_lock(&self, hash: u64, key: &LockKey<'_>) -> Option<u32> {
-        let mut index = self.lock_buckets[hash as usize % LOCK_BUCKETS];
+        let mut index = self.lock_buckets[bucket_of(hash, &self.lock_buckets)];
         while index != NONE {
             let lock = &self.locks[index as usize];
             if lock.hash == hash
@@ -330,40 +360,59 @@ impl LockTable {
 
     /// A lock that is in the table and has no holder yet: `give` follows.
     fn add_lock(&mut self, hash: u64, key: &LockKey<'_>) -> u32 {
-        let bucket = &mut self.lock_buckets[hash as usize % LOCK_BUCKETS];
-        let mut lock = Lock {
-            hash,
-            session: *key.session,
-            app: key.app,
-            key_length: key.key.len() as u8,
-            key: [0; KEY_BYTES_MAX],
-            holder: NONE,
-            first_waiter: NONE,
-            last_waiter: NONE,
-            next: *bucket,
-            held_previous: NONE,
-            held_next: NONE,
-        };
-        lock.key[..key.key.len()].copy_from_slice(key.key);
+        if self.locks_held == self.lock_buckets.len() {
+            self.grow_locks();
+        }
         let index = match self.locks_free {
             NONE => {
-                self.locks.push(lock);
+                self.locks.push(Lock::new(key.session));
                 self.locks.len() as u32 - 1
             }
             index => {
                 self.locks_free = self.locks[index as usize].next;
-                self.locks[index as usize] = lock;
                 index
             }
         };
-        *bucket = index;
+        let bucket = bucket_of(hash, &self.lock_buckets);
+        let next = std::mem::replace(&mut self.lock_buckets[bucket], index);
+        // Field by field: most of a lock is room for a longer key, and what an earlier one left there is never looked at.
+        let lock = &mut self.locks[index as usize];
+        (lock.hash, lock.next, lock.app, lock.key_length) = (hash, next, key.app, key.key.len() as u8);
+        lock.session = *key.session;
+        lock.key[..key.key.len()].copy_from_slice(key.key);
+        (lock.holder, lock.first_waiter, lock.last_waiter) = (NONE, NONE, NONE);
+        (lock.held_previous, lock.held_next) = (NONE, NONE);
         self.locks_held += 1;
         index
     }
 
+    #[cold]
+    fn grow_locks(&mut self) {
+        let doubled = vec![NONE; self.lock_buckets.len() * 2];
+        for mut index in std::mem::replace(&mut self.lock_buckets, doubled) {
+            while index != NONE {
+                let lock = &mut self.locks[index as usize];
+                let bucket = bucket_of(lock.hash, &self.lock_buckets);
+                index = std::mem::replace(&mut lock.next, std::mem::replace(&mut self.lock_buckets[bucket], index));
+            }
+        }
+    }
+
+    #[cold]
+    fn grow_calls(&mut self) {
+        let doubled = vec![NONE; self.call_buckets.len() * 2];
+        for mut index in std::mem::replace(&mut self.call_buckets, doubled) {
+            while index != NONE {
+                let call = &mut self.calls[index as usize];
+                let bucket = bucket_of(call_hash(call.token), &self.call_buckets);
+                index = std::mem::replace(&mut call.next, std::mem::replace(&mut self.call_buckets[bucket], index));
+            }
+        }
+    }
+
     fn remove_lock(&mut self, index: u32) {
         let Lock { hash, next, .. } = self.locks[index as usize];
-        let bucket = hash as usize % LOCK_BUCKETS;
+        let bucket = bucket_of(hash, &self.lock_buckets);
         if self.lock_buckets[bucket] == index {
             self.lock_buckets[bucket] = next;
         } else {
@@ -378,16 +427,12 @@ impl LockTable {
         self.locks_held -= 1;
     }
 
-    fn call_bucket(call: CallToken) -> usize {
-        (call.0.wrapping_mul(0x9E37_79B1) >> 16) as usize % CALL_BUCKETS
-    }
-
     fn find_call(&self, call: CallToken) -> Option<u32> {
         // Most invocations take no lock, and each asks at its end: a far bucket is a cache miss.
         if self.calls_known == 0 {
             return None;
         }
-        let mut index = self.call_buckets[LockTable::call_bucket(call)];
+        let mut index = self.call_buckets[bucket_of(call_hash(call), &self.call_buckets)];
         while index != NONE && self.calls[index as usize].token != call {
             index = self.calls[index as usize].next;
         }
@@ -395,7 +440,11 @@ impl LockTable {
     }
 
     fn add_call(&mut self, token: CallToken) -> u32 {
-        let bucket = &mut self.call_buckets[LockTable::call_bucket(token)];
+        if self.calls_known == self.call_buckets.len() {
+            self.grow_calls();
+        }
+        let bucket = bucket_of(call_hash(token), &self.call_buckets);
+        let bucket = &mut self.call_buckets[bucket];
         let call = Call { token, next: *bucket, held_first: NONE, held: 0, waits_for: NONE, wait_previous: NONE, wait_next: NONE };
         let index = match self.calls_free {
             NONE => {
@@ -419,7 +468,7 @@ impl LockTable {
         if held > 0 || waits_for != NONE {
             return;
         }
-        let bucket = LockTable::call_bucket(token);
+        let bucket = bucket_of(call_hash(token), &self.call_buckets);
         if self.call_buckets[bucket] == index {
             self.call_buckets[bucket] = next;
         } else {

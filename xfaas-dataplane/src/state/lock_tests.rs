@@ -213,3 +213,25 @@ fn a_call_cannot_lock_without_end_and_slots_are_used_again() {
     }
     assert!(granted.is_empty());
 }
+
+#[test]
+fn a_table_that_grows_keeps_every_lock_and_call() {
+    let session = SessionId::new(b"s").unwrap();
+    let names: Vec<String> = (0..1_000).map(|number| format!("key-{number}")).collect();
+    let key_of = |number: usize| LockKey { app: 0, session: &session, key: names[number].as_bytes() };
+    let (mut table, mut granted) = (LockTable::new(), Vec::new());
+    // Twice: the second time in slots that held longer keys.
+    for _ in 0..2 {
+        for number in (0..1_000).rev() {
+            assert_eq!(table.acquire(&key_of(number), CallToken(number as u32 / 2)), Acquire::Granted);
+            assert_eq!(table.acquire(&key_of(number), CallToken(2_000 + number as u32)), Acquire::Waiting);
+        }
+        assert!((0..1_000).all(|number| table.holds(&key_of(number), CallToken(number as u32 / 2))));
+        (0..500).for_each(|call| table.release_all(CallToken(call), &mut granted));
+        assert_eq!(granted.len(), 1_000);
+        assert!((0..1_000).all(|number| table.holds(&key_of(number), CallToken(2_000 + number as u32))));
+        granted.drain(..).for_each(|call| table.release_all(call, &mut Vec::new()));
+        assert_eq!(table.locks_held(), 0);
+        assert!((0..3_000).all(|call| !table.knows(CallToken(call))));
+    }
+}

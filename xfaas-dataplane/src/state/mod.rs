@@ -86,7 +86,7 @@ pub use self::namespace::NamespaceRef;
 pub use self::places::{SessionPlace, SessionPlaces};
 pub use self::reader::RegionReader;
 pub use self::readers::Readers;
-pub use self::region::{Region, RegionStats, SESSION_BUCKETS, StateKey, fragmentation};
+pub use self::region::{OwnedValue, Region, RegionStats, SESSION_BUCKETS, StateKey, fragmentation};
 pub use self::reshard::{ReshardError, ReshardOptions, ReshardReport, reshard};
 pub use self::section::SessionKey;
 pub use self::shard_state::{ShardState, ShardStateStats, set_aside};

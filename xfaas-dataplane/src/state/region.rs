@@ -61,6 +61,23 @@ impl RegionStats {
     }
 }
 
+/// A value of the owner's region: nothing is written while it is borrowed.
+#[derive(Clone, Copy)]
+pub struct OwnedValue<'a> {
+    words: Words<'a>,
+    head: ValueHead,
+}
+
+impl OwnedValue<'_> {
+    /// Copies as much as fits into `buf`. Output: the value's full length in bytes.
+    #[inline]
+    pub fn copy_out(self, buf: &mut [u8]) -> usize {
+        let copied = self.head.bytes.min(buf.len());
+        self.head.copy_out(self.words, &mut buf[..copied]).expect("the owner's values lie inside the region");
+        self.head.bytes
+    }
+}
+
 /// A key as `Region::keys` gives it.
 #[derive(Clone, Copy)]
 pub struct StateKey {
@@ -182,12 +199,17 @@ impl Region {
 
     /// Copies the value of `key` into `buf`, as much as fits, and returns its full length in bytes. `None`: no such key, or no such
     /// namespace any more. Never blocks, never allocates.
+    #[inline]
     pub fn read(&self, ns: NamespaceRef, key: &[u8], buf: &mut [u8]) -> Option<usize> {
+        self.value(ns, key).map(|value| value.copy_out(buf))
+    }
+
+    /// The value of `key`, still to be copied. `None` as in `read`.
+    #[inline]
+    pub fn value(&self, ns: NamespaceRef, key: &[u8]) -> Option<OwnedValue<'_>> {
         let words = self.space.words();
-        let value = cell::value(words, self.find_cell(ns, key)?);
-        let copied = value.bytes.min(buf.len());
-        value.copy_out(words, &mut buf[..copied]).expect("the owner's values lie inside the region");
-        Some(value.bytes)
+        let head = cell::value(words, self.find_cell(ns, key)?);
+        Some(OwnedValue { words, head })
     }
 
     /// Copies the values of `keys` into `sink`; all are missing when the namespace is gone. For readers elsewhere: `RegionReader::snapshot`.

@@ -5,6 +5,7 @@ mod buffers;
 pub mod clock;
 pub mod open_files;
 mod peer;
+mod prefetch;
 pub mod realtime;
 mod ring;
 pub mod shm;
@@ -13,5 +14,6 @@ mod wake;
 
 pub use self::buffers::{GroupOptions, ReceivedBuffer};
 pub use self::peer::{LocalAddress, Peer};
+pub use self::prefetch::{LINE_BYTES, prefetch_span};
 pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};
 pub use self::wake::Waker;

@@ -1,5 +1,6 @@
 //! One invocation: what goes in, what comes out, and what it owns while it runs. Pooled and boxed by the shard, travels between shards.
 
+use super::fiber::Trail;
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
 use super::remote::RemoteAccess;
@@ -109,6 +110,8 @@ pub struct Call {
     /// A strong write went to wait for its lock and has not been repeated yet: the lock is its own and goes back after it.
     pub(super) parked_in_write: bool,
     pub(super) overlay: Overlay,
+    /// Of the worker that runs it.
+    pub(super) trail: Trail,
     /// What is asked of the primary, where `state_at` says so.
     pub remote: RemoteAccess,
     pub stages: Stages,
@@ -147,6 +150,7 @@ impl Default for Call {
             granted: Vec::new(),
             parked_in_write: false,
             overlay: Overlay::default(),
+            trail: Trail::default(),
             remote: RemoteAccess::default(),
             stages: Stages::default(),
         }

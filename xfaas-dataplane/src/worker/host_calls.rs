@@ -2,6 +2,7 @@
 //! Called by `abi`, which knows wasmtime; this file does not. Arguments are checked before limits: -2 wins over -3.
 
 use super::call::StateAt;
+use super::fiber::Trail;
 use super::lend::Lent;
 use super::overlay::SessionSize;
 use super::remote;
@@ -18,27 +19,37 @@ pub(super) const PARK: i32 = i32::MIN;
 /// Ends the invocation: only the owner's shard can answer. No result of the contract has this value.
 pub(super) const NEEDS_OWNER: i32 = i32::MIN + 1;
 
-/// A key copied out of the guest's memory: the guest's buffer may overlap it.
+/// A key copied out of the guest's memory: where the guest's buffer, which may overlap it, is filled while the key is looked at.
 pub(super) struct Key {
     bytes: [u8; KEY_BYTES_MAX],
     length: usize,
 }
 
+/// Where a key lies in the guest's memory, without its NUL.
+/// Errors: -2 when the pointer is outside memory, the key empty, or memory ends before the NUL; -3 when 256 bytes hold no NUL.
+#[inline]
+fn key_span(memory: &[u8], pointer: i32) -> Result<Range<usize>, i32> {
+    let start = pointer as u32 as usize;
+    let rest = memory.get(start..).ok_or(BAD_ARGUMENT)?;
+    let window = &rest[..rest.len().min(KEY_BYTES_MAX + 1)];
+    match window.iter().position(|byte| *byte == 0) {
+        Some(0) => Err(BAD_ARGUMENT),
+        Some(length) => Ok(start..start + length),
+        None if window.len() > KEY_BYTES_MAX => Err(OVER_LIMIT),
+        None => Err(BAD_ARGUMENT),
+    }
+}
+
 impl Key {
-    /// Errors: -2 when the pointer is outside memory, the key empty, or memory ends before the NUL; -3 when 256 bytes hold no NUL.
+    /// Errors: as `key_span`.
     pub(super) fn read(memory: &[u8], pointer: i32) -> Result<Key, i32> {
-        let rest = memory.get(pointer as u32 as usize..).ok_or(BAD_ARGUMENT)?;
-        let window = &rest[..rest.len().min(KEY_BYTES_MAX + 1)];
-        match window.iter().position(|byte| *byte == 0) {
-            Some(0) => Err(BAD_ARGUMENT),
-            Some(length) => {
-                let mut bytes = [0; KEY_BYTES_MAX];
-                bytes[..length].copy_from_slice(&window[..length]);
-                Ok(Key { bytes, length })
-            }
-            None if window.len() > KEY_BYTES_MAX => Err(OVER_LIMIT),
-            None => Err(BAD_ARGUMENT),
-        }
+        key_span(memory, pointer).map(|span| Key::of(&memory[span]))
+    }
+
+    fn of(key: &[u8]) -> Key {
+        let mut bytes = [0; KEY_BYTES_MAX];
+        bytes[..key.len()].copy_from_slice(key);
+        Key { bytes, length: key.len() }
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -53,9 +64,10 @@ pub(super) fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usi
     (end <= memory.len()).then_some(start..end)
 }
 
-/// The arguments that `read_state` and `write_state` share.
-fn state_arguments(memory: &[u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> Result<(Key, Range<usize>), i32> {
-    let key = Key::read(memory, key);
+/// The arguments that `read_state` and `write_state` share: where key and buffer lie.
+#[inline]
+fn state_arguments(memory: &[u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> Result<(Range<usize>, Range<usize>), i32> {
+    let key = key_span(memory, key);
     if matches!(key, Err(BAD_ARGUMENT)) || !matches!(mode, MODE_WEAK | MODE_STRONG) {
         return Err(BAD_ARGUMENT);
     }
@@ -86,8 +98,11 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
     if span.len() > OUTPUT_BYTES_MAX {
         return OVER_LIMIT;
     }
+    let bytes = &memory[span];
+    let place = 0_u8;
+    lent.call.trail = Trail { stack: (&raw const place).addr(), memory: bytes.as_ptr().addr() };
     lent.call.output.clear();
-    lent.call.output.extend_from_slice(&memory[span]);
+    lent.call.output.extend_from_slice(bytes);
     OK
 }
 
@@ -101,34 +116,43 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
     if lent.call.is_hook() {
         return BAD_ARGUMENT;
     }
-    match lent.call.state_at {
-        StateAt::Here => {}
-        StateAt::Shard(owner) if mode == MODE_WEAK => return read_beside_owner(lent, owner, &key, &mut memory[span]),
-        StateAt::Shard(_) => return NEEDS_OWNER, // the lock table is the owner's
-        StateAt::Primary | StateAt::PrimaryShard(_) => return remote::read(lent, key.as_bytes(), &mut memory[span], mode),
+    if lent.call.state_at != StateAt::Here {
+        return read_elsewhere(lent, memory, key, span, mode);
     }
     if mode == MODE_STRONG {
-        match acquire(lent, &key) {
+        match acquire(lent, &memory[key.clone()]) {
             Acquire::Granted | Acquire::Held => {}
             Acquire::Waiting => return PARK,
             Acquire::Deadlock => return DEADLOCK,
             Acquire::Full => return OVER_LIMIT,
         }
     }
-    let buffer = &mut memory[span];
-    if let Some(value) = lent.call.overlay.get(key.as_bytes()) {
-        return copy(value, buffer);
+    if let Some(value) = lent.call.overlay.get(&memory[key.clone()]) {
+        return copy(value, &mut memory[span]);
     }
     let Some(namespace) = find_namespace(lent) else { return NOT_FOUND };
-    let region = lent.state.region(lent.call.app);
-    let length = region.and_then(|region| region.read(namespace, key.as_bytes(), buffer));
-    length.map_or(NOT_FOUND, |length| length as i32)
+    // Found before anything is copied, so the key needs no copy although the buffer may overlap it.
+    let value = lent.state.region(lent.call.app).and_then(|region| region.value(namespace, &memory[key]));
+    value.map_or(NOT_FOUND, |value| value.copy_out(&mut memory[span]) as i32)
+}
+
+/// A read of a session whose state is not in this shard's own regions. Never inlined: the key's copy would lie in the frame of every read.
+#[inline(never)]
+fn read_elsewhere(lent: &mut Lent, memory: &mut [u8], key: Range<usize>, span: Range<usize>, mode: i32) -> i32 {
+    let key = Key::of(&memory[key]);
+    let (key, buffer) = (key.as_bytes(), &mut memory[span]);
+    match lent.call.state_at {
+        StateAt::Shard(owner) if mode == MODE_WEAK => read_beside_owner(lent, owner, key, buffer),
+        StateAt::Shard(_) => NEEDS_OWNER, // the lock table is the owner's
+        StateAt::Primary | StateAt::PrimaryShard(_) => remote::read(lent, key, buffer, mode),
+        StateAt::Here => unreachable!("read by the caller"),
+    }
 }
 
 /// A weak read of a session that another shard of this process owns.
-fn read_beside_owner(lent: &Lent, owner: u16, key: &Key, buffer: &mut [u8]) -> i32 {
+fn read_beside_owner(lent: &Lent, owner: u16, key: &[u8], buffer: &mut [u8]) -> i32 {
     let Lent { call, state } = lent;
-    match state.readers.read(call.app, owner, &call.session, call.table_hash, key.as_bytes(), buffer) {
+    match state.readers.read(call.app, owner, &call.session, call.table_hash, key, buffer) {
         Ok(length) => length.map_or(NOT_FOUND, |length| length as i32),
         Err(_) => NEEDS_OWNER,
     }
@@ -150,15 +174,15 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
     if span.len() > VALUE_BYTES_MAX {
         return OVER_LIMIT;
     }
-    let value = &memory[span];
+    let (key, value) = (&memory[key], &memory[span]);
     if lent.call.state_at.asks_primary() {
-        return remote::write(lent, key.as_bytes(), value, mode);
+        return remote::write(lent, key, value, mode);
     }
     if mode == MODE_WEAK {
-        return store(lent, &key, value);
+        return store(lent, key, value);
     }
     let parked_in_write = std::mem::take(&mut lent.call.parked_in_write);
-    let is_own_lock = match acquire(lent, &key) {
+    let is_own_lock = match acquire(lent, key) {
         Acquire::Granted => true,
         Acquire::Held => parked_in_write,
         Acquire::Waiting => {
@@ -168,19 +192,19 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
         Acquire::Deadlock => return DEADLOCK,
         Acquire::Full => return OVER_LIMIT,
     };
-    let result = store(lent, &key, value);
+    let result = store(lent, key, value);
     if (result == OK || is_own_lock) && !lent.call.atomic {
         let Lent { call, state } = lent;
-        let lock = LockKey { app: call.app, session: &call.session, key: key.as_bytes() };
+        let lock = LockKey { app: call.app, session: &call.session, key };
         state.locks.release(&lock, call.token, &mut call.granted);
     }
     result
 }
 
 /// A call that waits already, because somebody polled too early, goes on waiting.
-fn acquire(lent: &mut Lent, key: &Key) -> Acquire {
+fn acquire(lent: &mut Lent, key: &[u8]) -> Acquire {
     let Lent { call, state } = lent;
-    let lock = LockKey { app: call.app, session: &call.session, key: key.as_bytes() };
+    let lock = LockKey { app: call.app, session: &call.session, key };
     state.locks.acquire(&lock, call.token)
 }
 
@@ -191,8 +215,8 @@ pub(super) fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
     state.find_namespace(&key, &mut call.namespace)
 }
 
-fn store(lent: &mut Lent, key: &Key, value: &[u8]) -> i32 {
-    let stored = if lent.call.atomic { store_later(lent, key.as_bytes(), value) } else { store_now(lent, key.as_bytes(), value) };
+fn store(lent: &mut Lent, key: &[u8], value: &[u8]) -> i32 {
+    let stored = if lent.call.atomic { store_later(lent, key, value) } else { store_now(lent, key, value) };
     if stored.is_ok() { OK } else { OVER_LIMIT }
 }
 

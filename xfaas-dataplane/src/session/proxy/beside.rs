@@ -57,7 +57,7 @@ impl Proxy {
 
     /// Takes a call back from the worker that ran it beside its session's owner. Nobody has seen anything of it.
     pub(super) fn give_up(&mut self, id: u32, mut call: Box<Call>, for_lock: bool, now_ns: u64) {
-        let slot = &self.workers.0[id as usize];
+        let slot = &self.workers[id as usize];
         let (function, generation) = (usize::from(slot.function), slot.generation);
         if for_lock && self.functions[function].as_ref().is_some_and(|current| current.generation == generation) {
             let takes_locks = &mut self.beside.takes_locks;
@@ -72,7 +72,7 @@ impl Proxy {
     /// Lets go of the readers of apps without a function, once none of their calls runs.
     pub(super) fn drop_stale_readers(&mut self) {
         let installed: Vec<u16> = self.functions.iter().flatten().map(|function| function.app).collect();
-        let busy = self.workers.0.iter().filter(|(_, slot)| !matches!(slot.phase, Phase::Idle { .. }));
+        let busy = self.workers.iter().filter(|(_, slot)| !matches!(slot.phase, Phase::Idle { .. }));
         let running: Vec<u16> = busy.map(|(_, slot)| self.namespaces.get(slot.namespace).app).collect();
         let mut is_kept = false;
         let state = self.state.as_mut().expect("lent only while a guest runs");

@@ -25,7 +25,7 @@ impl Proxy {
         if let Some(finished) = self.cancel_waiting(id, &name.origin, now_ns) {
             return Some(finished);
         }
-        let mut workers = self.workers.0.iter().filter(|(_, slot)| slot.namespace == id);
+        let mut workers = self.workers.iter().filter(|(_, slot)| slot.namespace == id);
         let (worker, _) = workers.find(|(_, slot)| slot.call.as_ref().is_some_and(|call| call.origin == name.origin))?;
         self.stats.cancelled += 1;
         Some(self.abandon(worker as u32, Outcome::Cancelled, now_ns))
@@ -45,7 +45,7 @@ impl Proxy {
 
     /// Ends an invocation that is parked or waits for its next slice.
     pub(super) fn abandon(&mut self, id: u32, outcome: Outcome, now_ns: u64) -> Finished {
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         let call = slot.call.take().expect("a worker that is parked or runnable has a call");
         match slot.phase {
             Phase::Parked { .. } => self.parked -= 1,

@@ -40,7 +40,7 @@ impl Proxy {
 
     /// Lets a worker wait for the core: behind everybody else while its namespace is over its share.
     pub(super) fn enqueue(&mut self, worker: u32, now_ns: u64) {
-        match self.is_over_share(self.workers.0[worker as usize].namespace, now_ns) {
+        match self.is_over_share(self.workers[worker as usize].namespace, now_ns) {
             true => self.held.push_back(worker),
             false => self.run_queue.push_back(worker),
         }

@@ -56,7 +56,7 @@ impl Proxy {
     /// Forgets a namespace at rest with its idle workers.
     pub fn leave(&mut self, app: u16, session: &SessionId, table_hash: u32) -> UsedLimits {
         let Some(id) = self.namespaces.find(app, session, table_hash) else { return UsedLimits::default() };
-        while let Some(worker) = self.namespaces.get(id).idle.last().copied() {
+        while let Some(worker) = self.namespaces.get(id).idle.warmest() {
             self.drop_idle(worker);
         }
         let namespace = self.namespaces.get_mut(id);

@@ -40,7 +40,7 @@ impl Proxy {
     /// Tells the other shards how busy this one is.
     pub fn publish_load(&self) {
         if let Some(loads) = &self.packing.loads {
-            let workers = self.workers.0.len();
+            let workers = self.workers.len();
             loads.publish(self.packing.core, (workers - self.idle.len() + self.queued) as u32, workers as u32);
         }
     }
@@ -64,8 +64,9 @@ impl Proxy {
     }
 
     /// For a call that found no worker here. Output: the call, if there is no room for it elsewhere.
-    pub(super) fn offer(&mut self, id: NamespaceId, function: &Function, call: Box<Call>, now_ns: u64) -> Option<Box<Call>> {
-        let Some(shard) = self.place_away(id, function, (call.state_at, call.stays), now_ns) else { return Some(call) };
+    pub(super) fn offer(&mut self, id: NamespaceId, call: Box<Call>, now_ns: u64) -> Option<Box<Call>> {
+        let function = self.functions[usize::from(call.function)].clone().expect("looked up by the caller");
+        let Some(shard) = self.place_away(id, &function, (call.state_at, call.stays), now_ns) else { return Some(call) };
         self.packing.offers.push_back((shard, call));
         None
     }

@@ -22,7 +22,7 @@ impl Proxy {
         if !namespace.is_at_rest() {
             return LastUse::Now;
         }
-        let since = namespace.idle.iter().filter_map(|worker| match self.workers.0[*worker as usize].phase {
+        let since = namespace.idle.iter().filter_map(|worker| match self.workers[worker as usize].phase {
             Phase::Idle { since_ns } => Some(since_ns),
             _ => None,
         });
@@ -37,7 +37,7 @@ impl Proxy {
             return false;
         }
         namespace.state = None;
-        while let Some(worker) = self.namespaces.get(id).idle.last().copied() {
+        while let Some(worker) = self.namespaces.get(id).idle.warmest() {
             self.drop_idle(worker);
         }
         self.namespaces.remove_if_empty(id);

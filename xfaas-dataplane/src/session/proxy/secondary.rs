@@ -90,7 +90,7 @@ impl Proxy {
         let last_words_ns = (call.deadline_ns / LAST_WORDS_PART).min(LAST_WORDS_NS_MAX);
         let patience_ns = left_ns.saturating_sub(last_words_ns).max(PATIENCE_NS_MIN);
         let wait = RemoteWait { number, since_ns: now_ns, patience_ns, for_lock: call.remote.may_wait_for_lock(), is_commit };
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         slot.call = Some(call);
         slot.phase = Phase::Remote(wait);
         self.remote.waiting += 1;
@@ -101,7 +101,7 @@ impl Proxy {
     pub fn next_remote(&mut self) -> Option<(RemoteTicket, &mut Call)> {
         while let Some(ticket) = self.remote.unsent.pop_front() {
             if self.remote_wait(ticket).is_some() {
-                let call = self.workers.0[ticket.worker as usize].call.as_mut().expect("a parked worker has a call");
+                let call = self.workers[ticket.worker as usize].call.as_mut().expect("a parked worker has a call");
                 return Some((ticket, call));
             }
         }
@@ -123,7 +123,7 @@ impl Proxy {
     }
 
     fn remote_wait(&self, ticket: RemoteTicket) -> Option<RemoteWait> {
-        match self.workers.0.get(ticket.worker as usize)?.phase {
+        match self.workers.get(ticket.worker as usize)?.phase {
             Phase::Remote(wait) if wait.number == ticket.number => Some(wait),
             _ => None,
         }
@@ -134,7 +134,7 @@ impl Proxy {
         let wait = self.remote_wait(ticket)?;
         self.remote.waiting -= 1;
         let id = ticket.worker;
-        let slot = &mut self.workers.0[id as usize];
+        let slot = &mut self.workers[id as usize];
         let call = slot.call.as_mut().expect("a parked worker has a call");
         if wait.for_lock {
             call.waited_ns += now_ns.saturating_sub(wait.since_ns);
@@ -167,7 +167,7 @@ impl Proxy {
             return 0;
         }
         let mut late = Vec::new();
-        for (id, slot) in &self.workers.0 {
+        for (id, slot) in &self.workers {
             let (Phase::Remote(wait), Some(call)) = (slot.phase, &slot.call) else { continue };
             let lock_ns = if wait.for_lock { self.options.lock_wait_ns.saturating_add(call.deadline_ns) } else { 0 };
             if wait.is_over(now_ns, heard_ns(call.remote.shard), lock_ns) {
