@@ -1,5 +1,6 @@
 //! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard.
 
+mod contained;
 mod echo;
 mod nginx;
 mod node;
@@ -10,6 +11,7 @@ mod wasmtime;
 mod workerd;
 mod xfaas;
 
+pub use self::contained::{Contained, ContainedStart};
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
