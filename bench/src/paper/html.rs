@@ -23,6 +23,9 @@ pub(super) fn html(report: &PaperReport, pictures: &BTreeMap<&str, String>) -> S
         line(&mut page, format_args!("<li><a href=\"#{0}\">{0}: not measured</a></li>", escaped(id)));
     }
     page += "</ul></nav>\n";
+    if let Some(summary) = report.summary() {
+        page += &format!("<section id=\"summary\">\n<h2>The paper's values beside ours</h2>\n{}</section>\n", table(&summary));
+    }
     for figure in &report.figures {
         page += &section(figure, pictures.get(figure.id.as_str()));
     }

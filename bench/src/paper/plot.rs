@@ -12,7 +12,7 @@ const PANEL: (u32, u32) = (640, 430);
 const FONT: &str = "sans-serif";
 const TEXT_PIXELS: i32 = 14;
 /// Of a letter: that of the PNG's glyphs, which are wider than those of any font that an SVG is shown with.
-const LETTER_PIXELS: i32 = 9;
+const LETTER_PIXELS: i32 = 8;
 const LINE_PIXELS: i32 = 20;
 const MARGIN: i32 = 14;
 /// Beside the drawing: the numbers, and the axis' name, which is turned.
@@ -191,6 +191,8 @@ fn draw_bars<DB: DrawingBackend>(panel: &DrawingArea<DB, Shift>, chart: &BarChar
     let y = Range::of(chart.series.iter().flat_map(|series| &series.values).filter_map(|value| *value), chart.y.scale, false);
     draw_heights(panel, frame, &y, &chart.y.label)?;
     let bar_pixels = group_pixels * BARS_SHARE / chart.series.len().max(1) as f64;
+    let numbers = chart.series.iter().flat_map(|series| &series.values).flatten().map(|value| width_of(&short(*value)));
+    let has_numbers = numbers.max().is_some_and(|widest| widest <= bar_pixels as i32 + LETTER_PIXELS / 2);
     for (i, group) in groups.iter().enumerate() {
         let group_left = f64::from(frame.left) + group_pixels * i as f64;
         for (row, words) in group.iter().enumerate() {
@@ -205,9 +207,8 @@ fn draw_bars<DB: DrawingBackend>(panel: &DrawingArea<DB, Shift>, chart: &BarChar
             let (left, right) = (left.round() as i32, (left + bar_pixels).round() as i32 - 1);
             let above = frame.y(&y, place);
             rectangle(panel, [(left, above), (right, frame.bottom)], colour)?;
-            let number = short(value);
-            if width_of(&number) <= bar_pixels as i32 + LETTER_PIXELS / 2 {
-                text(panel, &number, ((left + right) / 2, above - 2), &style(HPos::Center, VPos::Bottom))?;
+            if has_numbers {
+                text(panel, &short(value), ((left + right) / 2, above - 2), &style(HPos::Center, VPos::Bottom))?;
             }
         }
     }
@@ -262,8 +263,8 @@ mod tests {
 
     #[test]
     fn words_are_wrapped_and_never_cut() {
-        assert_eq!(wrapped("traditional container", 120), ["traditional", "container"]);
-        assert_eq!(wrapped("one two three", 9 * 7), ["one two", "three"]);
+        assert_eq!(wrapped("traditional container", LETTER_PIXELS * 13), ["traditional", "container"]);
+        assert_eq!(wrapped("one two three", LETTER_PIXELS * 7), ["one two", "three"]);
         assert!(wrapped("", 10).is_empty());
     }
 

@@ -70,12 +70,26 @@ impl PaperReport {
         serde_json::to_string(self).expect("numbers and names are always JSON")
     }
 
+    /// All values of the paper that are known beside ours. None: there are none in these figures.
+    pub(super) fn summary(&self) -> Option<Table> {
+        let mut table = Table::new(["", "figure", "the paper", "here"]);
+        for figure in &self.figures {
+            for row in &figure.comparisons {
+                table.push(vec![row.what.clone(), figure.id.clone(), known(&row.paper), known(&row.ours)]);
+            }
+        }
+        (!table.rows.is_empty()).then_some(table)
+    }
+
     pub fn text(&self) -> String {
         let mut text = String::from("The paper's evaluation, measured with xfaas\n\n");
         for fact in &self.facts {
             writeln!(text, "{:<14}{}", fact.name, fact.text).expect("a String takes all");
         }
         writeln!(text, "{:<14}{}\n{:<14}{EVALUATION}", "this run", self.command, "all figures").expect("a String takes all");
+        if let Some(table) = self.summary() {
+            write!(text, "\n{}", table_text(&table)).expect("a String takes all");
+        }
         for figure in &self.figures {
             writeln!(text, "\n{}\n{}", figure.title, "=".repeat(figure.title.chars().count())).expect("a String takes all");
             text += &wrapped(&figure.method);
@@ -93,10 +107,13 @@ impl PaperReport {
     }
 }
 
+fn known(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
 /// The paper's values beside ours.
 pub(super) fn comparison_table(comparisons: &[Comparison]) -> Table {
     let mut table = Table::new(["", "the paper", "here"]);
-    let known = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     comparisons.iter().for_each(|row| table.push(vec![row.what.clone(), known(&row.paper), known(&row.ours)]));
     table
 }
@@ -167,6 +184,7 @@ mod tests {
             "kernel        Linux version 6.18",
             "clients    us\none       3.5\n",
             "memory access    ~3000 ns      -\n",
+            "memory access     fig7    ~3000 ns      -\n",
             "Note: no object store\n",
             "Alone: cargo xtask bench paper --only fig7\n",
             "fig9 WAS NOT MEASURED: redis is not there",

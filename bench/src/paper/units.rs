@@ -79,7 +79,7 @@ fn processes(setup: &PaperSetup<'_>) -> Result<Unit, PaperError> {
 
 fn figure_of(units: &[Unit]) -> Figure {
     let mut figure = Figure::new("fig5", "Fig. 5: memory of one more isolation unit", METHOD);
-    figure.table = Table::new(["one more", "KiB, shared counted once", "KiB, its own", "measured over", "in one container process"]);
+    figure.table = Table::new(["one more", "KiB, shared counted once", "KiB, its own", "measured over", "as many as one process"]);
     let process = units.last().map_or(0.0, |unit| unit.shared);
     for unit in units {
         let kib = |bytes: f64| three_digits(bytes / 1_024.0);
