@@ -10,6 +10,7 @@ pub mod guest;
 pub mod limit;
 pub mod load;
 pub mod network;
+pub mod paper;
 pub mod peers;
 pub mod picture;
 pub mod policies;

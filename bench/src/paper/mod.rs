@@ -1,0 +1,94 @@
+//! The paper's evaluation, measured again on this machine: each figure is one function of a registry, and one report tells all of them with
+//! pictures, tables, and the paper's own values beside ours.
+
+mod figure;
+
+pub use self::figure::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, Line, LineChart, Scale, Table};
+
+use crate::bursts::BurstError;
+use crate::load::{FetchError, Interrupt, LoadError};
+use crate::servers::{ServerError, XfaasFiles};
+use crate::sessions::SessionsError;
+use std::path::Path;
+use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
+
+#[derive(Debug, thiserror::Error)]
+pub enum PaperError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Bursts(#[from] BurstError),
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    #[error("the load")]
+    Load(#[from] LoadError),
+    #[error("a request")]
+    Fetch(#[from] FetchError),
+    #[error("the measuring thread")]
+    Pin(#[from] AffinityError),
+    #[error("the measuring thread panicked")]
+    Panicked,
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What figures are measured with.
+#[derive(Clone, Copy)]
+pub struct PaperSetup<'a> {
+    pub xfaas: &'a XfaasFiles,
+    /// Folder of the S3-compatible server, `target/s3-server`: its program is `bin/moto_server` in it.
+    pub s3_server: &'a Path,
+    pub server_cpu: u16,
+    pub load_cpu: u16,
+    /// Of a server's second shard: the load's, if this machine has no third one.
+    pub second_cpu: u16,
+    /// Of each run that lasts a given time.
+    pub seconds: f64,
+    /// Of each case; medians count.
+    pub rounds: u32,
+    /// Requests of each case that is counted and not timed, at the least 10. Figures scale their other counts by it: 1,000 is a whole run.
+    pub requests: u32,
+    pub interrupt: &'a Interrupt,
+}
+
+impl PaperSetup<'_> {
+    pub fn check_interrupt(&self) -> Result<(), PaperError> {
+        if self.interrupt.is_set() { Err(PaperError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Runs `work` on a thread of its own on the load's CPU. Start servers before: they could not leave that CPU.
+    pub fn at_load<T: Send>(&self, work: impl FnOnce() -> Result<T, PaperError> + Send) -> Result<T, PaperError> {
+        self.on_cpu(self.load_cpu, work)
+    }
+
+    /// The same on the servers' CPU, for processes that must be pinned from outside: what a thread starts stays on its CPU.
+    pub fn at_servers<T: Send>(&self, work: impl FnOnce() -> Result<T, PaperError> + Send) -> Result<T, PaperError> {
+        self.on_cpu(self.server_cpu, work)
+    }
+
+    fn on_cpu<T: Send>(&self, cpu: u16, work: impl FnOnce() -> Result<T, PaperError> + Send) -> Result<T, PaperError> {
+        let run = || {
+            pin_to(cpu)?;
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).map_err(|_| PaperError::Panicked)?
+    }
+}
+
+/// A figure that can be measured.
+#[derive(Clone, Copy)]
+pub struct Source {
+    pub id: &'static str,
+    /// In the list of `--help` and on stderr.
+    pub what: &'static str,
+    /// Minutes are fine; it tells its progress on stderr and ends with `Interrupted` soon after a signal.
+    pub measure: fn(&PaperSetup<'_>) -> Result<Figure, PaperError>,
+}
+
+/// In the order of the report.
+pub const SOURCES: &[Source] = &[];
+
+/// The command that measures one figure alone.
+pub fn command_of(id: &str) -> String {
+    format!("cargo xtask bench paper --only {id}")
+}
