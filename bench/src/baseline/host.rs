@@ -3,6 +3,8 @@
 
 use super::guest::{Ended, Invocation, linker};
 use super::outside::{OutsideState, StateFault};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use wasmtime::{Config, Engine, InstancePre, Module, PoolingAllocationConfig, Sto
 use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_INIT, EXPORT_MEMORY};
 use xfaas_common::ids::SessionId;
 use xfaas_dataplane::net::Request;
+use xfaas_dataplane::sys::clock::monotonic_ns;
 
 /// What figures ask for, if there is such a module.
 pub const BASELINE_FUNCTIONS: [&str; 5] = ["echo", "counter-read", "counter-rmw", "counter-rmw-linear", "state-size"];
@@ -52,11 +55,26 @@ pub enum BaselineError {
 pub(super) struct Function {
     prepared: InstancePre<Invocation>,
     idle: RefCell<Vec<Worker>>,
+    /// From when a guest is entered to when it has left, of those that answered.
+    guest_ns: RefCell<Histogram<u64>>,
 }
 
 struct Worker {
     store: Store<Invocation>,
     handle: TypedFunc<(), i32>,
+}
+
+/// What guests took, their accesses to state and little else.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestTimes {
+    pub invocations: u64,
+    pub mean_us: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+}
+
+fn times() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds in order")
 }
 
 /// All functions, on one thread, with their state in one place.
@@ -78,13 +96,21 @@ impl BaselineHost {
             let bytes = std::fs::read(&path).map_err(|source| failed(source.into()))?;
             let module = Module::new(&engine, bytes).map_err(|source| failed(source.into()))?;
             let prepared = linker.instantiate_pre(&module).map_err(|source| failed(source.into()))?;
-            functions.insert(name.as_bytes().to_vec(), Function { prepared, idle: RefCell::default() });
+            functions.insert(name.as_bytes().to_vec(), Function { prepared, idle: RefCell::default(), guest_ns: RefCell::new(times()) });
         }
         Ok(BaselineHost { engine, outside: Arc::new(outside), functions })
     }
 
     pub(super) fn function(&self, name: &[u8]) -> Option<&Function> {
         self.functions.get(name)
+    }
+
+    /// Times of a function's guests since the last look. `None`: there is no such function.
+    pub(super) fn take_guest_times(&self, name: &[u8]) -> Option<GuestTimes> {
+        let taken = self.function(name)?.guest_ns.replace(times());
+        let us = |ns: u64| ns as f64 / 1e3;
+        let at = |quantile| us(taken.value_at_quantile(quantile));
+        Some(GuestTimes { invocations: taken.len(), mean_us: taken.mean() / 1e3, p50_us: at(0.5), p99_us: at(0.99) })
     }
 
     /// One invocation of `name` with `body`, without HTTP. Output: also what the guest answered. `None`: there is no such function.
@@ -109,7 +135,9 @@ impl BaselineHost {
         invocation.session = session;
         invocation.output.clear();
         std::mem::swap(&mut invocation.request, request);
+        let entered_ns = monotonic_ns();
         let returned = worker.handle.call_async(&mut worker.store, ()).await;
+        let guest_ns = monotonic_ns() - entered_ns;
         let invocation = worker.store.data_mut();
         std::mem::swap(&mut invocation.request, request);
         std::mem::swap(&mut invocation.output, output);
@@ -123,7 +151,10 @@ impl BaselineHost {
                 function.idle.borrow_mut().push(worker);
                 match fault {
                     Some(fault) => Ended::Fault(fault),
-                    None if code == 0 => Ended::Replied,
+                    None if code == 0 => {
+                        function.guest_ns.borrow_mut().saturating_record(guest_ns);
+                        Ended::Replied
+                    }
                     None => Ended::Code(code),
                 }
             }

@@ -26,6 +26,8 @@ use xfaas_dataplane::net::{
 const CONNECTIONS_MAX: usize = 4_096;
 const READ_BYTES: usize = 16 << 10;
 const SESSION_HEADER: &[u8] = b"x-session-id";
+/// In a function's place: `/f/baseline.guest-times/FUNCTION` answers what its guests took since the last look.
+pub const GUEST_TIMES: &str = "baseline.guest-times";
 /// After an accept that failed: there may be no descriptor left for a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -111,6 +113,10 @@ impl Server {
     /// Runs what was asked for and encodes the answer. Output: the connection stays.
     async fn answer(&self, request: &mut Request, output: &mut Vec<u8>, answer: &mut Vec<u8>) -> bool {
         let stays = request.keep_alive();
+        if request.function_name() == GUEST_TIMES.as_bytes() {
+            self.answer_times(request, stays, answer);
+            return stays;
+        }
         let Some(function) = self.host.function(request.function_name()) else {
             self.refuse(request, ErrorCode::NoFunction, "no function of this name is deployed", stays, answer);
             return stays;
@@ -124,17 +130,7 @@ impl Server {
         let ended = self.host.invoke(function, session, request, output).await;
         let (code, detail, guest_code): (ErrorCode, Cow<'_, str>, _) = match &ended {
             Ended::Replied => {
-                let head = ReplyHead {
-                    status: 200,
-                    content_type: b"",
-                    session_header: SESSION_HEADER,
-                    session: &session,
-                    invocation_id,
-                    date: &self.date(),
-                    connection: ConnectionHeader::of(request, stays),
-                    extra: b"",
-                };
-                encode_reply(answer, &head, output, request.is_head());
+                self.reply(request, &session, invocation_id, output, answer);
                 return stays;
             }
             Ended::Code(code) => (ErrorCode::GuestError, "handle returned a non-zero code".into(), Some(*code)),
@@ -157,6 +153,29 @@ impl Server {
         };
         encode_problem(answer, &problem, request.is_head());
         stays && !code.closes()
+    }
+
+    fn answer_times(&self, request: &Request, stays: bool, answer: &mut Vec<u8>) {
+        let function = request.path_rest().strip_prefix(b"/").unwrap_or_default();
+        let Some(times) = self.host.take_guest_times(function) else {
+            return self.refuse(request, ErrorCode::NoFunction, "no function of this name is deployed", stays, answer);
+        };
+        let text = serde_json::to_vec(&times).expect("numbers are always JSON");
+        self.reply(request, &fresh_session(), 0, &text, answer);
+    }
+
+    fn reply(&self, request: &Request, session: &SessionId, invocation_id: u128, output: &[u8], answer: &mut Vec<u8>) {
+        let head = ReplyHead {
+            status: 200,
+            content_type: b"",
+            session_header: SESSION_HEADER,
+            session,
+            invocation_id,
+            date: &self.date(),
+            connection: ConnectionHeader::of(request, request.keep_alive()),
+            extra: b"",
+        };
+        encode_reply(answer, &head, output, request.is_head());
     }
 
     fn refuse(&self, request: &Request, code: ErrorCode, detail: &str, stays: bool, answer: &mut Vec<u8>) {

@@ -21,8 +21,8 @@ mod outside;
 mod redis_state;
 
 pub use self::guest::Ended;
-pub use self::host::{BASELINE_FUNCTIONS, BaselineError, BaselineHost};
-pub use self::http::serve;
+pub use self::host::{BASELINE_FUNCTIONS, BaselineError, BaselineHost, GuestTimes};
+pub use self::http::{GUEST_TIMES, serve};
 pub use self::object_state::{ObjectPlace, ObjectState};
 pub use self::outside::{LOCK_WAIT_MAX, LockToken, OutsideState, StateFault, StateKey};
 pub use self::redis_state::RedisState;

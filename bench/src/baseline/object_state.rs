@@ -33,10 +33,10 @@ impl ObjectState {
         // Refused when a provider is there already, which then does the same.
         rustls::crypto::ring::default_provider().install_default().ok();
         let client = ClientOptions::new().with_timeout(ANSWER_WAIT).with_connect_timeout(CONNECT_WAIT).with_http1_only();
+        let client = client.with_allow_http(place.endpoint.starts_with("http://"));
         let builder = AmazonS3Builder::from_env()
             .with_bucket_name(&place.bucket)
             .with_endpoint(&place.endpoint)
-            .with_allow_http(place.endpoint.starts_with("http://"))
             .with_unsigned_payload(true)
             .with_skip_signature(std::env::var_os("AWS_ACCESS_KEY_ID").is_none())
             // A PUT that took the lock and whose answer was lost must not be tried again: it would wait for itself.

@@ -12,11 +12,21 @@ use xfaas_common::ids::SessionId;
 
 /// As `lock_wait_ms` of xfaas.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Tries that follow each other at once: most sections are shorter than a round trip.
-const TRIES_AT_ONCE: u32 = 2;
-/// Then it waits, each time longer, up to the last; a timer is no finer than a millisecond.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
-const PAUSE_MAX: Duration = Duration::from_millis(8);
+
+/// How often a lock is asked for. More often, and those who wait slow down the one who holds it: they share its store.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Tries that follow each other.
+    at_once: u32,
+    /// Then it waits, each time longer, up to the last; a timer is no finer than a millisecond.
+    pause_min: Duration,
+    pause_max: Duration,
+}
+
+/// Most sections are shorter than a round trip or two.
+const REDIS_PACE: Pace = Pace { at_once: 2, pause_min: Duration::from_millis(1), pause_max: Duration::from_millis(8) };
+/// A round trip is milliseconds.
+const OBJECTS_PACE: Pace = Pace { at_once: 0, pause_min: Duration::from_millis(4), pause_max: Duration::from_millis(64) };
 
 /// Why an invocation could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +117,10 @@ impl OutsideState {
 
     /// Takes the key's lock, waiting for it, and then reads the key if `reads`.
     pub async fn lock(&self, key: &StateKey, token: &LockToken, reads: bool) -> Result<Option<Vec<u8>>, StateFault> {
-        let mut wait = LockWait::begin();
+        let mut wait = LockWait::begin(match self {
+            OutsideState::Redis(_) => REDIS_PACE,
+            OutsideState::Objects(_) => OBJECTS_PACE,
+        });
         loop {
             let tried = match self {
                 OutsideState::Redis(redis) => redis.try_lock(key, token, reads).await?,
@@ -143,14 +156,16 @@ impl OutsideState {
 /// One wait for a lock: a few tries at once, then pauses that grow, none as long as the one beside it.
 struct LockWait {
     began: Instant,
+    pace: Pace,
     tries: u32,
     pause: Duration,
     random: Random,
 }
 
 impl LockWait {
-    fn begin() -> LockWait {
-        LockWait { began: Instant::now(), tries: 0, pause: PAUSE_MIN, random: Random::new(RandomState::new().hash_one(0)) }
+    fn begin(pace: Pace) -> LockWait {
+        let random = Random::new(RandomState::new().hash_one(0));
+        LockWait { began: Instant::now(), pace, tries: 0, pause: pace.pause_min, random }
     }
 
     /// Errors: it has waited for long enough.
@@ -159,13 +174,13 @@ impl LockWait {
             return Err(StateFault::LockWait);
         }
         self.tries += 1;
-        if self.tries <= TRIES_AT_ONCE {
+        if self.tries <= self.pace.at_once {
             tokio::task::yield_now().await;
             return Ok(());
         }
         let percent = 50 + self.random.below(101) as u32;
         tokio::time::sleep(self.pause * percent / 100).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.pause = (self.pause * 2).min(self.pace.pause_max);
         Ok(())
     }
 }
@@ -198,11 +213,11 @@ mod tests {
     #[test]
     fn a_wait_for_a_lock_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let mut wait = LockWait::begin();
+        let mut wait = LockWait::begin(REDIS_PACE);
         runtime.block_on(wait.pause()).unwrap();
-        assert_eq!(wait.pause, PAUSE_MIN);
+        assert_eq!(wait.pause, REDIS_PACE.pause_min);
         (0..8).for_each(|_| runtime.block_on(wait.pause()).unwrap());
-        assert_eq!(wait.pause, PAUSE_MAX);
+        assert_eq!(wait.pause, REDIS_PACE.pause_max);
         wait.began -= LOCK_WAIT_MAX;
         assert!(matches!(runtime.block_on(wait.pause()), Err(StateFault::LockWait)));
     }

@@ -1,9 +1,17 @@
 //! The paper's evaluation, measured again on this machine: each figure is one function of a registry, and one report tells all of them with
 //! pictures, tables, and the paper's own values beside ours.
 
+mod clients;
+mod ends;
 mod figure;
+mod places;
+mod sizes;
 
+pub use self::clients::clients;
+pub use self::ends::{end_to_end, throughput};
 pub use self::figure::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, Line, LineChart, Scale, Table};
+pub use self::places::{Access, Place, PlaceError};
+pub use self::sizes::sizes;
 
 use crate::bursts::BurstError;
 use crate::load::{FetchError, Interrupt, LoadError};
@@ -20,6 +28,8 @@ pub enum PaperError {
     Bursts(#[from] BurstError),
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("the load")]
     Load(#[from] LoadError),
     #[error("a request")]
