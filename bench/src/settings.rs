@@ -46,11 +46,6 @@ fn path(variable: &str, default: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| default.into(), PathBuf::from)
 }
 
-/// Where `cargo xtask bench` installs other servers: `XFAAS_PEERS`, if not `target/peers`.
-pub fn peers_folder() -> PathBuf {
-    path("XFAAS_PEERS", "target/peers")
-}
-
 /// `XFAAS_BIN` and `XFAAS_GUESTS`, if not in `target/`.
 pub fn xfaas_files() -> XfaasFiles {
     XfaasFiles { binary: path("XFAAS_BIN", "target/release/xfaas"), guests: path("XFAAS_GUESTS", "target/guests") }

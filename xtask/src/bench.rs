@@ -40,18 +40,17 @@ pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
 
 /// The programs whose servers and clients are in a lab.
 const WITH_LAB: [&str; 2] = ["state", "curves"];
-/// The program that holds xfaas against servers which are installed for it.
-const WITH_PEERS: &str = "peers";
-/// The bare io_uring echo.
-const BESIDE: &str = "limit";
+/// The programs that hold xfaas against servers which are installed for them.
+const WITH_PEERS: [&str; 2] = ["peers", "paper"];
+/// What they start from beside themselves: the bare io_uring echo, and the paper's baseline.
+const BESIDE: [&str; 2] = ["limit", "baseline"];
 const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    // Several hold what they measure against the bare echo, and start it from beside themselves.
-    for program in [&arguments.name, BESIDE] {
+    for program in [arguments.name.as_str()].iter().chain(&BESIDE) {
         step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
     }
 
@@ -59,8 +58,8 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     run.args(&arguments.arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
     let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-    if arguments.name == WITH_PEERS && !asks_for_help {
-        let listed = run_quiet(Command::new(paths::host_program(WITH_PEERS, true)).args(&arguments.arguments).arg("--list-packages"));
+    if WITH_PEERS.contains(&arguments.name.as_str()) && !asks_for_help {
+        let listed = run_quiet(Command::new(paths::host_program(&arguments.name, true)).args(&arguments.arguments).arg("--list-packages"));
         // Wrong usage is told by the program itself.
         peers::install(&listed.as_deref().unwrap_or_default().lines().collect::<Vec<_>>());
         run.env("XFAAS_PEERS", peers::folder());

@@ -20,7 +20,7 @@ struct Point {
 }
 
 /// Fig. 7 and 8 in one.
-pub fn clients(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
+pub fn fig7(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let mut figure = Figure::new("fig7", "Fig. 7 and 8: access latency by clients of one session", METHOD);
     let measured = at_each_place(setup, &mut figure, |started| points(setup, started))?;
     let points: Vec<Point> = measured.into_iter().flatten().collect();

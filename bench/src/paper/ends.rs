@@ -21,7 +21,7 @@ const METHOD_10: &str = "32 connections, each with its next request when it has 
 type Outcomes = Vec<(Access, LoadOutcome)>;
 
 /// Fig. 9.
-pub fn end_to_end(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
+pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let mut figure = Figure::new("fig9", "Fig. 9: latency from end to end", METHOD_9);
     let tops = at_each_place(setup, &mut figure, |started| outcomes(setup, started, |_| Arrivals::Closed, 1))?;
     let rate_of = |access: Access| {
@@ -48,7 +48,7 @@ pub fn end_to_end(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
 }
 
 /// Fig. 10.
-pub fn throughput(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
+pub fn fig10(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let mut figure = Figure::new("fig10", "Fig. 10: throughput at saturation", METHOD_10);
     let measured = at_each_place(setup, &mut figure, |started| outcomes(setup, started, |_| Arrivals::Closed, setup.rounds))?;
     let rate = |outcome: &LoadOutcome| outcome.requests_per_second;

@@ -23,6 +23,11 @@ impl Figure {
     pub fn new(id: &str, title: &str, method: &str) -> Figure {
         Figure { id: id.to_owned(), title: title.to_owned(), method: method.to_owned(), ..Figure::default() }
     }
+
+    /// The figure as one line of JSON, without a line end.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and names are always JSON")
+    }
 }
 
 /// One value of the paper, and ours. Both are text with their units; empty: not known.

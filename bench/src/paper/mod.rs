@@ -1,19 +1,27 @@
 //! The paper's evaluation, measured again on this machine: each figure is one function of a registry, and one report tells all of them with
 //! pictures, tables, and the paper's own values beside ours.
 
+mod axes;
 mod clients;
 mod ends;
 mod figure;
+mod html;
+mod machine;
 mod places;
+mod plot;
+mod report;
 mod sizes;
+mod starts;
+mod units;
+mod workers;
 
-pub use self::clients::clients;
-pub use self::ends::{end_to_end, throughput};
 pub use self::figure::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, Line, LineChart, Scale, Table};
+pub use self::machine::{Fact, facts};
 pub use self::places::{Access, Place, PlaceError};
-pub use self::sizes::sizes;
+pub use self::report::{Failure, PaperReport, ReportError};
 
 use crate::bursts::BurstError;
+use crate::guest::GuestError;
 use crate::load::{FetchError, Interrupt, LoadError};
 use crate::servers::{ServerError, XfaasFiles};
 use crate::sessions::SessionsError;
@@ -30,6 +38,8 @@ pub enum PaperError {
     Sessions(#[from] SessionsError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     #[error("the load")]
     Load(#[from] LoadError),
     #[error("a request")]
@@ -46,8 +56,8 @@ pub enum PaperError {
 #[derive(Clone, Copy)]
 pub struct PaperSetup<'a> {
     pub xfaas: &'a XfaasFiles,
-    /// Folder of the S3-compatible server, `target/s3-server`: its program is `bin/moto_server` in it.
-    pub s3_server: &'a Path,
+    /// Folder of the servers that are installed for this, such as the object store's.
+    pub packages: &'a Path,
     pub server_cpu: u16,
     pub load_cpu: u16,
     /// Of a server's second shard: the load's, if this machine has no third one.
@@ -96,9 +106,32 @@ pub struct Source {
 }
 
 /// In the order of the report.
-pub const SOURCES: &[Source] = &[];
+pub const SOURCES: &[Source] = &[
+    Source { id: "fig1", what: "access to state by size", measure: sizes::fig1 },
+    Source { id: "fig2", what: "workers in one session", measure: workers::fig2 },
+    Source { id: "fig5", what: "memory of one more isolation unit", measure: units::fig5 },
+    Source { id: "fig7", what: "access latency by clients of one session; Fig. 8 too", measure: clients::fig7 },
+    Source { id: "fig9", what: "latency from end to end", measure: ends::fig9 },
+    Source { id: "fig10", what: "throughput at saturation", measure: ends::fig10 },
+    Source { id: "fig11", what: "a burst on one session", measure: workers::fig11 },
+    Source { id: "table2", what: "starts with their phases", measure: starts::table2 },
+];
+
+/// What must be installed for the figures, by the names that `xtask` knows.
+pub const PACKAGES: &[&str] = &["seaweedfs"];
+
+/// The command that measures all figures.
+pub const EVALUATION: &str = "cargo xtask bench paper";
+/// `PaperSetup::requests` of a whole run.
+pub const REQUESTS_WHOLE: u32 = 1_000;
 
 /// The command that measures one figure alone.
 pub fn command_of(id: &str) -> String {
-    format!("cargo xtask bench paper --only {id}")
+    format!("{EVALUATION} --only {id}")
+}
+
+/// How many of something to do: `whole` in a whole run, fewer in a smaller one, and at least `least`.
+fn count_of(setup: &PaperSetup<'_>, whole: u32, least: u32) -> u32 {
+    let part = u64::from(whole) * u64::from(setup.requests) / u64::from(REQUESTS_WHOLE);
+    u32::try_from(part).unwrap_or(u32::MAX).clamp(least, whole.max(least))
 }

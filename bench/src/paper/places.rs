@@ -8,7 +8,7 @@ use crate::load::{FetchError, fetch};
 use crate::servers::{
     BUCKET, BaselineStore, NodeFunction, NodePlace, ObjectServer, Server, ServerError, start_baseline, start_objects, start_redis,
 };
-use crate::settings::{chain, peers_folder};
+use crate::settings::chain;
 use std::net::SocketAddr;
 use std::time::Duration;
 use xfaas_dataplane::control::{AdminClient, ClientError, TracedRequest};
@@ -99,7 +99,7 @@ impl Place {
                 (baseline(BaselineStore::Redis(redis.address()))?, None, Store::Redis { _server: redis })
             }
             Place::Objects => {
-                let objects = start_objects(&peers_folder(), interrupt)?;
+                let objects = start_objects(setup.packages, interrupt)?;
                 (baseline(BaselineStore::Objects(objects.address(), BUCKET))?, None, Store::Objects { _server: objects })
             }
         };

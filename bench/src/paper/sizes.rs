@@ -6,7 +6,6 @@ use super::{Axis, Chart, Comparison, Figure, Line, LineChart, PaperError, PaperS
 use crate::baseline::{BaselineHost, Ended, ObjectPlace, ObjectState, OutsideState, RedisState};
 use crate::guest::Guest;
 use crate::servers::{BUCKET, start_objects, start_redis};
-use crate::settings::peers_folder;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use xfaas_common::ids::SessionId;
@@ -91,7 +90,7 @@ struct Measured {
 }
 
 /// Fig. 1. A store that cannot be had is left out, with a note.
-pub fn sizes(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
+pub fn fig1(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let mut figure = Figure::new("fig1", "Fig. 1: access to state by size", METHOD);
     let mut all = Vec::new();
     for place in Place::ALL {
@@ -126,7 +125,7 @@ fn measure_place(place: Place, setup: &PaperSetup<'_>) -> Result<Measured, Paper
             Place::Session | Place::Objects => None,
         };
         let objects = match place {
-            Place::Objects => Some(start_objects(&peers_folder(), setup.interrupt).map_err(PlaceError::from)?),
+            Place::Objects => Some(start_objects(setup.packages, setup.interrupt).map_err(PlaceError::from)?),
             Place::Session | Place::Redis => None,
         };
         let mut seat = match loaded {

@@ -1,6 +1,7 @@
 //! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard.
 
 mod baseline;
+mod contained;
 mod echo;
 mod nginx;
 mod node;
@@ -13,6 +14,7 @@ mod workerd;
 mod xfaas;
 
 pub use self::baseline::{BaselineStore, start_baseline};
+pub use self::contained::{Contained, ContainedStart};
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
