@@ -43,16 +43,15 @@ pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
 const WITH_LAB: [&str; 2] = ["state", "curves"];
 /// The programs that hold xfaas against servers which are installed for them.
 const WITH_PEERS: [&str; 2] = ["peers", "paper"];
-/// The bare io_uring echo.
-const BESIDE: &str = "limit";
+/// What they start from beside themselves: the bare io_uring echo, and the paper's baseline.
+const BESIDE: [&str; 2] = ["limit", "baseline"];
 const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    // Several hold what they measure against the bare echo, and start it from beside themselves.
-    for program in [&arguments.name, BESIDE] {
+    for program in [arguments.name.as_str()].iter().chain(&BESIDE) {
         step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
     }
 

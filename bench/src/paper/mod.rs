@@ -2,17 +2,22 @@
 //! pictures, tables, and the paper's own values beside ours.
 
 mod axes;
+mod clients;
+mod ends;
 mod figure;
 mod html;
 mod machine;
+mod places;
 mod plot;
 mod report;
+mod sizes;
 mod starts;
 mod units;
 mod workers;
 
 pub use self::figure::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, Line, LineChart, Scale, Table};
 pub use self::machine::{Fact, facts};
+pub use self::places::{Access, Place, PlaceError};
 pub use self::report::{Failure, PaperReport, ReportError};
 
 use crate::bursts::BurstError;
@@ -31,6 +36,8 @@ pub enum PaperError {
     Bursts(#[from] BurstError),
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error(transparent)]
     Guest(#[from] GuestError),
     #[error("the load")]
@@ -100,14 +107,18 @@ pub struct Source {
 
 /// In the order of the report.
 pub const SOURCES: &[Source] = &[
+    Source { id: "fig1", what: "access to state by size", measure: sizes::fig1 },
     Source { id: "fig2", what: "workers in one session", measure: workers::fig2 },
     Source { id: "fig5", what: "memory of one more isolation unit", measure: units::fig5 },
+    Source { id: "fig7", what: "access latency by clients of one session; Fig. 8 too", measure: clients::fig7 },
+    Source { id: "fig9", what: "latency from end to end", measure: ends::fig9 },
+    Source { id: "fig10", what: "throughput at saturation", measure: ends::fig10 },
     Source { id: "fig11", what: "a burst on one session", measure: workers::fig11 },
     Source { id: "table2", what: "starts with their phases", measure: starts::table2 },
 ];
 
 /// What must be installed for the figures, by the names that `xtask` knows.
-pub const PACKAGES: &[&str] = &[];
+pub const PACKAGES: &[&str] = &["seaweedfs"];
 
 /// The command that measures all figures.
 pub const EVALUATION: &str = "cargo xtask bench paper";

@@ -1,9 +1,11 @@
 //! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard.
 
+mod baseline;
 mod contained;
 mod echo;
 mod nginx;
 mod node;
+mod objects;
 mod process;
 mod redis;
 mod restate;
@@ -11,10 +13,12 @@ mod wasmtime;
 mod workerd;
 mod xfaas;
 
+pub use self::baseline::{BaselineStore, start_baseline};
 pub use self::contained::{Contained, ContainedStart};
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
+pub use self::objects::{BUCKET, ObjectServer, start_objects};
 pub use self::process::{Server, ServerError, exit_code, print_error, scratch_directory};
 pub use self::redis::{start_redis, start_redis_always};
 pub use self::restate::start_restate;

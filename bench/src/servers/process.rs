@@ -47,6 +47,13 @@ pub enum ServerError {
     Interrupted,
 }
 
+impl ServerError {
+    /// Its program is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, ServerError::Missing { .. } | ServerError::Start { .. })
+    }
+}
+
 /// A running server. Dropping it ends the process and removes its directory.
 pub struct Server {
     name: &'static str,
