@@ -19,7 +19,7 @@ struct Arguments {
     /// CPU to run on.
     #[arg(long, default_value_t = 0)]
     cpu: u16,
-    /// `redis://HOST:PORT`, or `s3://BUCKET` with --endpoint.
+    /// `redis://HOST:PORT`, `redis+unix:///SOCKET`, or `s3://BUCKET` with --endpoint.
     #[arg(long, value_name = "URL")]
     state: String,
     /// Of the S3-compatible store: `http://HOST:PORT`.
@@ -55,7 +55,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 async fn outside(arguments: &Arguments) -> Result<OutsideState, Box<dyn Error>> {
-    if arguments.state.starts_with("redis://") {
+    if ["redis://", "redis+unix://"].iter().any(|scheme| arguments.state.starts_with(scheme)) {
         return Ok(OutsideState::Redis(RedisState::connect(&arguments.state).await?));
     }
     let bucket = arguments.state.strip_prefix("s3://").filter(|bucket| !bucket.is_empty() && !bucket.contains('/'));
@@ -67,6 +67,6 @@ async fn outside(arguments: &Arguments) -> Result<OutsideState, Box<dyn Error>> 
             }
             Ok(OutsideState::Objects(objects))
         }
-        _ => Err("--state: redis://HOST:PORT, or s3://BUCKET with --endpoint http://HOST:PORT".into()),
+        _ => Err("--state: redis://HOST:PORT, redis+unix:///SOCKET, or s3://BUCKET with --endpoint http://HOST:PORT".into()),
     }
 }

@@ -19,6 +19,8 @@ const METHOD_10: &str = "32 connections, each with its next request when it has 
                          baseline's host and its store.";
 
 type Outcomes = Vec<(Access, LoadOutcome)>;
+/// What is drawn of an outcome.
+type Pick = fn(&LoadOutcome) -> f64;
 
 /// Fig. 9.
 pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
@@ -41,7 +43,7 @@ pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
             figure.table.push([vec![name, format!("{:.0}", rate_of(access))], times.to_vec()].concat());
         }
     }
-    let charts: [(&str, fn(&LoadOutcome) -> f64); 3] =
+    let charts: [(&str, Pick); 3] =
         [("mean", |outcome| outcome.latency.mean_us), ("p50", |outcome| outcome.latency.p50_us), ("p99", |outcome| outcome.latency.p99_us)];
     figure.charts = charts.map(|(title, pick)| bars(title, Axis::log("request, us"), &measured, pick)).to_vec();
     Ok(figure)

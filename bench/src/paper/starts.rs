@@ -4,7 +4,7 @@ use super::axes::three_digits;
 use super::figure::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, Table};
 use super::{PaperError, PaperSetup, count_of};
 use crate::fork::{ForkReport, measure_fork};
-use crate::servers::{ContainedStart, NodeFunction, NodePlace};
+use crate::servers::{ContainedStart, NodeFunction, NodePlace, start_contained_baseline, start_redis_with_socket};
 use crate::sessions::{
     SessionsBench, StartFigures, measure_cold, measure_copies, measure_starts, start_for_cold, start_for_copies, start_for_starts,
 };
@@ -14,11 +14,13 @@ const REQUESTS: u32 = 5_000;
 const COPIES: u32 = 500;
 const COLD_ROUNDS: u32 = 3;
 const CONTAINERS: u32 = 20;
+const GUEST: &str = "counter-rmw";
 const METHOD: &str = "Fork: a new worker from a function's image with its first call and its end, without a node. The others as a client on loopback sees them, one \
      request at a time, from the request's first byte to the reply's last: a known session that gets a new worker (fork_request), a second container for a session whose \
      first is full (copy_session), a session that nobody has seen (cold_session_empty), a session whose 1 MiB of state is on the disk alone (cold_session_1mib). The \
-     traditional container is a new process that hosts the same guest (xfaas with one shard) in new namespaces of processes, mounts, network, IPC and host name, made with \
-     unshare, until it has answered its first request; no image is fetched or mounted. Phases are means by the node's own counters.";
+     traditional container is a new process in new namespaces of processes, mounts, network, IPC and host name, made with unshare: the baseline's host with the same guest and \
+     its state in a redis that runs, until it has answered its first request; no image is fetched or mounted. process_of_a_node is the same with a whole node of xfaas. Phases \
+     are means by the node's own counters.";
 
 /// In ms, as the issue names them.
 const PAPER_MS: [(&str, f64); 4] =
@@ -68,38 +70,39 @@ pub(super) fn table2(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let rounds = count_of(setup, COLD_ROUNDS, 1);
     starts.push((&setup.at_load(|| Ok(measure_cold(bench, &place, &server, rounds)?))?).into());
     drop(server);
-    eprintln!("table2: containers");
-    let containers = containers(setup)?;
-    Ok(figure_of(&starts, &containers))
+    eprintln!("table2: processes in namespaces");
+    let [hosts, nodes] = processes(setup)?;
+    starts.push(process_start("process_of_a_node", &nodes));
+    Ok(figure_of(&starts, &hosts))
 }
 
-/// One at a time.
-fn containers(setup: &PaperSetup<'_>) -> Result<Vec<ContainedStart>, PaperError> {
-    let start = |_| {
+/// One at a time. Output: the baseline's host, and a node.
+fn processes(setup: &PaperSetup<'_>) -> Result<[Vec<ContainedStart>; 2], PaperError> {
+    let (cpu, interrupt) = (setup.server_cpu, setup.interrupt);
+    let (_redis, socket) = start_redis_with_socket(cpu, interrupt)?;
+    let count = count_of(setup, CONTAINERS, 3);
+    let (mut hosts, mut nodes) = (Vec::new(), Vec::new());
+    for _ in 0..count {
         setup.check_interrupt()?;
-        let place = NodePlace::new(setup.xfaas, setup.server_cpu, "", &[NodeFunction { name: "count", guest: "counter-rmw", keys: "" }])?;
-        setup.at_load(|| Ok(place.start_contained(setup.server_cpu, setup.interrupt)?.start_times()))
-    };
-    (0..count_of(setup, CONTAINERS, 3)).map(start).collect()
+        hosts.push(setup.at_load(|| Ok(start_contained_baseline(setup.xfaas, &socket, GUEST, cpu, interrupt)?.start_times()))?);
+        let place = NodePlace::new(setup.xfaas, cpu, "", &[NodeFunction { name: "count", guest: GUEST, keys: "" }])?;
+        nodes.push(setup.at_load(|| Ok(place.start_contained(cpu, interrupt)?.start_times()))?);
+    }
+    Ok([hosts, nodes])
 }
 
-fn container_start(times: &[ContainedStart]) -> Start {
+fn process_start(name: &'static str, times: &[ContainedStart]) -> Start {
     let mut all: Vec<f64> = times.iter().map(|start| start.answered_ns as f64 / 1_000.0).collect();
     all.sort_by(f64::total_cmp);
     let at = |quantile: f64| all[((all.len() as f64 * quantile).ceil() as usize).clamp(1, all.len()) - 1];
     let mean = |of: fn(&ContainedStart) -> u64| times.iter().map(|start| of(start) as f64).sum::<f64>() / 1_000.0 / times.len() as f64;
     let (listening_us, answered_us) = (mean(|start| start.listening_ns), mean(|start| start.answered_ns));
-    Start {
-        name: "traditional_container",
-        p50_us: at(0.5),
-        p99_us: at(0.99),
-        phases_us: [0.0, 0.0, listening_us, answered_us - listening_us],
-    }
+    Start { name, p50_us: at(0.5), p99_us: at(0.99), phases_us: [0.0, 0.0, listening_us, answered_us - listening_us] }
 }
 
 /// `containers`: at least one.
 fn figure_of(starts: &[Start], containers: &[ContainedStart]) -> Figure {
-    let container = container_start(containers);
+    let container = process_start("traditional_container", containers);
     let all: Vec<&Start> = starts.iter().chain([&container]).collect();
     let mut figure = Figure::new("table2", "Table 2: starts", METHOD);
     let ms = |us: f64| three_digits(us / 1_000.0);

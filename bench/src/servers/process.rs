@@ -72,6 +72,11 @@ impl Server {
         self.child.id()
     }
 
+    /// What it works in.
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Ends the process at once, as the kernel does it, with no word to it.
     pub fn kill(mut self) -> Result<(), ServerError> {
         let failed = |source| ServerError::File { operation: "kill the process of", path: self.directory.path().to_owned(), source };
