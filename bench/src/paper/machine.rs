@@ -16,8 +16,10 @@ pub struct Fact {
 /// `xfaas`: the program that is measured. `packages`: where the object store is installed. `cpus`: the servers', the load's, and that of a second shard.
 pub fn facts(xfaas: &Path, packages: &Path, cpus: [u16; 3]) -> Vec<Fact> {
     let [server, load, second] = cpus;
-    let fact =
-        |name, text: Option<String>| Fact { name, text: text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".to_owned()) };
+    // One line: some programs add news of their makers.
+    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let known = |text: Option<String>| text.map(first).filter(|text| !text.is_empty());
+    let fact = |name, text| Fact { name, text: known(text).unwrap_or_else(|| "unknown".to_owned()) };
     let shared = if second == load { ", which it shares with the load" } else { "" };
     vec![
         fact("date", told("date", &["--utc", "+%Y-%m-%d %H:%M:%S UTC"])),
