@@ -256,6 +256,32 @@ fn the_same_guests_answer_as_they_do_on_xfaas() {
     node.stop().expect("an orderly stop");
 }
 
+#[test]
+fn figures_have_a_row_for_each_place_that_is_there() {
+    let beside = std::path::Path::new(env!("CARGO_BIN_EXE_paper")).with_file_name("xfaas");
+    let xfaas = std::env::var_os("XFAAS_BIN").map_or(beside, PathBuf::from);
+    let out = tempfile::tempdir().expect("a temporary directory");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_paper"));
+    command.args(["--json", "--quick", "--seconds", "0.1", "--only", "fig1", "--only", "fig10", "--out"]).arg(out.path());
+    command.env("XFAAS_BIN", &xfaas).env("XFAAS_GUESTS", guests()).env("XFAAS_PEERS", out.path());
+    let output = command.output().expect("a built program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let figures: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    let rows = |figure: &Value| figure["table"]["rows"].as_array().map(Vec::len);
+    // What is in the session needs no node in Fig. 1.
+    assert_eq!((figures[0]["id"].as_str(), rows(&figures[0])), (Some("fig1"), Some(6)), "{stderr}");
+    assert!(figures[0]["notes"][0].as_str().is_some_and(|note| note.contains("object store was left out")), "{}", figures[0]);
+    if !xfaas.is_file() {
+        // Only this package is tested: then the figure must be told to be missing.
+        assert!(stderr.contains("not measured: fig10") && output.status.code() == Some(1), "{stderr}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!((figures[1]["id"].as_str(), rows(&figures[1])), (Some("fig10"), Some(6)), "{stderr}"); // three accesses, two places
+    assert_eq!(figures[1]["comparisons"][2]["paper"].as_str(), Some("2.3x"));
+}
+
 /// An S3-compatible store in memory, which `cargo xtask setup` installs for tests; ends with its guard.
 struct Moto {
     process: std::process::Child,
