@@ -5,7 +5,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::paper::{Failure, Figure, PACKAGES, PaperReport, PaperSetup, REQUESTS_WHOLE, SOURCES, Source, facts};
+use xfaas_bench::paper::{Failure, Figure, PACKAGES, PaperReport, PaperSetup, REQUESTS_WHOLE, SOURCES, Source, facts, source_of};
 use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{Cpus, chain, second_cpu, seconds, xfaas_files};
 
@@ -22,7 +22,7 @@ struct Arguments {
     /// Only this figure; may be given again.
     #[arg(long = "only", value_name = "FIGURE", value_parser = source_named)]
     only: Vec<&'static str>,
-    /// Seconds of each run that lasts a given time, 0.1 to 600 [default: 3, with --quick 0.3].
+    /// Seconds of each run that lasts a given time, 0.1 to 600 [default: 2, with --quick 0.3].
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
     /// Runs of each case; medians count [default: 3, with --quick 1].
@@ -42,8 +42,7 @@ struct Arguments {
 }
 
 fn source_named(text: &str) -> Result<&'static str, String> {
-    let known = SOURCES.iter().find(|source| source.id == text).map(|source| source.id);
-    known.ok_or_else(|| {
+    source_of(text).map(|source| source.id).ok_or_else(|| {
         let lines: Vec<String> = SOURCES.iter().map(|source| format!("{} ({})", source.id, source.what)).collect();
         format!("there are {}", lines.join(", "))
     })
@@ -62,7 +61,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (server_cpu, load_cpu) = arguments.cpus.choose()?;
     let second_cpu = second_cpu(server_cpu, load_cpu);
     let (xfaas, packages) = (xfaas_files(), std::env::var_os("XFAAS_PEERS").map_or_else(|| "target/peers".into(), PathBuf::from));
-    let (seconds, rounds, requests) = if arguments.quick { (0.3, 1, REQUESTS_WHOLE / 10) } else { (3.0, 3, REQUESTS_WHOLE) };
+    let (seconds, rounds, requests) = if arguments.quick { (0.3, 1, REQUESTS_WHOLE / 10) } else { (2.0, 3, REQUESTS_WHOLE) };
     let setup = PaperSetup {
         xfaas: &xfaas,
         packages: &packages,
@@ -121,6 +120,7 @@ mod tests {
     fn figures_are_chosen_by_name() {
         let arguments = Arguments::try_parse_from(["paper", "--only", "fig5", "--only", "table2", "--quick"]).unwrap();
         assert_eq!(arguments.only, ["fig5", "table2"]);
+        assert_eq!(source_named("fig8"), Ok("fig7"));
         let error = source_named("fig3").unwrap_err();
         assert!(error.contains("fig11 (a burst on one session)"), "{error}");
         for words in [["--rounds", "0"], ["--seconds", "0"], ["--only", "fig"]] {

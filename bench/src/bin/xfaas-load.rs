@@ -99,6 +99,10 @@ struct Arguments {
     /// What a thread does while nothing is due: spin sees answers at once and keeps a core busy, sleep leaves the core to others.
     #[arg(long, value_enum, default_value_t = WaitKind::Spin)]
     wait: WaitKind,
+    /// Counts answers as late that are late since other programs had the generator's CPU; without, arrivals pause meanwhile, and what was
+    /// under way is counted and not timed.
+    #[arg(long)]
+    count_own_stalls: bool,
     /// Milliseconds after which a datagram is given up, and HTTP requests after the end [default: 1000; HTTP 5000].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     answer_timeout_ms: Option<u32>,
@@ -296,6 +300,7 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
         requests_max: arguments.requests.unwrap_or(u64::MAX),
         threads,
         cpus: arguments.cpus.clone(),
+        counts_own_stalls: arguments.count_own_stalls,
         wait: match arguments.wait {
             WaitKind::Spin => Wait::Spin,
             WaitKind::Sleep => Wait::Sleep,

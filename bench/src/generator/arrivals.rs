@@ -48,6 +48,8 @@ pub(super) struct Schedule {
     start_ns: u64,
     /// Since the start.
     due_ns: f64,
+    /// What is due from the first time on comes so much later.
+    pause: Option<(u64, u64)>,
 }
 
 impl Schedule {
@@ -64,6 +66,7 @@ impl Schedule {
             taken: 0,
             start_ns,
             due_ns: 0.0,
+            pause: None,
         };
         schedule.due_ns = schedule.due_after(0.0);
         Some(schedule)
@@ -78,6 +81,20 @@ impl Schedule {
     pub(super) fn advance(&mut self) {
         self.taken += 1;
         self.due_ns = self.due_after(self.due_ns);
+        self.apply_pause();
+    }
+
+    /// No request arrives for `pause_ns` from `from_ns` on: all that is due then is due so much later.
+    pub(super) fn pause(&mut self, from_ns: u64, pause_ns: u64) {
+        let (from_ns, earlier_ns) = self.pause.unwrap_or((from_ns, 0));
+        self.pause = Some((from_ns, earlier_ns + pause_ns));
+        self.apply_pause();
+    }
+
+    fn apply_pause(&mut self) {
+        if let Some((_, pause_ns)) = self.pause.take_if(|(from_ns, _)| self.start_ns + self.due_ns as u64 >= *from_ns) {
+            self.start_ns += pause_ns;
+        }
     }
 
     fn due_after(&mut self, last_ns: f64) -> f64 {
@@ -109,6 +126,24 @@ mod tests {
                 due_ns
             })
             .collect()
+    }
+
+    #[test]
+    fn a_pause_moves_what_comes_after_it_and_nothing_before() {
+        let mut schedule = Schedule::new(Arrivals::Fixed { per_second: 1e6 }, 0, 1, 0, 7).unwrap();
+        let mut due = Vec::new();
+        for taken in 0..8 {
+            if taken == 1 {
+                schedule.pause(2_500, 100_000);
+                schedule.pause(5_000, 20_000); // the first one is still to come
+            }
+            if taken == 6 {
+                schedule.pause(0, 7);
+            }
+            due.push(schedule.due_ns());
+            schedule.advance();
+        }
+        assert_eq!(due, [0, 1_000, 2_000, 123_000, 124_000, 125_000, 126_007, 127_007]);
     }
 
     #[test]

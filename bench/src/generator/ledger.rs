@@ -23,6 +23,8 @@ pub(super) struct Place {
     /// What a read of the session's counter must not fall behind.
     floor: u64,
     busy: bool,
+    /// The generator's thread was off its CPU meanwhile: nobody knows how long the answer took.
+    is_disturbed: bool,
 }
 
 /// When the run measures.
@@ -119,7 +121,7 @@ impl<'a> Ledger<'a> {
         let reads = self.has_counter && self.spec.functions[function].check == Check::Read;
         let floor = if reads { self.truth.floor(session) } else { 0 };
         self.places[index as usize] =
-            Place { function: function as u16, session: session as u32, due_ns, sent_ns: now_ns, floor, busy: true };
+            Place { function: function as u16, session: session as u32, due_ns, sent_ns: now_ns, floor, busy: true, is_disturbed: false };
         if self.schedule.is_some() && self.window.has(due_ns) {
             self.tally.send_delay_ns.saturating_record(now_ns - due_ns);
         }
@@ -151,7 +153,7 @@ impl<'a> Ledger<'a> {
 
     /// The answer to the request at `place`, which must be busy. `excerpt` tells of a fault.
     pub(super) fn answered(&mut self, place: usize, outcome: Outcome, now_ns: u64, excerpt: impl FnOnce() -> String) {
-        let Place { function, session, due_ns, floor, .. } = self.places[place];
+        let Place { function, session, due_ns, floor, is_disturbed, .. } = self.places[place];
         let check = self.check_of(place);
         self.last_answer_ns = now_ns;
         self.awaiting_since_ns = (self.under_way > 1).then_some(now_ns);
@@ -173,7 +175,9 @@ impl<'a> Ledger<'a> {
             Outcome::Good | Outcome::Number(_) => {
                 tally.good += 1;
                 self.tally.good_in_time += u64::from(in_time);
-                if self.window.has(due_ns) {
+                if self.window.has(due_ns) && is_disturbed {
+                    self.tally.disturbed += 1;
+                } else if self.window.has(due_ns) {
                     tally.latency_ns.saturating_record(now_ns - due_ns);
                 }
             }
@@ -255,6 +259,23 @@ impl<'a> Ledger<'a> {
     pub(super) fn was_stopped(&mut self, elapsed_ns: u64) {
         self.stopped_ns += elapsed_ns;
         self.awaiting_since_ns = self.awaiting_since_ns.map(|since_ns| since_ns + elapsed_ns);
+    }
+
+    /// This thread ran at `from_ns`, and since then waited so long for its CPU. Arrivals pause meanwhile, and the time of what was under way
+    /// is not known: a server is not to be measured by what its generator did not do.
+    pub(super) fn was_off_cpu(&mut self, from_ns: u64, waited_ns: u64) {
+        if self.window.has(from_ns) {
+            self.tally.off_cpu += 1;
+            self.tally.off_cpu_ns += waited_ns;
+            self.tally.off_cpu_ns_max = self.tally.off_cpu_ns_max.max(waited_ns);
+        }
+        if self.spec.counts_own_stalls {
+            return;
+        }
+        if let Some(schedule) = &mut self.schedule {
+            schedule.pause(from_ns, waited_ns);
+        }
+        self.places.iter_mut().filter(|place| place.busy).for_each(|place| place.is_disturbed = true);
     }
 
     /// How long answers have been awaited and none came, ns.
@@ -445,6 +466,35 @@ mod tests {
         assert_eq!(ledger.silence_ns(5_102 * MS), 2 * MS);
         assert!(!ledger.is_over(5_102 * MS) && ledger.is_busy(place));
         assert!(ledger.is_over(5_161 * MS));
+    }
+
+    #[test]
+    fn what_the_generator_missed_is_not_the_servers() {
+        let mut run = run(Arrivals::Fixed { per_second: 1_000.0 }, "x"); // one every ms
+        let mut tallies = [false, true].map(|counts_own_stalls| {
+            run.spec.counts_own_stalls = counts_own_stalls;
+            let mut ledger = run.ledger(64);
+            let mut answered_ns = 0;
+            for ms in (0..120).filter(|ms| !(51..80).contains(ms)) {
+                if ms == 80 {
+                    ledger.was_off_cpu(50 * MS + 1, 29 * MS);
+                }
+                // What left a turn ago is answered.
+                (0..64).filter(|place| ledger.is_busy(*place)).collect::<Vec<_>>().into_iter().for_each(|place| {
+                    answer(&mut ledger, place, Outcome::Good, ms * MS);
+                });
+                answered_ns = ms * MS;
+                while ledger.next(ms * MS).is_some() {}
+            }
+            assert!(ledger.is_over(answered_ns + MS));
+            ledger.finish()
+        });
+        let [own, counted] = &mut tallies;
+        assert_eq!((own.off_cpu, own.off_cpu_ns, own.off_cpu_ns_max), (1, 29 * MS, 29 * MS));
+        assert_eq!((own.disturbed, counted.disturbed), (1, 0));
+        assert!(own.functions[0].latency_ns.max() <= 2 * MS, "{}", own.functions[0].latency_ns.max());
+        assert!(counted.functions[0].latency_ns.max() >= 29 * MS);
+        assert_eq!((own.sent, counted.sent), (110 - 29, 110));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod judge;
 mod ledger;
 mod live;
 mod mix;
+mod off_cpu;
 mod popularity;
 mod ranges;
 mod report;

@@ -71,6 +71,11 @@ pub struct LoadOutcome {
     pub statuses: BTreeMap<u16, u64>,
     /// From when a request was due to when it left; null in a closed loop.
     pub send_delay_p99_us: Option<f64>,
+    /// Good answers that are not in the times: the generator's thread was off its CPU while they were under way.
+    pub disturbed: u64,
+    /// ms that the generator's threads waited for their CPUs, and the longest of them.
+    pub off_cpu_ms: f64,
+    pub off_cpu_max_ms: f64,
     /// Of the generator's threads: CPU time for each answer, and the part of it in which there was something to do.
     pub cpu_us_per_request: f64,
     pub busy_us_per_request: f64,
@@ -160,6 +165,9 @@ impl LoadOutcome {
                 .arrivals
                 .per_second()
                 .map(|_| rounded(tally.send_delay_ns.value_at_quantile(0.99) as f64 / 1_000.0, 100.0)),
+            disturbed: tally.disturbed,
+            off_cpu_ms: rounded(tally.off_cpu_ns as f64 / 1e6, 1_000.0),
+            off_cpu_max_ms: rounded(tally.off_cpu_ns_max as f64 / 1e6, 1_000.0),
             cpu_us_per_request: rounded(ratio(tally.cpu_ns as f64 / 1_000.0, answers), 1_000.0),
             busy_us_per_request: rounded(ratio(tally.busy_ns as f64 / 1_000.0, answers), 1_000.0),
             functions: functions.collect(),
@@ -257,6 +265,12 @@ impl LoadOutcome {
             "the generator: {:.2} us CPU a request, {:.2} us of it with something to do",
             self.cpu_us_per_request, self.busy_us_per_request
         ));
+        if self.off_cpu_ms > 0.0 {
+            line(format!(
+                "the generator was off its CPU for {:.1} ms, at most {:.1} ms at once; {} answers of then are not in the times",
+                self.off_cpu_ms, self.off_cpu_max_ms, self.disturbed
+            ));
+        }
         if self.interrupted {
             line("interrupted: these are the results so far".to_owned());
         }

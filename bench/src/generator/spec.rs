@@ -94,6 +94,9 @@ pub struct LoadSpec {
     /// Thread `i` runs on `cpus[i % length]`; anywhere if empty.
     pub cpus: Vec<u16>,
     pub wait: Wait,
+    /// Counts as the server's what is late since the generator's own thread was off its CPU; else arrivals pause meanwhile, and what was
+    /// under way counts as answered but is not timed.
+    pub counts_own_stalls: bool,
     /// A datagram without an answer for so long is given up, and so is an HTTP request so long after the end.
     pub answer_timeout: Duration,
     pub seed: u64,
@@ -124,6 +127,7 @@ impl LoadSpec {
             threads: 1,
             cpus: Vec::new(),
             wait: Wait::Spin,
+            counts_own_stalls: false,
             answer_timeout: Duration::from_secs(1),
             seed: 0x5EED,
             network: Network::loopback(),

@@ -43,6 +43,12 @@ pub(super) struct Tally {
     /// Requests whose connection ended before their answer.
     pub(super) cut: u64,
     pub(super) reconnects: u64,
+    /// Good answers in whose time the thread was off its CPU: their time is not in the histograms.
+    pub(super) disturbed: u64,
+    /// Of the thread in the measured time: how often others had its CPU, how long in all, and the longest.
+    pub(super) off_cpu: u64,
+    pub(super) off_cpu_ns: u64,
+    pub(super) off_cpu_ns_max: u64,
     pub(super) first_fault: Option<String>,
     pub(super) measured_ns: u64,
     /// Of the thread: its CPU time, and the part of it in which there was something to do.
@@ -87,6 +93,10 @@ impl Tally {
             strays: 0,
             cut: 0,
             reconnects: 0,
+            disturbed: 0,
+            off_cpu: 0,
+            off_cpu_ns: 0,
+            off_cpu_ns_max: 0,
             first_fault: None,
             measured_ns: 0,
             busy_ns: 0,
@@ -111,6 +121,10 @@ impl Tally {
         self.strays += other.strays;
         self.cut += other.cut;
         self.reconnects += other.reconnects;
+        self.disturbed += other.disturbed;
+        self.off_cpu += other.off_cpu;
+        self.off_cpu_ns += other.off_cpu_ns;
+        self.off_cpu_ns_max = self.off_cpu_ns_max.max(other.off_cpu_ns_max);
         self.first_fault = self.first_fault.take().or(other.first_fault);
         self.measured_ns = self.measured_ns.max(other.measured_ns);
         self.busy_ns += other.busy_ns;

@@ -3,6 +3,7 @@
 use super::datagram::Datagrams;
 use super::ledger::Ledger;
 use super::live::LiveThread;
+use super::off_cpu::OffCpu;
 use super::spec::{GeneratorError, LoadSpec, Transport, Wait};
 use super::stream::Streams;
 use super::tally::Tally;
@@ -117,6 +118,7 @@ fn run_turns(
     idle_ns: &mut u64,
 ) -> Result<(), GeneratorError> {
     let mut turned_ns = monotonic_ns();
+    let mut off_cpu = OffCpu::of_this_thread(turned_ns);
     loop {
         match shared.spec.wait {
             Wait::Spin => ring.poll(),
@@ -131,13 +133,14 @@ fn run_turns(
         if now_ns - turned_ns > STOPPED_NS_MIN {
             ledger.was_stopped(now_ns - turned_ns);
         }
+        look(&mut off_cpu, ledger, now_ns);
         let mut was_busy = false;
         while let Some(completion) = ring.next_completion() {
             was_busy = true;
             wire.on_completion(ring, completion, ledger, now_ns)?;
         }
         wire.sweep(ledger, now_ns);
-        was_busy |= send_due(wire, ring, ledger)?;
+        was_busy |= send_due(wire, ring, ledger, &mut off_cpu)?;
         ledger.publish();
         let end_ns = monotonic_ns();
         if !was_busy && shared.spec.wait == Wait::Spin {
@@ -156,9 +159,17 @@ fn run_turns(
     }
 }
 
+/// Tells the ledger if this thread was off its CPU since it was last seen to run.
+fn look(off_cpu: &mut OffCpu, ledger: &mut Ledger<'_>, now_ns: u64) {
+    if let Some((from_ns, waited_ns)) = off_cpu.seen(now_ns) {
+        ledger.was_off_cpu(from_ns, waited_ns);
+    }
+}
+
 /// Sends what is due now. Output: whether there was something.
-fn send_due(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>) -> Result<bool, GeneratorError> {
+fn send_due(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>, off_cpu: &mut OffCpu) -> Result<bool, GeneratorError> {
     let mut now_ns = monotonic_ns();
+    look(off_cpu, ledger, now_ns);
     let mut sent = 0;
     while let Some(place) = ledger.next(now_ns) {
         wire.send(ring, ledger, place);
@@ -167,6 +178,7 @@ fn send_due(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>) -> R
             wire.flush(ring);
             ring.poll().map_err(LoadError::from)?;
             now_ns = monotonic_ns();
+            look(off_cpu, ledger, now_ns);
         }
     }
     wire.flush(ring);

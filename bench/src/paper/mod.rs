@@ -117,6 +117,11 @@ pub const SOURCES: &[Source] = &[
     Source { id: "table2", what: "starts with their phases", measure: starts::table2 },
 ];
 
+/// The figure of that name. Fig. 8 is measured with Fig. 7.
+pub fn source_of(id: &str) -> Option<&'static Source> {
+    SOURCES.iter().find(|source| source.id == if id == "fig8" { "fig7" } else { id })
+}
+
 /// What must be installed for the figures, by the names that `xtask` knows.
 pub const PACKAGES: &[&str] = &["seaweedfs"];
 
