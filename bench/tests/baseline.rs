@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use xfaas_bench::baseline::{BaselineHost, LockToken, OutsideState, RedisState, StateFault, StateKey, serve};
+use xfaas_bench::baseline::{BaselineHost, LockToken, ObjectPlace, ObjectState, OutsideState, RedisState, StateFault, StateKey, serve};
 use xfaas_bench::generator::{LoadOutcome, LoadSpec, Progress, Transport, Wait, run_load};
-use xfaas_bench::load::{Client, Fetched, Interrupt};
-use xfaas_bench::servers::{BaselineStore, Server, XfaasFiles, start_baseline, start_redis};
+use xfaas_bench::load::{Client, Fetched, Interrupt, fetch};
+use xfaas_bench::servers::{BUCKET, BaselineStore, Server, XfaasFiles, start_baseline, start_redis};
 use xfaas_common::ids::SessionId;
 use xfaas_dataplane::config::{Environment, Overrides, load};
 use xfaas_dataplane::node::Node;
@@ -193,13 +193,13 @@ fn node() -> (Node, TempDir, SocketAddr) {
 }
 
 /// The host in this process, on a thread that ends with it.
-fn host_in_process(redis: SocketAddr) -> SocketAddr {
+fn host_in_process(state: impl AsyncFnOnce() -> Result<OutsideState, StateFault> + Send + 'static) -> SocketAddr {
     let address = free_address();
     let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         runtime().block_on(async {
-            let state = RedisState::connect(&format!("redis://{redis}")).await.expect("redis is there");
-            let host = BaselineHost::load(OutsideState::Redis(state), &guests(), &FUNCTIONS).expect("the guests are there");
+            let state = state().await.expect("the store is there");
+            let host = BaselineHost::load(state, &guests(), &FUNCTIONS).expect("the guests are there");
             serve(host, address, || ready.send(()).expect("the test waits")).await.expect("it serves to the end");
         });
     });
@@ -219,7 +219,8 @@ fn essence(fetched: &Fetched) -> (u16, String) {
 fn the_same_guests_answer_as_they_do_on_xfaas() {
     let (redis, _) = redis();
     let (node, _directory, xfaas) = node();
-    let baseline = host_in_process(redis.address());
+    let url = format!("redis://{}", redis.address());
+    let baseline = host_in_process(async move || RedisState::connect(&url).await.map(OutsideState::Redis));
     let [mut theirs, mut ours] = [baseline, xfaas].map(|address| Client::connect(address).expect("it listens"));
     let asked = [
         ("echo", "s", "some bytes"),
@@ -253,4 +254,83 @@ fn the_same_guests_answer_as_they_do_on_xfaas() {
         assert_eq!(their, our, "{request:?}");
     }
     node.stop().expect("an orderly stop");
+}
+
+#[test]
+fn figures_have_a_row_for_each_place_that_is_there() {
+    let beside = std::path::Path::new(env!("CARGO_BIN_EXE_paper")).with_file_name("xfaas");
+    let xfaas = std::env::var_os("XFAAS_BIN").map_or(beside, PathBuf::from);
+    let out = tempfile::tempdir().expect("a temporary directory");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_paper"));
+    command.args(["--json", "--quick", "--seconds", "0.1", "--only", "fig1", "--only", "fig10", "--out"]).arg(out.path());
+    command.env("XFAAS_BIN", &xfaas).env("XFAAS_GUESTS", guests()).env("XFAAS_PEERS", out.path());
+    let output = command.output().expect("a built program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let figures: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    let rows = |figure: &Value| figure["table"]["rows"].as_array().map(Vec::len);
+    // What is in the session needs no node in Fig. 1.
+    assert_eq!((figures[0]["id"].as_str(), rows(&figures[0])), (Some("fig1"), Some(6)), "{stderr}");
+    assert!(figures[0]["notes"][0].as_str().is_some_and(|note| note.contains("object store was left out")), "{}", figures[0]);
+    if !xfaas.is_file() {
+        // Only this package is tested: then the figure must be told to be missing.
+        assert!(stderr.contains("not measured: fig10") && output.status.code() == Some(1), "{stderr}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!((figures[1]["id"].as_str(), rows(&figures[1])), (Some("fig10"), Some(6)), "{stderr}"); // three accesses, two places
+    assert_eq!(figures[1]["comparisons"][2]["paper"].as_str(), Some("2.3x"));
+}
+
+/// An S3-compatible store in memory, which `cargo xtask setup` installs for tests; ends with its guard.
+struct Moto {
+    process: std::process::Child,
+    address: SocketAddr,
+}
+
+impl Moto {
+    fn start() -> Moto {
+        let program = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/s3-server/bin/moto_server");
+        assert!(program.exists(), "{} is not there: run `cargo xtask setup`", program.display());
+        let address = free_address();
+        let mut command = std::process::Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
+        let process = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("moto starts");
+        let moto = Moto { process, address };
+        let request = format!("PUT /{BUCKET} HTTP/1.1\r\nhost: s3\r\ncontent-length: 0\r\n\r\n");
+        let has_bucket = || fetch(address, request.as_bytes()).is_ok_and(|fetched| fetched.status == 200);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_bucket() {
+            assert!(Instant::now() < deadline, "moto does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        moto
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        self.process.kill().and_then(|()| self.process.wait()).map(drop).unwrap_or_default();
+    }
+}
+
+#[test]
+#[ignore = "needs an S3-compatible server: run `cargo xtask setup`, then `cargo xtask test`"]
+fn an_object_store_keeps_state_and_locks_too() {
+    let moto = Moto::start();
+    // moto takes any key, but none at all it takes for a stranger.
+    let credentials = Some(("test".to_owned(), "test".to_owned()));
+    let place = ObjectPlace { bucket: BUCKET.to_owned(), endpoint: format!("http://{}", moto.address), credentials };
+    let host = host_in_process(async move || ObjectState::connect(&place).await.map(OutsideState::Objects));
+    let mut client = Client::connect(host).expect("the host listens");
+    for (function, count) in [("counter-read", "0"), ("counter-rmw", "1"), ("counter-rmw-linear", "2"), ("counter-read", "2")] {
+        let answer = ask(&mut client, function, "a/b", "");
+        assert_eq!((answer.status, answer.body.as_slice()), (200, count.as_bytes()), "{function}");
+    }
+    let outcome = count(host, 4, 40);
+    assert_eq!(outcome.fault(), None);
+    assert_eq!(outcome.good + outcome.refused, 40, "{outcome:?}");
+    drop(moto);
+    let answer = ask(&mut client, "counter-rmw-linear", "a/b", "");
+    assert_eq!((answer.status, code_of(&answer).as_str()), (503, "no_primary"));
 }

@@ -12,12 +12,14 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 const STATE: &str = "state";
 const LOCK: &str = "lock";
 
-/// Where the objects are. Credentials come from `AWS_ACCESS_KEY_ID` and its fellows; without them requests are not signed.
+/// Where the objects are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectPlace {
     pub bucket: String,
     /// `http://HOST:PORT`.
     pub endpoint: String,
+    /// Key and secret; without them requests are not signed.
+    pub credentials: Option<(String, String)>,
 }
 
 pub struct ObjectState {
@@ -34,14 +36,17 @@ impl ObjectState {
         rustls::crypto::ring::default_provider().install_default().ok();
         let client = ClientOptions::new().with_timeout(ANSWER_WAIT).with_connect_timeout(CONNECT_WAIT).with_http1_only();
         let client = client.with_allow_http(place.endpoint.starts_with("http://"));
-        let builder = AmazonS3Builder::from_env()
+        let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&place.bucket)
             .with_endpoint(&place.endpoint)
             .with_unsigned_payload(true)
-            .with_skip_signature(std::env::var_os("AWS_ACCESS_KEY_ID").is_none())
+            .with_skip_signature(place.credentials.is_none())
             // A PUT that took the lock and whose answer was lost must not be tried again: it would wait for itself.
             .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
             .with_client_options(client);
+        if let Some((key, secret)) = &place.credentials {
+            builder = builder.with_access_key_id(key).with_secret_access_key(secret);
+        }
         let store = builder.build().map_err(StateFault::store("open"))?;
         let mut state = ObjectState { store, has_locks: true };
         state.has_locks = state.refuses_a_second_put().await?;

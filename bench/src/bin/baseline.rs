@@ -22,7 +22,7 @@ struct Arguments {
     /// `redis://HOST:PORT`, `redis+unix:///SOCKET`, or `s3://BUCKET` with --endpoint.
     #[arg(long, value_name = "URL")]
     state: String,
-    /// Of the S3-compatible store: `http://HOST:PORT`.
+    /// Of the S3-compatible store: `http://HOST:PORT`. Requests are signed with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, if they are set.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     /// Directory of the modules.
@@ -61,7 +61,9 @@ async fn outside(arguments: &Arguments) -> Result<OutsideState, Box<dyn Error>> 
     let bucket = arguments.state.strip_prefix("s3://").filter(|bucket| !bucket.is_empty() && !bucket.contains('/'));
     match (bucket, &arguments.endpoint) {
         (Some(bucket), Some(endpoint)) => {
-            let objects = ObjectState::connect(&ObjectPlace { bucket: bucket.to_owned(), endpoint: endpoint.clone() }).await?;
+            let credentials = std::env::var("AWS_ACCESS_KEY_ID").ok().zip(std::env::var("AWS_SECRET_ACCESS_KEY").ok());
+            let place = ObjectPlace { bucket: bucket.to_owned(), endpoint: endpoint.clone(), credentials };
+            let objects = ObjectState::connect(&place).await?;
             if !objects.has_locks() {
                 eprintln!("baseline: this store has no conditional PUT: strong access is refused");
             }

@@ -8,7 +8,8 @@ use crate::generator::{Arrivals, LoadOutcome};
 const CLIENTS: [usize; 5] = [1, 5, 10, 20, 30];
 const METHOD: &str = "So many clients ask for one session over HTTP, each for its next request when it has its answer. `access` is the time from the guest's first \
                       instruction to its last: one read (RO), a read and a write with mode 0 (RMW), or a section with mode 1 (RMW_Linear) with the wait for its \
-                      lock. xfaas tells it of one request in 128 (the stamps of `xfaas trace`), the baseline's host of each. `request` is what the client sees.";
+                      lock. xfaas tells it of one request in 128 (the stamps of `xfaas trace`), the baseline's host of each; \
+                      these are of the whole run, warm-up included. `request` is what the client sees. 503: the lock was not free within 5 s.";
 
 /// One case.
 struct Point {

@@ -158,7 +158,9 @@ fn outside_seat(
             (Some(address), _) => RedisState::connect(&format!("redis://{address}")).await.map(OutsideState::Redis),
             (None, address) => {
                 let endpoint = address.map_or(String::new(), |address| format!("http://{address}"));
-                ObjectState::connect(&ObjectPlace { bucket: BUCKET.to_owned(), endpoint }).await.map(OutsideState::Objects)
+                ObjectState::connect(&ObjectPlace { bucket: BUCKET.to_owned(), endpoint, credentials: None })
+                    .await
+                    .map(OutsideState::Objects)
             }
         }
     });
