@@ -21,11 +21,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests a session that write what is read: at 16 a session, one in a million sessions is left out.
 const PRIMING_REQUESTS: usize = 16;
 const PRIMING_S: u64 = 120;
-/// All of one app, so that each counter can be read.
+/// All of one app, so that each counter can be read. With a deadline that none meets, as the baseline has none.
 const FUNCTIONS: [NodeFunction<'static>; 3] = [
-    NodeFunction { name: "counter-rmw", guest: "counter-rmw", keys: "app = \"counters\"\n" },
-    NodeFunction { name: "counter-rmw-linear", guest: "counter-rmw-linear", keys: "app = \"counters\"\n" },
-    NodeFunction { name: "counter-read", guest: "counter-read", keys: "app = \"counters\"\nread_only = true\n" },
+    NodeFunction { name: "counter-rmw", guest: "counter-rmw", keys: "app = \"counters\"\ndeadline_ms = 60000\n" },
+    NodeFunction { name: "counter-rmw-linear", guest: "counter-rmw-linear", keys: "app = \"counters\"\ndeadline_ms = 60000\n" },
+    NodeFunction { name: "counter-read", guest: "counter-read", keys: "app = \"counters\"\nread_only = true\ndeadline_ms = 60000\n" },
 ];
 
 #[derive(Debug, thiserror::Error)]
