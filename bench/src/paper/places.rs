@@ -11,7 +11,7 @@ use crate::servers::{
 use crate::settings::chain;
 use std::net::SocketAddr;
 use std::time::Duration;
-use xfaas_dataplane::control::{AdminClient, ClientError, TracedRequest};
+use xfaas_dataplane::control::{AdminClient, ClientError, TRACE_SECONDS_MAX, TracedRequest};
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
 use xfaas_dataplane::sys::clock::unix_ms;
 
@@ -205,7 +205,7 @@ impl Started {
             let outcome = self.load(setup, asked)?;
             return Ok((outcome, self.guest_times(asked.access)?));
         };
-        let seconds = (setup.seconds + WARM_UP_S_MAX).ceil() as u32;
+        let seconds = ((setup.seconds + WARM_UP_S_MAX).ceil() as u32).min(TRACE_SECONDS_MAX);
         std::thread::scope(|scope| {
             let trace = scope.spawn(|| AdminClient::new(&admin.to_string()).trace(seconds));
             let outcome = self.load(setup, asked)?;
