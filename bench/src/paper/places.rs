@@ -246,6 +246,16 @@ pub(super) fn at_each_place<T: Send>(
     Ok(all)
 }
 
+/// Microseconds of a table; nothing where no request was measured, as happens in short runs.
+pub(super) fn us_text(us: f64) -> String {
+    above_zero(us).map_or(String::new(), |us| format!("{us:.0}"))
+}
+
+/// `None`: nothing was measured.
+pub(super) fn above_zero(us: f64) -> Option<f64> {
+    (us > 0.0).then_some(us)
+}
+
 /// What a figure says of the object store where it could not be had.
 pub(super) fn left_out(error: &PlaceError) -> String {
     format!("The object store was left out: {}.", chain(error))
