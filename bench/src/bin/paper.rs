@@ -1,11 +1,12 @@
 //! `paper`: the paper's evaluation. The report goes to stdout and into a folder, progress and errors to stderr.
 
 use clap::Parser;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfaas_bench::load::Interrupt;
-use xfaas_bench::paper::{Failure, Figure, PACKAGES, PaperReport, PaperSetup, REQUESTS_WHOLE, SOURCES, Source, facts, source_of};
+use xfaas_bench::paper::{Failure, Figure, PaperReport, PaperSetup, REQUESTS_WHOLE, SOURCES, Source, facts, source_of};
 use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{Cpus, chain, second_cpu, seconds, xfaas_files};
 
@@ -54,7 +55,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if arguments.list_packages {
-        PACKAGES.iter().for_each(|package| println!("{package}"));
+        let packages: BTreeSet<&str> = wanted(&arguments.only).flat_map(|source| source.packages).copied().collect();
+        packages.iter().for_each(|package| println!("{package}"));
         return Ok(());
     }
     let interrupt = Interrupt::on_signals()?;
@@ -76,7 +78,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (figures, failures) = measure(&setup, &arguments.only);
     let command: Vec<String> = std::env::args().skip(1).collect();
     let command = format!("cargo xtask bench paper {}", command.join(" ")).trim_end().to_owned();
-    let report = PaperReport { facts: facts(&xfaas.binary, [server_cpu, load_cpu, second_cpu]), command, figures, failures };
+    let report = PaperReport { facts: facts(&xfaas.binary, &packages, [server_cpu, load_cpu, second_cpu]), command, figures, failures };
     report.save(&arguments.out)?;
     if arguments.json {
         report.figures.iter().for_each(|figure| println!("{}", figure.to_json()));
@@ -91,10 +93,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join(", ")).into()) }
 }
 
+fn wanted(only: &[&str]) -> impl Iterator<Item = &'static Source> {
+    SOURCES.iter().filter(move |source| only.is_empty() || only.contains(&source.id))
+}
+
 /// One after the other, until all are done or somebody ends it.
 fn measure(setup: &PaperSetup<'_>, only: &[&str]) -> (Vec<Figure>, Vec<Failure>) {
     let (mut figures, mut failures) = (Vec::new(), Vec::new());
-    let wanted: Vec<&Source> = SOURCES.iter().filter(|source| only.is_empty() || only.contains(&source.id)).collect();
+    let wanted: Vec<&Source> = wanted(only).collect();
     for (number, source) in wanted.iter().enumerate() {
         if setup.interrupt.is_set() {
             break;
@@ -121,6 +127,7 @@ mod tests {
         let arguments = Arguments::try_parse_from(["paper", "--only", "fig5", "--only", "table2", "--quick"]).unwrap();
         assert_eq!(arguments.only, ["fig5", "table2"]);
         assert_eq!(source_named("fig8"), Ok("fig7"));
+        assert_eq!(wanted(&["fig10", "table2"]).flat_map(|source| source.packages).collect::<Vec<_>>(), [&"seaweedfs"]);
         let error = source_named("fig3").unwrap_err();
         assert!(error.contains("fig11 (a burst on one session)"), "{error}");
         for words in [["--rounds", "0"], ["--seconds", "0"], ["--only", "fig"]] {

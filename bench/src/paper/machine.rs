@@ -1,5 +1,6 @@
 //! Where, when and with what a run was made: read from /proc and told by the programs themselves. What cannot be known is said to be unknown.
 
+use crate::servers::OBJECTS_PROGRAM;
 use serde::Serialize;
 use std::path::Path;
 use std::process::Command;
@@ -12,11 +13,13 @@ pub struct Fact {
     pub text: String,
 }
 
-/// `xfaas`: the program that is measured. `cpus`: the servers', the load's, and that of a second shard.
-pub fn facts(xfaas: &Path, cpus: [u16; 3]) -> Vec<Fact> {
+/// `xfaas`: the program that is measured. `packages`: where the object store is installed. `cpus`: the servers', the load's, and that of a second shard.
+pub fn facts(xfaas: &Path, packages: &Path, cpus: [u16; 3]) -> Vec<Fact> {
     let [server, load, second] = cpus;
-    let fact =
-        |name, text: Option<String>| Fact { name, text: text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".to_owned()) };
+    // One line: some programs add news of their makers.
+    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let known = |text: Option<String>| text.map(first).filter(|text| !text.is_empty());
+    let fact = |name, text| Fact { name, text: known(text).unwrap_or_else(|| "unknown".to_owned()) };
     let shared = if second == load { ", which it shares with the load" } else { "" };
     vec![
         fact("date", told("date", &["--utc", "+%Y-%m-%d %H:%M:%S UTC"])),
@@ -32,6 +35,7 @@ pub fn facts(xfaas: &Path, cpus: [u16; 3]) -> Vec<Fact> {
         fact("build", Some(if cfg!(debug_assertions) { "WITHOUT optimisations: these figures say nothing" } else { "release" }.to_owned())),
         fact("commit", commit()),
         fact("redis", told("redis-server", &["--version"])),
+        fact("object store", told(packages.join(OBJECTS_PROGRAM), &["version"])),
     ]
 }
 
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn every_fact_has_a_text() {
-        let facts = facts(Path::new("/nonexistent/xfaas"), [0, 1, 1]);
+        let facts = facts(Path::new("/nonexistent/xfaas"), Path::new("/nonexistent"), [0, 1, 1]);
         let text = |name| &facts.iter().find(|fact| fact.name == name).unwrap().text;
         assert!(text("kernel").starts_with("Linux version "), "{}", text("kernel"));
         assert!(text("date").ends_with("UTC"));

@@ -101,29 +101,30 @@ pub struct Source {
     pub id: &'static str,
     /// In the list of `--help` and on stderr.
     pub what: &'static str,
+    /// What must be installed for it, by the names that `xtask` knows.
+    pub packages: &'static [&'static str],
     /// Minutes are fine; it tells its progress on stderr and ends with `Interrupted` soon after a signal.
     pub measure: fn(&PaperSetup<'_>) -> Result<Figure, PaperError>,
 }
 
+const OBJECT_STORE: &[&str] = &["seaweedfs"];
+
 /// In the order of the report.
 pub const SOURCES: &[Source] = &[
-    Source { id: "fig1", what: "access to state by size", measure: sizes::fig1 },
-    Source { id: "fig2", what: "workers in one session", measure: workers::fig2 },
-    Source { id: "fig5", what: "memory of one more isolation unit", measure: units::fig5 },
-    Source { id: "fig7", what: "access latency by clients of one session; Fig. 8 too", measure: clients::fig7 },
-    Source { id: "fig9", what: "latency from end to end", measure: ends::fig9 },
-    Source { id: "fig10", what: "throughput at saturation", measure: ends::fig10 },
-    Source { id: "fig11", what: "a burst on one session", measure: workers::fig11 },
-    Source { id: "table2", what: "starts with their phases", measure: starts::table2 },
+    Source { id: "fig1", what: "access to state by size", packages: OBJECT_STORE, measure: sizes::fig1 },
+    Source { id: "fig2", what: "workers in one session", packages: &[], measure: workers::fig2 },
+    Source { id: "fig5", what: "memory of one more isolation unit", packages: &[], measure: units::fig5 },
+    Source { id: "fig7", what: "access latency by clients of one session; Fig. 8 too", packages: OBJECT_STORE, measure: clients::fig7 },
+    Source { id: "fig9", what: "latency from end to end", packages: OBJECT_STORE, measure: ends::fig9 },
+    Source { id: "fig10", what: "throughput at saturation", packages: OBJECT_STORE, measure: ends::fig10 },
+    Source { id: "fig11", what: "a burst on one session", packages: &[], measure: workers::fig11 },
+    Source { id: "table2", what: "starts with their phases", packages: &[], measure: starts::table2 },
 ];
 
 /// The figure of that name. Fig. 8 is measured with Fig. 7.
 pub fn source_of(id: &str) -> Option<&'static Source> {
     SOURCES.iter().find(|source| source.id == if id == "fig8" { "fig7" } else { id })
 }
-
-/// What must be installed for the figures, by the names that `xtask` knows.
-pub const PACKAGES: &[&str] = &["seaweedfs"];
 
 /// The command that measures all figures.
 pub const EVALUATION: &str = "cargo xtask bench paper";

@@ -18,7 +18,7 @@ pub use self::contained::{Contained, ContainedStart};
 pub use self::echo::start_limit;
 pub use self::nginx::start_nginx;
 pub use self::node::{NodeFunction, NodePlace};
-pub use self::objects::{BUCKET, ObjectServer, start_objects};
+pub use self::objects::{BUCKET, OBJECTS_PROGRAM, ObjectServer, start_objects};
 pub use self::process::{Server, ServerError, exit_code, print_error, scratch_directory};
 pub use self::redis::{start_redis, start_redis_always, start_redis_with_socket};
 pub use self::restate::start_restate;

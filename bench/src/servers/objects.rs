@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const BINARY: &str = "seaweedfs/bin/weed";
+/// In the folder of packages.
+pub const OBJECTS_PROGRAM: &str = "seaweedfs/bin/weed";
 /// Made when the store starts.
 pub const BUCKET: &str = "xfaas-bench";
 /// Parts of the program that leave a socket file in `/tmp`, whatever they are told.
@@ -43,7 +44,7 @@ impl Drop for Leftovers {
 /// SeaweedFS with the bucket `BUCKET`, its files in the directory for temporary files, without access control. `packages`: where peers are installed.
 /// Runs where the calling thread may.
 pub fn start_objects(packages: &Path, interrupt: &Interrupt) -> Result<ObjectServer, ServerError> {
-    let binary = installed(packages, BINARY)?;
+    let binary = installed(packages, OBJECTS_PROGRAM)?;
     let directory = directory("seaweedfs")?;
     let [s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc] = free_addresses()?;
     let mut command = Command::new(binary);
@@ -83,6 +84,6 @@ mod tests {
     fn a_store_that_is_not_installed_is_named() {
         let folder = directory("peers").unwrap();
         let error = start_objects(folder.path(), &Interrupt::default()).err().unwrap();
-        assert!(matches!(&error, ServerError::Missing { path, .. } if path.ends_with(BINARY)), "{error}");
+        assert!(matches!(&error, ServerError::Missing { path, .. } if path.ends_with(OBJECTS_PROGRAM)), "{error}");
     }
 }
