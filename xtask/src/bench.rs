@@ -42,16 +42,19 @@ pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
 /// The programs whose servers and clients are in a lab.
 const WITH_LAB: [&str; 2] = ["state", "curves"];
 /// The programs that hold xfaas against servers which are installed for them.
-const WITH_PEERS: [&str; 2] = ["peers", "paper"];
-/// What they start from beside themselves: the bare io_uring echo, and the paper's baseline.
-const BESIDE: [&str; 2] = ["limit", "baseline"];
+const WITH_PEERS: [&str; 2] = ["peers", PAPER[0]];
+/// The program of the paper's figures, and their baseline, which it starts from beside itself.
+const PAPER: [&str; 2] = ["paper", "baseline"];
+/// The bare io_uring echo, which several others hold what they measure against, and start from beside themselves.
+const BESIDE: &str = "limit";
 const POLL: Duration = Duration::from_millis(20);
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    for program in [arguments.name.as_str()].iter().chain(&BESIDE) {
+    let beside = if arguments.name == PAPER[0] { PAPER[1] } else { BESIDE };
+    for program in [&arguments.name, beside] {
         step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
     }
 

@@ -1,6 +1,6 @@
 //! Fig. 7 and 8: what accesses take while 1 to 30 clients ask for one session at once, with state in the session, in redis and in an object store.
 
-use super::places::{Access, Asked, Place, Started, at_each_place};
+use super::places::{Access, Asked, Place, Started, at_each_place, us_text};
 use super::{Axis, Chart, Figure, Line, LineChart, PaperError, PaperSetup, Table};
 use crate::baseline::GuestTimes;
 use crate::generator::{Arrivals, LoadOutcome};
@@ -92,9 +92,9 @@ fn table(points: &[Point]) -> Table {
                 guest(|times| times.mean_us),
                 guest(|times| times.p50_us),
                 guest(|times| times.p99_us),
-                format!("{:.0}", latency.mean_us),
-                format!("{:.0}", latency.p50_us),
-                format!("{:.0}", latency.p99_us),
+                us_text(latency.mean_us),
+                us_text(latency.p50_us),
+                us_text(latency.p99_us),
                 format!("{:.0}", point.outcome.requests_per_second),
                 point.outcome.refused.to_string(),
             ]);

@@ -1,6 +1,6 @@
 //! Fig. 9 and 10: requests from end to end, and how many of them one CPU serves, with state in the session, in redis and in an object store.
 
-use super::places::{Access, Asked, Place, Started, at_each_place};
+use super::places::{Access, Asked, Place, Started, above_zero, at_each_place, us_text};
 use super::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, PaperError, PaperSetup, Table};
 use crate::generator::{Arrivals, LoadOutcome};
 
@@ -38,7 +38,7 @@ pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     for (i, access) in Access::ALL.into_iter().enumerate() {
         for (place, outcomes) in &measured {
             let latency = outcomes[i].1.latency;
-            let times = [latency.mean_us, latency.p50_us, latency.p99_us].map(|us| format!("{us:.0}"));
+            let times = [latency.mean_us, latency.p50_us, latency.p99_us].map(us_text);
             let name = format!("{}, {}", access.name(), place.name());
             figure.table.push([vec![name, format!("{:.0}", rate_of(access))], times.to_vec()].concat());
         }
@@ -65,7 +65,7 @@ pub fn fig10(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
                 let what = format!("throughput of {} over redis", access.name());
                 figure.comparisons.push(Comparison::new(what, PAPER_RATIOS[i], over_redis.clone()));
             }
-            let times = [outcome.latency.p50_us, outcome.latency.p99_us].map(|us| format!("{us:.0}"));
+            let times = [outcome.latency.p50_us, outcome.latency.p99_us].map(us_text);
             let name = format!("{}, {}", access.name(), place.name());
             figure.table.push([vec![name, format!("{:.0}", rate(outcome)), over_redis], times.to_vec()].concat());
         }
@@ -107,7 +107,7 @@ fn outcomes(
 
 fn bars(title: &str, y: Axis, measured: &[(Place, Outcomes)], pick: impl Fn(&LoadOutcome) -> f64) -> Chart {
     let series = measured.iter().map(|(place, outcomes)| {
-        let values = outcomes.iter().map(|(_, outcome)| Some(pick(outcome)));
+        let values = outcomes.iter().map(|(_, outcome)| above_zero(pick(outcome)));
         BarSeries::new(place.name(), values.collect())
     });
     let groups = Access::ALL.map(|access| access.name().to_owned()).to_vec();

@@ -11,7 +11,7 @@ use crate::servers::{
 use crate::settings::chain;
 use std::net::SocketAddr;
 use std::time::Duration;
-use xfaas_dataplane::control::{AdminClient, ClientError, TracedRequest};
+use xfaas_dataplane::control::{AdminClient, ClientError, TRACE_SECONDS_MAX, TracedRequest};
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
 use xfaas_dataplane::sys::clock::unix_ms;
 
@@ -205,7 +205,7 @@ impl Started {
             let outcome = self.load(setup, asked)?;
             return Ok((outcome, self.guest_times(asked.access)?));
         };
-        let seconds = (setup.seconds + WARM_UP_S_MAX).ceil() as u32;
+        let seconds = ((setup.seconds + WARM_UP_S_MAX).ceil() as u32).min(TRACE_SECONDS_MAX);
         std::thread::scope(|scope| {
             let trace = scope.spawn(|| AdminClient::new(&admin.to_string()).trace(seconds));
             let outcome = self.load(setup, asked)?;
@@ -244,6 +244,16 @@ pub(super) fn at_each_place<T: Send>(
         }
     }
     Ok(all)
+}
+
+/// Microseconds of a table; nothing where no request was measured, as happens in short runs.
+pub(super) fn us_text(us: f64) -> String {
+    above_zero(us).map_or(String::new(), |us| format!("{us:.0}"))
+}
+
+/// `None`: nothing was measured.
+pub(super) fn above_zero(us: f64) -> Option<f64> {
+    (us > 0.0).then_some(us)
 }
 
 /// What a figure says of the object store where it could not be had.
