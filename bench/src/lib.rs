@@ -1,6 +1,7 @@
 //! What xfaas is measured with: a load generator, the bare io_uring echo it is held against, and the processes under test.
 //! Used by the binaries and benches of this package only. Everything here talks to loopback and is bounded in count and time.
 
+pub mod baseline;
 pub mod bursts;
 pub mod curves;
 pub mod fork;
@@ -9,6 +10,7 @@ pub mod guest;
 pub mod limit;
 pub mod load;
 pub mod network;
+pub mod paper;
 pub mod peers;
 pub mod picture;
 pub mod policies;

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +102,11 @@ fn device_with(brief: &str, ip: IpAddr) -> Option<String> {
 
 fn in_namespace<T: Send>(name: Option<&str>, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
     let Some(name) = name else { return Ok(work()) };
-    let path = PathBuf::from("/run/netns").join(name);
+    in_namespace_at(name, &Path::new("/run/netns").join(name), work)
+}
+
+/// Runs `work` on a thread of its own in the network namespace whose file is `path`. `name`: for errors.
+pub(crate) fn in_namespace_at<T: Send>(name: &str, path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
     let namespace = File::open(path).map_err(|source| NetworkError::Missing { name: name.to_owned(), source })?;
     let run = || {
         let entered = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));

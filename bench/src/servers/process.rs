@@ -47,6 +47,13 @@ pub enum ServerError {
     Interrupted,
 }
 
+impl ServerError {
+    /// Its program is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, ServerError::Missing { .. } | ServerError::Start { .. })
+    }
+}
+
 /// A running server. Dropping it ends the process and removes its directory.
 pub struct Server {
     name: &'static str,
@@ -63,6 +70,11 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it works in.
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Ends the process at once, as the kernel does it, with no word to it.

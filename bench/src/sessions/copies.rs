@@ -1,10 +1,10 @@
 //! CopySession: a request of a session whose primary container is full makes a secondary one on another core, as a client sees it. The primary's one worker
 //! is not busy but parked, for a lock that is held over the RPC port: so the time is the start's own, and not that of whoever runs on the owner's core.
 
-use super::probe::Metrics;
+use super::probe::{Metrics, Resident};
 use super::starts::Times;
 use super::{SessionsBench, SessionsError, StartFigures, request};
-use crate::load::Client;
+use crate::load::{Client, Fetched};
 use crate::servers::{NodeFunction, NodePlace, Server};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -36,45 +36,118 @@ pub fn start_for_copies(bench: &SessionsBench<'_>) -> Result<(NodePlace, Server)
 
 /// Measures on the calling thread, which is on the load's CPU already. `copies`: that many sessions get a secondary container.
 pub fn measure_copies(bench: &SessionsBench<'_>, place: &NodePlace, server: &Server, copies: u32) -> Result<StartFigures, SessionsError> {
-    let (mut first, mut second) = (Client::connect(server.address())?, Client::connect(server.address())?);
-    let mut locks = (0..SHARDS).map(|shard| LockHolder::connect(place.rpc(), shard)).collect::<Result<Vec<_>, _>>()?;
+    let mut copier = Copier::connect(place, server)?;
     let mut times = Times::default();
     for number in 0..WARM_UP_COPIES + copies {
         bench.check_interrupt()?;
-        let name = format!("copy-{number:010}");
+        let copied = copier.copy(place, number, 0)?;
+        if number >= WARM_UP_COPIES {
+            times.record(copied.time_ns);
+            times.add_server(&copied.before, &copied.after)?;
+        }
+    }
+    Ok(times.figures("copy_session"))
+}
+
+/// What each secondary container adds to the node's resident memory, its worker included, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyGrowth {
+    pub copies: u32,
+    /// Pages that are mapped many times count once.
+    pub proportional_bytes: f64,
+    /// The part of it that is the process' own.
+    pub anonymous_bytes: f64,
+}
+
+/// The same for memory: `copies` sessions that have their primary container and its worker get a secondary one each.
+pub fn measure_copy_growth(
+    bench: &SessionsBench<'_>,
+    place: &NodePlace,
+    server: &Server,
+    copies: u32,
+) -> Result<CopyGrowth, SessionsError> {
+    let mut copier = Copier::connect(place, server)?;
+    for number in 0..WARM_UP_COPIES {
+        copier.copy(place, number, 0)?;
+    }
+    let numbers = WARM_UP_COPIES..WARM_UP_COPIES + copies;
+    for number in numbers.clone() {
+        let reply = copier.first.ask(&request(HELD, &name_of(number), b""))?;
+        check(HELD, &reply, 1)?;
+    }
+    let before = Resident::of(server.pid())?;
+    for number in numbers {
+        bench.check_interrupt()?;
+        copier.copy(place, number, 1)?;
+    }
+    let after = Resident::of(server.pid())?;
+    let each = |before: u64, after: u64| after.saturating_sub(before) as f64 / f64::from(copies.max(1));
+    Ok(CopyGrowth {
+        copies,
+        proportional_bytes: each(before.proportional, after.proportional),
+        anonymous_bytes: each(before.anonymous, after.anonymous),
+    })
+}
+
+/// The request that made a secondary container.
+struct Copied {
+    time_ns: u64,
+    before: Metrics,
+    after: Metrics,
+}
+
+/// Makes secondary containers, one at a time.
+struct Copier {
+    first: Client,
+    second: Client,
+    /// One for each shard.
+    locks: Vec<LockHolder>,
+}
+
+fn name_of(number: u32) -> String {
+    format!("copy-{number:010}")
+}
+
+fn check(request: &'static str, reply: &Fetched, count: u64) -> Result<(), SessionsError> {
+    if reply.status == 200 && reply.body == count.to_string().as_bytes() {
+        return Ok(());
+    }
+    Err(SessionsError::Answer { request, status: reply.status, body: String::from_utf8_lossy(&reply.body).into_owned() })
+}
+
+impl Copier {
+    fn connect(place: &NodePlace, server: &Server) -> Result<Copier, SessionsError> {
+        let (first, second) = (Client::connect(server.address())?, Client::connect(server.address())?);
+        let locks = (0..SHARDS).map(|shard| LockHolder::connect(place.rpc(), shard)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Copier { first, second, locks })
+    }
+
+    /// Of the session `number`, whose counter stands at `counted`. It stands at 2 more afterwards.
+    fn copy(&mut self, place: &NodePlace, number: u32, counted: u64) -> Result<Copied, SessionsError> {
+        let name = name_of(number);
         let session = SessionId::new(name.as_bytes()).expect("visible ASCII");
         let mut owner = None;
-        for (shard, holder) in locks.iter_mut().enumerate() {
+        for (shard, holder) in self.locks.iter_mut().enumerate() {
             if holder.take(session, u64::from(number))? {
                 owner = Some(shard);
             }
         }
         let owner = owner.ok_or(SessionsError::Frame)?;
-        first.send(&request(HELD, &name, b""))?;
+        self.first.send(&request(HELD, &name, b""))?;
         let before = Metrics::with_parked(place.admin())?;
         let started_ns = monotonic_ns();
-        let reply = second.ask(&request(COPIED, &name, b""))?;
+        let reply = self.second.ask(&request(COPIED, &name, b""))?;
         let time_ns = monotonic_ns() - started_ns;
         let after = Metrics::read(place.admin())?;
-        if reply.status != 200 || reply.body != b"1" {
-            let body = String::from_utf8_lossy(&reply.body).into_owned();
-            return Err(SessionsError::Answer { request: COPIED, status: reply.status, body });
-        }
+        check(COPIED, &reply, counted + 1)?;
         if after.sum("xfaas_copy_sessions_total")? != before.sum("xfaas_copy_sessions_total")? + 1.0 {
             return Err(SessionsError::Metric { name: "xfaas_copy_sessions_total of one more" });
         }
-        if number >= WARM_UP_COPIES {
-            times.record(time_ns);
-            times.add_server(&before, &after)?;
-        }
-        locks[owner].give_back(session, u64::from(number))?;
-        let reply = first.receive()?;
-        if reply.status != 200 || reply.body != b"2" {
-            let body = String::from_utf8_lossy(&reply.body).into_owned();
-            return Err(SessionsError::Answer { request: HELD, status: reply.status, body });
-        }
+        self.locks[owner].give_back(session, u64::from(number))?;
+        let reply = self.first.receive()?;
+        check(HELD, &reply, counted + 2)?;
+        Ok(Copied { time_ns, before, after })
     }
-    Ok(times.figures("copy_session"))
 }
 
 /// Takes locks as a container of another process does.

@@ -1,4 +1,4 @@
-//! Forks of a function whose `init` filled 64 MiB: what each adds to the node's resident memory. A copy of the image would be 64 MiB.
+//! Forks of a function: what each worker adds to the node's resident memory. Of one whose `init` filled 64 MiB, a copy of the image would be 64 MiB.
 
 use super::probe::{Metrics, Resident};
 use super::{SessionsBench, SessionsError, request};
@@ -20,9 +20,14 @@ pub struct ImageGrowth {
     pub anonymous_bytes: f64,
 }
 
-/// Starts a node and lets `forks` sessions have a worker each.
+/// Starts a node with a function whose image is 64 MiB, and lets `forks` sessions have a worker each.
 pub fn measure_image(bench: &SessionsBench<'_>, forks: u32) -> Result<ImageGrowth, SessionsError> {
-    let table = NodeFunction { name: "table", guest: "table-64mib", keys: "" };
+    measure_workers(bench, "table-64mib", forks)
+}
+
+/// The same with any guest that answers with one byte.
+pub fn measure_workers(bench: &SessionsBench<'_>, guest: &str, forks: u32) -> Result<ImageGrowth, SessionsError> {
+    let table = NodeFunction { name: "table", guest, keys: "" };
     let place = NodePlace::new(bench.xfaas, bench.server_cpu, "", &[table])?;
     let server = place.start(bench.interrupt)?;
     let mut client = Client::connect(server.address())?;

@@ -11,10 +11,11 @@ mod report;
 mod starts;
 
 pub use self::cold::{measure_cold, start_for_cold};
-pub use self::copies::{measure_copies, start_for_copies};
+pub use self::copies::{CopyGrowth, measure_copies, measure_copy_growth, start_for_copies};
 pub use self::density::{Density, measure_density};
-pub use self::image::{ImageGrowth, measure_image};
+pub use self::image::{ImageGrowth, measure_image, measure_workers};
 pub use self::kills::{KillFigures, measure_kills};
+pub use self::probe::Resident;
 pub use self::report::{SessionRow, sessions_table};
 pub use self::starts::{Quantiles, StartFigures, StartPhases, measure_starts, start_for_starts};
 

@@ -83,20 +83,23 @@ impl Metrics {
 
 /// Resident memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Resident {
-    pub(super) all: u64,
+pub struct Resident {
+    pub all: u64,
     /// The part that is its own: neither a file nor shared memory.
-    pub(super) anonymous: u64,
+    pub anonymous: u64,
     /// Each page divided by how often it is mapped: what is mapped many times counts once.
-    pub(super) proportional: u64,
+    pub proportional: u64,
+    /// Pages that nobody else has mapped: what its end would give back.
+    pub unique: u64,
 }
 
 impl Resident {
-    pub(super) fn of(pid: u32) -> Result<Resident, SessionsError> {
+    pub fn of(pid: u32) -> Result<Resident, SessionsError> {
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = std::fs::read_to_string(&path).map_err(|source| SessionsError::Process { path: path.clone(), source })?;
         let value = |key| kib_of(&text, key).map(|kib| kib << 10).ok_or_else(|| SessionsError::ProcessKey { path: path.clone(), key });
-        Ok(Resident { all: value("Rss:")?, anonymous: value("Anonymous:")?, proportional: value("Pss:")? })
+        let unique = value("Private_Clean:")? + value("Private_Dirty:")?;
+        Ok(Resident { all: value("Rss:")?, anonymous: value("Anonymous:")?, proportional: value("Pss:")?, unique })
     }
 }
 
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn the_own_resident_memory_is_known() {
         let own = Resident::of(std::process::id()).unwrap();
-        assert!(own.all >= own.anonymous && own.anonymous > 0 && own.proportional <= own.all, "{own:?}");
+        assert!(own.all >= own.anonymous && own.anonymous > 0 && own.proportional <= own.all && own.unique <= own.proportional, "{own:?}");
         assert_eq!(kib_of("Pss_Dirty:   9 kB\nPss:    12 kB\n", "Pss:"), Some(12));
         assert_eq!(kib_of("Pss:\t  many kB\n", "Pss:"), None);
     }
