@@ -99,8 +99,8 @@ struct Arguments {
     /// What a thread does while nothing is due: spin sees answers at once and keeps a core busy, sleep leaves the core to others.
     #[arg(long, value_enum, default_value_t = WaitKind::Spin)]
     wait: WaitKind,
-    /// Counts answers as late that are late since other programs had the generator's CPU; without, arrivals pause meanwhile, and what was
-    /// under way is counted and not timed.
+    /// Counts answers as late that are late since other programs had the generator's CPU; without, arrivals pause meanwhile, and
+    /// answers that came meanwhile are counted and not timed.
     #[arg(long)]
     count_own_stalls: bool,
     /// Milliseconds after which a datagram is given up, and HTTP requests after the end [default: 1000; HTTP 5000].

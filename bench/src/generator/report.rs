@@ -71,8 +71,10 @@ pub struct LoadOutcome {
     pub statuses: BTreeMap<u16, u64>,
     /// From when a request was due to when it left; null in a closed loop.
     pub send_delay_p99_us: Option<f64>,
-    /// Good answers that are not in the times: the generator's thread was off its CPU while they were under way.
+    /// Good answers that are not in the times: the generator's thread was off its CPU when they came.
     pub disturbed: u64,
+    /// They are, since they are more than the others: the generator had too little CPU to measure with.
+    pub times_have_disturbed: bool,
     /// ms that the generator's threads waited for their CPUs, and the longest of them.
     pub off_cpu_ms: f64,
     pub off_cpu_max_ms: f64,
@@ -95,8 +97,12 @@ fn ratio(value: f64, by: f64) -> f64 {
     if by > 0.0 { value / by } else { 0.0 }
 }
 
+/// Without the answers that came while the generator was off its CPU, unless those are more than the others: then too little would be left to tell.
 fn latency(of: &FunctionTally) -> Latency {
-    let histogram = &of.latency_ns;
+    let mut histogram = of.latency_ns.clone();
+    if of.disturbed_ns.len() > of.latency_ns.len() {
+        histogram.add(&of.disturbed_ns).expect("the same bounds");
+    }
     if histogram.is_empty() {
         return Latency::default();
     }
@@ -165,7 +171,8 @@ impl LoadOutcome {
                 .arrivals
                 .per_second()
                 .map(|_| rounded(tally.send_delay_ns.value_at_quantile(0.99) as f64 / 1_000.0, 100.0)),
-            disturbed: tally.disturbed,
+            disturbed: whole.disturbed_ns.len(),
+            times_have_disturbed: whole.disturbed_ns.len() > whole.latency_ns.len(),
             off_cpu_ms: rounded(tally.off_cpu_ns as f64 / 1e6, 1_000.0),
             off_cpu_max_ms: rounded(tally.off_cpu_ns_max as f64 / 1e6, 1_000.0),
             cpu_us_per_request: rounded(ratio(tally.cpu_ns as f64 / 1_000.0, answers), 1_000.0),
@@ -267,8 +274,15 @@ impl LoadOutcome {
         ));
         if self.off_cpu_ms > 0.0 {
             line(format!(
-                "the generator was off its CPU for {:.1} ms, at most {:.1} ms at once; {} answers of then are not in the times",
-                self.off_cpu_ms, self.off_cpu_max_ms, self.disturbed
+                "the generator was off its CPU for {:.1} ms, at most {:.1} ms at once; {} answers of then are {}",
+                self.off_cpu_ms,
+                self.off_cpu_max_ms,
+                self.disturbed,
+                if self.times_have_disturbed {
+                    "most of all, so the times have them: give it a CPU of its own"
+                } else {
+                    "not in the times"
+                }
             ));
         }
         if self.interrupted {

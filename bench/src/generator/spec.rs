@@ -94,8 +94,8 @@ pub struct LoadSpec {
     /// Thread `i` runs on `cpus[i % length]`; anywhere if empty.
     pub cpus: Vec<u16>,
     pub wait: Wait,
-    /// Counts as the server's what is late since the generator's own thread was off its CPU; else arrivals pause meanwhile, and what was
-    /// under way counts as answered but is not timed.
+    /// Counts as the server's what is late since the generator's own thread was off its CPU; else arrivals pause meanwhile, and answers
+    /// that came meanwhile are counted but not timed.
     pub counts_own_stalls: bool,
     /// A datagram without an answer for so long is given up, and so is an HTTP request so long after the end.
     pub answer_timeout: Duration,

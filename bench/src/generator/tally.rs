@@ -12,6 +12,8 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 pub(super) struct FunctionTally {
     /// From when a request was due (in a closed loop: left) to its good answer, ns; of requests due in the measured time.
     pub(super) latency_ns: Histogram<u64>,
+    /// The same of answers that came while the thread was off its CPU, to when it found them.
+    pub(super) disturbed_ns: Histogram<u64>,
     pub(super) good: u64,
     /// 503 and 429: not run, as promised.
     pub(super) refused: u64,
@@ -43,8 +45,6 @@ pub(super) struct Tally {
     /// Requests whose connection ended before their answer.
     pub(super) cut: u64,
     pub(super) reconnects: u64,
-    /// Good answers in whose time the thread was off its CPU: their time is not in the histograms.
-    pub(super) disturbed: u64,
     /// Of the thread in the measured time: how often others had its CPU, how long in all, and the longest.
     pub(super) off_cpu: u64,
     pub(super) off_cpu_ns: u64,
@@ -62,7 +62,7 @@ fn histogram() -> Histogram<u64> {
 
 impl FunctionTally {
     fn new() -> FunctionTally {
-        FunctionTally { latency_ns: histogram(), good: 0, refused: 0, failed: 0, wrong: 0, unsure: 0 }
+        FunctionTally { latency_ns: histogram(), disturbed_ns: histogram(), good: 0, refused: 0, failed: 0, wrong: 0, unsure: 0 }
     }
 
     pub(super) fn answers(&self) -> u64 {
@@ -71,6 +71,7 @@ impl FunctionTally {
 
     pub(super) fn add(&mut self, other: &FunctionTally) {
         self.latency_ns.add(&other.latency_ns).expect("the same bounds");
+        self.disturbed_ns.add(&other.disturbed_ns).expect("the same bounds");
         self.good += other.good;
         self.refused += other.refused;
         self.failed += other.failed;
@@ -93,7 +94,6 @@ impl Tally {
             strays: 0,
             cut: 0,
             reconnects: 0,
-            disturbed: 0,
             off_cpu: 0,
             off_cpu_ns: 0,
             off_cpu_ns_max: 0,
@@ -121,7 +121,6 @@ impl Tally {
         self.strays += other.strays;
         self.cut += other.cut;
         self.reconnects += other.reconnects;
-        self.disturbed += other.disturbed;
         self.off_cpu += other.off_cpu;
         self.off_cpu_ns += other.off_cpu_ns;
         self.off_cpu_ns_max = self.off_cpu_ns_max.max(other.off_cpu_ns_max);

@@ -139,6 +139,7 @@ fn run_turns(
             was_busy = true;
             wire.on_completion(ring, completion, ledger, now_ns)?;
         }
+        ledger.has_looked();
         wire.sweep(ledger, now_ns);
         was_busy |= send_due(wire, ring, ledger, &mut off_cpu)?;
         ledger.publish();

@@ -179,8 +179,6 @@ impl Started {
         let mut spec = LoadSpec::new(self.server.address(), Transport::Http, prefix);
         (spec.connections, spec.in_flight, spec.sessions, spec.arrivals) = (connections, connections, sessions, arrivals);
         (spec.cpus, spec.answer_timeout) = (vec![setup.load_cpu], ANSWER_TIMEOUT);
-        // A request of tens of milliseconds is nearly always under way when the generator is off its CPU: without these the slow would be left out.
-        spec.counts_own_stalls = true;
         spec.functions = vec![MixFunction { name: access.function().to_owned(), weight: 1, check: access.check() }];
         if access == Access::Read {
             let functions = vec![MixFunction { name: Access::Rmw.function().to_owned(), weight: 1, check: Check::Number }];
