@@ -2,6 +2,7 @@
 //! Used by the binaries and benches of this package only. Everything here talks to loopback and is bounded in count and time.
 
 pub mod bursts;
+pub mod counts;
 pub mod curves;
 pub mod fork;
 pub mod generator;
