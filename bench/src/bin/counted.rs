@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::process::ExitCode;
-use xfaas_bench::counts::{CLIENT, run_client, run_counted};
+use xfaas_bench::counts::run_counted;
 use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::xfaas_files;
 
@@ -13,12 +13,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let first = arguments.next();
-    if first.as_deref() == Some(CLIENT) {
-        let transport = arguments.next().ok_or("no transport")?;
-        return Ok(run_client(&transport, arguments.next().ok_or("no address")?.parse()?)?);
-    }
-    let batches = first.and_then(|batches| batches.parse().ok()).ok_or("usage: counted BATCHES [NAME...]")?;
+    let batches = arguments.next().and_then(|batches| batches.parse().ok()).ok_or("usage: counted BATCHES [NAME...]")?;
     let only: Vec<String> = arguments.collect();
     run_counted(&xfaas_files(), &only, batches, |name, operations| println!("{name} {operations}"))?;
     Ok(())

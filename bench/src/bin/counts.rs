@@ -121,7 +121,7 @@ impl Arguments {
         let is_case = |name: &&String| !PARTS.iter().any(|part| name.starts_with(part.trim_end_matches('/')));
         let mut only: Vec<String> = self.only.iter().filter(is_case).cloned().collect();
         if !self.only.is_empty() && has_stamps {
-            only.push("shard/".to_owned());
+            only.push("proxy/".to_owned());
         }
         if !self.only.is_empty() && only.is_empty() {
             return Ok(Vec::new());

@@ -1,6 +1,6 @@
 //! Allocations of a warm request, and of a Fork, which are wasmtime's own. The program brings the allocator that counts.
 
-use super::cases::own_cases;
+use super::cases::cases;
 use super::table::{Row, Unit};
 use crate::servers::XfaasFiles;
 use crate::state::{Case, CaseError};
@@ -16,7 +16,7 @@ pub type Measure = fn(&mut dyn FnMut()) -> (u64, u64);
 /// Rows of every case whose name is wanted. Errors: a warm case allocates, whatever the table says.
 pub fn count_allocations(files: &XfaasFiles, measure: Measure, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>, CaseError> {
     let mut rows = Vec::new();
-    for mut case in own_cases(files, &[])? {
+    for mut case in cases(files, &[])? {
         let name = format!("allocations/{}", case.name());
         if !is_wanted(&name) {
             continue;

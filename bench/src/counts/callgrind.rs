@@ -40,17 +40,6 @@ pub struct Counted {
     pub last_level_misses: u64,
 }
 
-impl std::iter::Sum for Counted {
-    fn sum<I: Iterator<Item = Counted>>(parts: I) -> Counted {
-        parts.fold(Counted::default(), |sum, part| Counted {
-            instructions: sum.instructions + part.instructions,
-            code_misses: sum.code_misses + part.code_misses,
-            data_misses: sum.data_misses + part.data_misses,
-            last_level_misses: sum.last_level_misses + part.last_level_misses,
-        })
-    }
-}
-
 /// One thread between one pair of marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {

@@ -2,7 +2,6 @@
 
 use super::guest::guest_cases;
 use super::session::session_cases;
-use super::shard::shard_cases;
 use super::wire::wire_cases;
 use crate::servers::XfaasFiles;
 use crate::state::{Case, CaseError, local_cases};
@@ -16,13 +15,12 @@ const BATCHES_MIN: u32 = 4;
 type Group = (&'static [&'static str], fn(&XfaasFiles) -> Result<Vec<Box<dyn Case>>, CaseError>);
 
 /// How the names of a group's cases begin, and what makes them.
-const OWN_THREAD: [Group; 4] = [
+const GROUPS: [Group; 4] = [
     (&["decode/", "encode/"], |_| Ok(wire_cases())),
     (&["hint/", "session/", "lock/"], |_| session_cases()),
     (&["state/"], |_| local_cases()),
     (&["guest/", "proxy/", "path/"], guest_cases),
 ];
-const SHARD_THREAD: Group = (&["shard/"], shard_cases);
 
 /// Whether a name is asked for: it begins with one of `only`, or that is empty.
 fn is_wanted(name: &str, only: &[String]) -> bool {
@@ -40,10 +38,10 @@ fn of_group((begins, make): Group, files: &XfaasFiles, only: &[String]) -> Resul
     Ok(cases)
 }
 
-/// The cases asked for that run on the calling thread, in the table's order. Cost: may compile the guests.
-pub(super) fn own_cases(files: &XfaasFiles, only: &[String]) -> Result<Vec<Box<dyn Case>>, CaseError> {
+/// The cases asked for in the table's order. Cost: may compile the guests.
+pub(super) fn cases(files: &XfaasFiles, only: &[String]) -> Result<Vec<Box<dyn Case>>, CaseError> {
     let mut cases = Vec::new();
-    for group in OWN_THREAD {
+    for group in GROUPS {
         cases.extend(of_group(group, files, only)?);
     }
     Ok(cases)
@@ -64,9 +62,7 @@ fn counted_until_here() {
 /// Runs each case that is asked for: warm-up, then about `batches` operations between the marks. Tells its name and how many before.
 /// Errors: the first case that fails.
 pub fn run_counted(files: &XfaasFiles, only: &[String], batches: u32, mut tell: impl FnMut(&'static str, u64)) -> Result<(), CaseError> {
-    let mut cases = own_cases(files, only)?;
-    cases.extend(of_group(SHARD_THREAD, files, only)?);
-    for case in &mut cases {
+    for mut case in cases(files, only)? {
         let rounds = batches.div_ceil(case.operations()).max(BATCHES_MIN);
         tell(case.name(), u64::from(rounds) * u64::from(case.operations()));
         case.begin()?;

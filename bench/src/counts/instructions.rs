@@ -6,9 +6,8 @@ use std::path::Path;
 
 /// The program that runs the cases, beside this one.
 pub const PROGRAM: &str = "counted";
-/// The thread of the cases: a program's first. Those of a whole shard are what all other threads did, of which only the shard's does much.
-const OWN_THREAD: u32 = 1;
-const SHARD_CASES: &str = "shard/";
+/// The thread of the cases: a program's first.
+const THREAD: u32 = 1;
 /// Fewer misses an operation than this say nothing.
 const MISSES_TOLD: f64 = 0.5;
 
@@ -17,25 +16,18 @@ pub fn count_instructions(program: &Path, guests: &Path, only: &[String], batche
     let mut arguments = vec![batches.to_string()];
     arguments.extend(only.iter().cloned());
     let (told, parts) = callgrind::run(program, &arguments, &[("XFAAS_GUESTS", guests)], folder)?;
+    let parts: Vec<&Part> = parts.iter().filter(|part| part.thread == THREAD).collect();
     let told: Vec<(&str, f64)> = told.lines().filter_map(told_case).collect();
-    let pairs = parts.iter().map(|part| part.number).max().unwrap_or(0) as usize;
-    if told.len() != pairs {
-        return Err(CallgrindError::Parts { program: PROGRAM.to_owned(), counted: pairs, told: told.len() });
+    if told.len() != parts.len() {
+        return Err(CallgrindError::Parts { program: PROGRAM.to_owned(), counted: parts.len(), told: told.len() });
     }
-    Ok((1..).zip(&told).flat_map(|(number, case)| rows(*case, &counted_of(case.0, number, &parts))).collect())
+    Ok(told.iter().zip(parts).flat_map(|(case, part)| rows(*case, &part.counted)).collect())
 }
 
 /// A line of the program: a case and its operations.
 fn told_case(line: &str) -> Option<(&str, f64)> {
     let (name, operations) = line.split_once(' ')?;
     Some((name, operations.parse().ok()?))
-}
-
-/// What one pair of marks says of a case.
-fn counted_of(name: &str, number: u32, parts: &[Part]) -> Counted {
-    let is_of_shard = name.starts_with(SHARD_CASES);
-    let is_counted = |part: &&Part| part.number == number && is_of_shard == (part.thread != OWN_THREAD);
-    parts.iter().filter(is_counted).map(|part| part.counted).sum()
 }
 
 fn rows((name, operations): (&str, f64), counted: &Counted) -> Vec<Row> {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! wire, session, guest   the steps of a request, each a case; `cases` lists and runs them
-//! shard                  a whole shard, asked over sockets
 //! callgrind              runs a program under valgrind and reads what it wrote
 //! instructions, stamps, ring, allocations   the parts of the command
 //! table                  the committed counts, and the comparison
@@ -15,7 +14,6 @@ mod guest;
 mod instructions;
 mod ring;
 mod session;
-mod shard;
 mod stamps;
 mod table;
 mod wire;
@@ -25,6 +23,5 @@ pub use self::callgrind::CallgrindError;
 pub use self::cases::run_counted;
 pub use self::instructions::{PROGRAM, count_instructions};
 pub use self::ring::{RingCountError, count_ring};
-pub use self::shard::{CLIENT, run_client};
 pub use self::stamps::{UNSTAMPED_PROGRAM, count_stamps};
 pub use self::table::{Compared, Row, TableError, Unit, compare, from_text, shown, to_text, updated};
