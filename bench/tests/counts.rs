@@ -1,4 +1,5 @@
 //! The program `counts` as it is run, on the cases that need no guest: what it writes, what it accepts and what it refuses.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Command, Output};
