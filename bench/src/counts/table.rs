@@ -49,9 +49,8 @@ impl Unit {
     fn tolerance(self) -> (f64, f64) {
         match self {
             Unit::Instructions => (0.05, 2.0),
-            // Where the linker puts functions decides which lines share a set.
-            Unit::CodeMisses => (0.5, 20.0),
-            Unit::DataMisses => (0.25, 3.0),
+            // Where the linker puts functions and the kernel puts pages decides which lines share a set.
+            Unit::CodeMisses | Unit::DataMisses => (0.5, 20.0),
             // How many requests a turn gathers depends on the client and on what else the machine does: 0.03 to 0.1 with 32 connections.
             Unit::Enters => (0.15, 0.1),
             Unit::Submissions | Unit::Completions => (0.05, 0.02),
