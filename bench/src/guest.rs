@@ -49,8 +49,12 @@ pub struct Guest {
 impl Guest {
     /// Compiles `module` with the engine's defaults, which are those of `xfaas run`, and opens a region for it.
     pub fn load(module: &Path) -> Result<Guest, GuestError> {
+        Guest::load_with(&Engine::new(&EngineOptions::default())?, module)
+    }
+
+    /// The same with an engine that is there.
+    pub fn load_with(engine: &Engine, module: &Path) -> Result<Guest, GuestError> {
         let wasm = std::fs::read(module).map_err(|source| GuestError::Read { path: module.to_owned(), source })?;
-        let engine = Engine::new(&EngineOptions::default())?;
         let manifest = FunctionManifest::named("bench");
         let program = engine.load(&manifest, &wasm).map_err(|source| GuestError::Load { path: module.to_owned(), source })?;
         let directory = crate::servers::scratch_directory("guest").map_err(GuestError::Directory)?;

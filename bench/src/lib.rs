@@ -3,6 +3,7 @@
 
 pub mod baseline;
 pub mod bursts;
+pub mod counts;
 pub mod curves;
 pub mod fork;
 pub mod generator;

@@ -18,7 +18,8 @@ use crate::{build, paths, peers, rights, setup};
 pub struct Arguments {
     /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
-    /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
+    /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `counts` (instructions, system calls and allocations a request, held
+    /// against a committed table), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
     /// `peers` (other servers side by side, installed by this command), `paper` (the paper's evaluation, with a report in target/paper), or
     /// another one of bench/src/bin.
     name: String,
@@ -47,10 +48,35 @@ const WITH_PEERS: [&str; 2] = ["peers", PAPER[0]];
 const PAPER: [&str; 2] = ["paper", "baseline"];
 /// The bare io_uring echo, which several others hold what they measure against, and start from beside themselves.
 const BESIDE: &str = "limit";
+/// The program that counts, the one that it counts, and the node; all built as bench/counts.toml says.
+const COUNTS: [&str; 3] = ["counts", "counted", "xfaas"];
+/// `counted` of another build, whose requests carry no stamps.
+const UNSTAMPED: &str = "counted-unstamped";
+const UNSTAMPED_FEATURE: [&str; 2] = ["--features", "xfaas-dataplane/unstamped"];
 const POLL: Duration = Duration::from_millis(20);
+
+/// Builds and runs `counts`, which needs no optimised build of everything: it may run in CI.
+fn counts(arguments: &[OsString]) -> Result<ExitCode> {
+    step("build what is counted (some minutes the first time)", || run_quiet(&mut build::counted_build(&COUNTS)))?;
+    let program = paths::host_program(COUNTS[0], false);
+    let listed = run_quiet(Command::new(&program).args(arguments).arg("--list-programs"));
+    // Wrong usage is told by the program itself.
+    if listed.is_ok_and(|listed| listed.lines().any(|program| program == UNSTAMPED)) {
+        step("build the same without the stamps of stages", || run_quiet(build::counted_build(&COUNTS[1..2]).args(UNSTAMPED_FEATURE)))?;
+        std::fs::copy(paths::host_program(COUNTS[1], false), paths::host_program(UNSTAMPED, false)).context("keep that build")?;
+        run_quiet(&mut build::counted_build(&COUNTS))?;
+    }
+    let mut run = Command::new(program);
+    run.args(arguments).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", paths::host_program("xfaas", false));
+    Err(run.exec()).context("start the benchmark counts")
+}
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
+    if arguments.name == COUNTS[0] {
+        build::ebpf_and_guests(&tools)?;
+        return counts(&arguments.arguments);
+    }
     build::ebpf_and_guests(&tools)?;
     let binary = build::dataplane(true)?;
     let beside = if arguments.name == PAPER[0] { PAPER[1] } else { BESIDE };

@@ -208,6 +208,17 @@ pub fn host_build(release: bool, program: &str) -> Command {
     command
 }
 
+/// Builds programs for `bench counts`: optimised where it counts, and with no flag of the user's, so that everybody counts the same.
+pub fn counted_build(programs: &[&str]) -> Command {
+    let mut command = cargo(&paths::root());
+    command.args(["--config", "bench/counts.toml", "build", "--workspace"]).env("XFAAS_EBPF_OBJECT", paths::ebpf_object());
+    for program in programs {
+        command.args(["--bin", program]);
+    }
+    command.env("CARGO_INCREMENTAL", "0").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
+}
+
 /// Copies a built file where others expect it, unless it is there already: an unchanged file must not make others build again.
 fn replace_if_changed(built: &Path, place: &Path) -> Result<()> {
     let new = fs::read(built).with_context(|| format!("read {}", built.display()))?;

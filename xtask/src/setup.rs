@@ -33,7 +33,7 @@ pub struct Tools {
 }
 
 /// Debian's package for a program that is only started, what for, and whether xfaas cannot do without.
-const PROGRAMS: [(&str, &str, &str, bool); 11] = [
+const PROGRAMS: [(&str, &str, &str, bool); 12] = [
     ("ip", "iproute2", "network namespaces of the demo and the kernel tests", true),
     ("ethtool", "ethtool", "offload settings of the demo and the kernel tests", true),
     ("setpriv", "util-linux", "ends the demo's server when the demo is killed", true),
@@ -42,6 +42,7 @@ const PROGRAMS: [(&str, &str, &str, bool); 11] = [
     ("wrk", "wrk", "load of `bench quick`", false),
     ("nginx", "nginx-light", "peer of `bench quick`", false),
     ("redis-server", "redis-server", "peer of `bench state`", false),
+    ("valgrind", "valgrind", "`bench counts`", false),
     ("perf", "linux-perf", "`profile`", false),
     ("c++", "g++", "fuzz targets", false),
     ("bpftool", "bpftool", "a look at loaded programs", false),

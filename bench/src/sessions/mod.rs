@@ -15,6 +15,7 @@ pub use self::copies::{CopyGrowth, measure_copies, measure_copy_growth, start_fo
 pub use self::density::{Density, measure_density};
 pub use self::image::{ImageGrowth, measure_image, measure_workers};
 pub use self::kills::{KillFigures, measure_kills};
+pub(crate) use self::probe::Metrics;
 pub use self::probe::Resident;
 pub use self::report::{SessionRow, sessions_table};
 pub use self::starts::{Quantiles, StartFigures, StartPhases, measure_starts, start_for_starts};

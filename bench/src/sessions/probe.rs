@@ -12,7 +12,7 @@ const ASLEEP_TIMEOUT: Duration = Duration::from_secs(60);
 const PARKED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `/metrics` at one moment.
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     text: String,
 }
 
@@ -64,7 +64,7 @@ impl Metrics {
         }
     }
 
-    pub(super) fn read(admin: SocketAddr) -> Result<Metrics, SessionsError> {
+    pub(crate) fn read(admin: SocketAddr) -> Result<Metrics, SessionsError> {
         let fetched = fetch(admin, format!("GET /metrics HTTP/1.1\r\nhost: {admin}\r\n\r\n").as_bytes())?;
         let text = String::from_utf8_lossy(&fetched.body).into_owned();
         if fetched.status == 200 {
@@ -74,7 +74,7 @@ impl Metrics {
     }
 
     /// The sum of all samples of that name, whatever their labels.
-    pub(super) fn sum(&self, name: &'static str) -> Result<f64, SessionsError> {
+    pub(crate) fn sum(&self, name: &'static str) -> Result<f64, SessionsError> {
         let value = |line: &str| line.strip_prefix(name)?.strip_prefix([' ', '{']).and(line.rsplit(' ').next()?.parse::<f64>().ok());
         let values: Vec<f64> = self.text.lines().filter_map(value).collect();
         if values.is_empty() { Err(SessionsError::Metric { name }) } else { Ok(values.iter().sum()) }

@@ -31,13 +31,19 @@ const OWNER_WRITE_NS: u64 = 10_000;
 
 /// Reads and writes of each size, the strong read-modify-write, and the read from another core than the owner's, which is `owner_cpu`.
 pub fn memory_cases(owner_cpu: u16) -> Result<Vec<Box<dyn Case>>, CaseError> {
+    let mut cases = local_cases()?;
+    cases.push(Box::new(RemoteRead::new(owner_cpu)?));
+    Ok(cases)
+}
+
+/// Those of them that need one thread only.
+pub fn local_cases() -> Result<Vec<Box<dyn Case>>, CaseError> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     for (bytes, read, write, operations) in SIZES {
         cases.push(Box::new(Read { name: read, operations, owned: Owned::new(bytes)?, buffer: vec![0; bytes] }));
         cases.push(Box::new(Write { name: write, operations, owned: Owned::new(bytes)?, value: vec![b'w'; bytes] }));
     }
     cases.push(Box::new(StrongRmw { owned: Owned::new(SMALL_BYTES)?, locks: LockTable::new(), granted: Vec::with_capacity(1) }));
-    cases.push(Box::new(RemoteRead::new(owner_cpu)?));
     Ok(cases)
 }
 

@@ -16,6 +16,6 @@ mod wire;
 
 pub use self::case::{Case, CaseError, Plan, measure};
 pub use self::guest::guest_cases;
-pub use self::memory::memory_cases;
+pub use self::memory::{local_cases, memory_cases};
 pub use self::table::state_table;
 pub use self::wire::{echo_case, redis_cases, rpc_cases};

@@ -25,7 +25,7 @@ use super::namespace::{NamespaceId, NamespaceTable};
 use super::outcome::{Finished, Outcome};
 use crate::net::ErrorCode;
 use crate::state::{CallToken, RegionError, ShardState, set_aside};
-use crate::worker::{Call, ForkError, Function, FunctionManifest, Lent, Progress, StateAt, Worker};
+use crate::worker::{Call, ForkError, Function, FunctionManifest, Lent, Progress, STAMPED, StateAt, Worker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -352,7 +352,7 @@ impl Proxy {
         let share = self.share_of(function).filter(|_| !call.is_hook());
         let is_measured = now_ns < self.measured_until_ns;
         let from_ns = if share.is_some() || is_measured { crate::sys::clock::monotonic_ns() } else { 0 };
-        let entered_ns = crate::sys::clock::quick_ns();
+        let entered_ns = if STAMPED { crate::sys::clock::quick_ns() } else { 0 };
         let (lent, progress) = self.workers[id as usize].worker.poll(Lent { call, state });
         if let Some(share) = share {
             self.charge_core_time(namespace, share, from_ns);
@@ -363,7 +363,9 @@ impl Proxy {
         let Lent { mut call, state } = lent;
         self.state = Some(state);
         self.stats.slices += 1;
-        call.stages.note_slice(entered_ns, crate::sys::clock::quick_ns());
+        if STAMPED {
+            call.stages.note_slice(entered_ns, crate::sys::clock::quick_ns());
+        }
         self.granted.append(&mut call.granted);
         let finished = match progress {
             Progress::Finished(0) => Some(self.end(id, call, Outcome::Replied, true, now_ns)),

@@ -199,6 +199,9 @@ pub struct ShardCounters {
     pub state_held_bytes: Count,
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
+    /// `xfaas_ring_submissions_total`, `xfaas_ring_completions_total`: what those calls hand over and bring.
+    pub ring_submissions: Count,
+    pub ring_completions: Count,
     /// `xfaas_log_writes_total`, `xfaas_log_bytes_total`: writes of the log, each with its sync.
     pub log_writes: Count,
     pub log_bytes: Count,
@@ -329,6 +332,8 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_log_failures_total", "Writes and files of the log that failed.", |c| c.log_failures.get() as f64),
     gauge("xfaas_log_failing", "1 while the log cannot be written.", |c| c.log_failing.get() as f64),
     counter("xfaas_ring_enters_total", "io_uring_enter calls of the loop.", |c| c.ring_enters.get() as f64),
+    counter("xfaas_ring_submissions_total", "Operations that the loop handed to io_uring.", |c| c.ring_submissions.get() as f64),
+    counter("xfaas_ring_completions_total", "Completions that the loop took from io_uring.", |c| c.ring_completions.get() as f64),
     counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
     counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),
 ];

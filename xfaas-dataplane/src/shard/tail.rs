@@ -3,7 +3,7 @@
 
 use crate::session::Outcome;
 use crate::sys::clock;
-use crate::worker::{Call, CoreWork, Origin, Stages};
+use crate::worker::{Call, CoreWork, Origin, STAMPED, Stages};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use xfaas_common::ids::CoreIndex;
 
@@ -283,6 +283,9 @@ impl Tail {
 
     /// The stamps of a request that was just understood; the shard turned to it at `begun_ns`.
     pub(super) fn stages(&self, core: CoreIndex, begun_ns: u64) -> Stages {
+        if !STAMPED {
+            return Stages::default();
+        }
         Stages {
             handed_ns: self.turn_ns,
             begun_ns,

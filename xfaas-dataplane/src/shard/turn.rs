@@ -429,6 +429,8 @@ impl Shard {
         self.proxy.publish_load();
         counters.held_for_move.set(self.moves.held_back() as u64);
         counters.ring_enters.set(self.ring.enters());
+        counters.ring_submissions.set(self.ring.submissions());
+        counters.ring_completions.set(self.ring.completions());
         counters.connections.set(self.connections.len() as u64);
         counters.sessions_asleep.set(self.lifecycle.asleep);
         self.rpc.publish(&counters.rpc);

@@ -101,6 +101,8 @@ pub struct Ring {
     /// Shape of a received datagram: room for one address and one control message before the payload.
     message: Box<libc::msghdr>,
     enters: u64,
+    submissions: u64,
+    completions: u64,
     /// Sends pushed since the last `wait_past_sends`.
     sends: usize,
 }
@@ -152,6 +154,8 @@ impl Ring {
             completed: VecDeque::with_capacity(options.completion_entries as usize),
             message,
             enters: 0,
+            submissions: 0,
+            completions: 0,
             sends: 0,
         })
     }
@@ -166,7 +170,18 @@ impl Ring {
         self.enters
     }
 
+    /// Operations pushed so far.
+    pub fn submissions(&self) -> u64 {
+        self.submissions
+    }
+
+    /// Completions taken from the kernel so far, those that nobody is told of too.
+    pub fn completions(&self) -> u64 {
+        self.completions
+    }
+
     fn push(&mut self, entry: squeue::Entry) {
+        self.submissions += 1;
         loop {
             // SAFETY: every buffer, address and message header that an entry points to is owned by `self` until the operation's last completion:
             // sends by `in_flight`, receives by `groups`, the header by `message`.
@@ -369,6 +384,7 @@ impl Ring {
         loop {
             if self.completed.is_empty() {
                 self.completed.extend(self.ring.completion());
+                self.completions += self.completed.len() as u64;
             }
             let entry = self.completed.pop_front()?;
             if entry.user_data() == IGNORED {

@@ -41,5 +41,5 @@ pub use self::lend::Lent;
 pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
-pub use self::stages::{CoreWork, Stages};
+pub use self::stages::{CoreWork, STAMPED, Stages};
 pub use self::trap::TrapKind;

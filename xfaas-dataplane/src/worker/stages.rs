@@ -1,5 +1,8 @@
 //! When a call passed each stage of its way. Stamped by the shard and the proxy, read by the shard's trace (`shard/tail.rs`).
 
+/// False only in the build that the cost of the stamps is measured against.
+pub const STAMPED: bool = !cfg!(feature = "unstamped");
+
 /// What a core did so far besides running the call in question; a difference of two says what happened between. Nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CoreWork {
