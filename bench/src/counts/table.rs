@@ -196,7 +196,7 @@ fn judge(unit: Unit, counted: f64, committed: f64) -> Verdict {
 
 /// Both sides with aligned columns, and the difference.
 pub fn shown(rows: &[Compared]) -> String {
-    let mut text = format!("{:<34}{:<16}{:>12}{:>12}{:>9}\n", "name", "unit", "counted", "committed", "diff");
+    let mut text = format!("{:<38}{:<16}{:>12}{:>12}{:>9}\n", "name", "unit", "counted", "committed", "diff");
     let number = |count: Option<f64>| {
         count.map_or("-".to_owned(), |count| format!("{count:.3}").trim_end_matches('0').trim_end_matches('.').to_owned())
     };
@@ -213,7 +213,7 @@ pub fn shown(rows: &[Compared]) -> String {
             Verdict::Missing => "  NOT COUNTED",
         };
         let (counted, committed) = (number(row.counted), number(row.committed));
-        writeln!(text, "{:<34}{:<16}{counted:>12}{committed:>12}{difference:>9}{note}", row.name, row.unit.name())
+        writeln!(text, "{:<38}{:<16}{counted:>12}{committed:>12}{difference:>9}{note}", row.name, row.unit.name())
             .expect("a String takes all");
     }
     text
