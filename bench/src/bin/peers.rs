@@ -49,7 +49,8 @@ struct Arguments {
     open_connections: u16,
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sessions: u32,
-    /// Puts all servers, with all their threads, into the real-time class (SCHED_FIFO), so that nothing else has their CPU when they want it.
+    /// Puts xfaas, the bare echo, nginx and redis into the real-time class (SCHED_FIFO), so that nothing else has their CPU when they want it. Not the servers whose threads
+    /// share the CPU and need each other.
     #[arg(long)]
     realtime: bool,
     #[command(flatten)]

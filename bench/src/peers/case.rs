@@ -125,6 +125,12 @@ impl PeerCase {
         }
     }
 
+    /// One thread does the work. Only such a server gains from the real-time class: threads that share a CPU and need each other would wait for whichever spins
+    /// (node beside restate-server does so for ever).
+    pub(super) const fn is_one_thread(&self) -> bool {
+        matches!(self.who, Who::Xfaas | Who::Limit | Who::Nginx | Who::Redis)
+    }
+
     /// It is built with the benchmark: that it is not there is a mistake.
     pub fn is_ours(&self) -> bool {
         matches!(self.who, Who::Xfaas | Who::Limit)

@@ -63,7 +63,7 @@ pub struct PeersBench<'a> {
     pub seconds: f64,
     /// Runs at each load point; the median counts.
     pub rounds: u32,
-    /// Servers are in the real-time class.
+    /// Servers whose work one thread does are in the real-time class.
     pub realtime: bool,
     /// Requests a second; half of what the slowest takes, if not given.
     pub common_rate: Option<f64>,
@@ -172,11 +172,12 @@ impl PeersBench<'_> {
     /// and leaves: it must not end, since a server may end with the thread that started it.
     fn start(&self, case: &PeerCase) -> Result<Running, PeerError> {
         pin_to(self.server_cpu)?;
-        if self.realtime {
+        let realtime = self.realtime && case.is_one_thread();
+        if realtime {
             realtime::enter(PRIORITY_SHARD, Children::Alike)?;
         }
         let started = case.start(self.xfaas, self.packages, self.server_cpu, self.interrupt);
-        if self.realtime {
+        if realtime {
             realtime::leave()?;
         }
         pin_to(self.load_cpu)?;
