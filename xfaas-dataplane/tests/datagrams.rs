@@ -279,6 +279,44 @@ fn a_burst_is_answered_one_by_one() {
     assert_eq!(udp.answer_within(Duration::from_millis(50)), None);
 }
 
+/// Lengths that leave together, that end a batch, and that leave alone; from a socket on one address and from one on all.
+#[test]
+fn answers_that_leave_together_are_each_a_datagram_of_their_own() {
+    for any in ["127.0.0.1", "0.0.0.0", "[::]"] {
+        let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let builder = Node::builder().guests(&["echo"]).function(Script::function("spin-a-while"));
+        let node = builder.listen(&format!("udp = \"{any}:{port}\"")).start();
+        let clients = [(); 3].map(|()| UdpClient::connect((Ipv4Addr::LOCALHOST, port).into()));
+        let before = node.metrics().sum("xfaas_ring_submissions_total", &[]);
+        let payload = |id: u64| vec![id as u8; [8, 8, 8, 8, 8, 8, 7, 8, 8, 20, 8, 1_190, 1_190, 1_300, 9_000][id as usize % 15]];
+        for round in 0..5 {
+            let ids = round * 30..(round + 1) * 30;
+            // The owner is busy when the rest comes: it finds many at once between this one's slices.
+            clients[0].send(&request_datagram("spin-a-while", "one", u64::MAX, &Script::new().spin(20_000_000).end()));
+            for id in ids.clone() {
+                for client in &clients {
+                    client.send(&request_datagram("echo", "one", id, &payload(id)));
+                }
+            }
+            for (number, client) in clients.iter().enumerate() {
+                let mut answered = Vec::new();
+                for _ in 0..30 + u64::from(number == 0) {
+                    let answer = client.answer();
+                    if answer.request_id != u64::MAX {
+                        answer.assert_reply(&payload(answer.request_id));
+                        answered.push(answer.request_id);
+                    }
+                }
+                answered.sort_unstable();
+                assert_eq!(answered, ids.clone().collect::<Vec<u64>>(), "on {any}");
+            }
+        }
+        let sends = node.metrics().sum("xfaas_ring_submissions_total", &[]) - before;
+        assert!(sends < 400.0, "on {any}: {sends} sends for 455 answers");
+        clients.iter().for_each(|client| assert_eq!(client.answer_within(Duration::from_millis(20)), None));
+    }
+}
+
 #[test]
 fn datagrams_and_http_may_have_ports_of_their_own() {
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

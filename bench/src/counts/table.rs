@@ -53,7 +53,8 @@ impl Unit {
             Unit::CodeMisses | Unit::DataMisses => (0.5, 20.0),
             // How many requests a turn gathers depends on the client and on what else the machine does: 0.03 to 0.1 with 32 connections.
             Unit::Enters => (0.15, 0.1),
-            Unit::Submissions | Unit::Completions => (0.05, 0.02),
+            // And answers to datagrams that a turn gathers leave in one.
+            Unit::Submissions | Unit::Completions => (0.05, 0.1),
             // A difference of two large counts.
             Unit::Percent => (0.1, 0.5),
             Unit::Allocations | Unit::AllocatedBytes => (0.05, 0.0),

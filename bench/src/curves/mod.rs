@@ -1,5 +1,6 @@
 //! Latency and throughput against offered load, up to saturation and past it: for HTTP and datagrams, each way of steering, one core and two.
-//! The top is found by a closed loop; then an open loop offers parts and multiples of it.
+//! The top is found by a closed loop; then an open loop offers parts and multiples of it. Before each point at the top and past it the closed
+//! loop runs again: a machine that is slower for a while must not look like a server that breaks.
 
 mod plot;
 mod report;
@@ -150,8 +151,10 @@ impl CurveBench<'_> {
             if self.interrupt.is_set() {
                 break;
             }
+            let beside = if part >= 1.0 { Some(self.point(asked, setting, server, None)?.requests_per_second) } else { None };
             let per_second = curve[0].requests_per_second * part;
-            curve.push(self.point(asked, setting, server, Some((part, per_second)))?);
+            let point = self.point(asked, setting, server, Some((part, per_second)))?;
+            curve.push(CurvePoint { closed_per_second: beside, ..point });
         }
         Ok(curve)
     }
@@ -235,6 +238,7 @@ impl CurvePoint {
             p50_us: outcome.latency.p50_us,
             p99_us: outcome.latency.p99_us,
             p999_us: outcome.latency.p999_us,
+            closed_per_second: None,
         }
     }
 }

@@ -30,9 +30,17 @@ pub struct CurvePoint {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
+    /// Of a closed loop just before, at the top and past it.
+    pub closed_per_second: Option<f64>,
 }
 
 impl CurvePoint {
+    /// Good answers a second on a machine that is as fast as it was for the first closed loop, which gave `closed`.
+    fn at_speed_of(&self, closed: f64) -> f64 {
+        let speed = self.closed_per_second.filter(|now| *now > 0.0 && closed > 0.0).map_or(1.0, |now| now / closed);
+        self.requests_per_second / speed
+    }
+
     /// The point as one line of JSON, without a line end.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers and names are always JSON")
@@ -52,7 +60,7 @@ pub struct CurveVerdict {
     pub steering: &'static str,
     pub cores: usize,
     pub load_shares_cores: bool,
-    /// The most good answers a second of an open loop.
+    /// The most good answers a second of an open loop; this and the next as if the machine had been as fast all the time (`closed_per_second`).
     pub top_per_second: f64,
     /// The fewest where more was offered than that.
     pub least_past_top_per_second: f64,
@@ -66,11 +74,12 @@ pub struct CurveVerdict {
 impl CurveVerdict {
     /// Of one curve; `None` if nothing was offered past its top, since then it cannot be judged.
     pub fn of(curve: &[CurvePoint]) -> Option<CurveVerdict> {
-        let open = || curve.iter().filter(|point| point.offered_per_second.is_some());
-        let top = open().map(|point| point.requests_per_second).fold(0.0, f64::max);
-        let past = open().filter(|point| point.offered_per_second.is_some_and(|offered| offered > top * 1.05));
-        let least = past.map(|point| point.requests_per_second).min_by(f64::total_cmp)?;
         let first = curve.first()?;
+        let open = || curve.iter().filter(|point| point.offered_per_second.is_some());
+        let good = |point: &CurvePoint| point.at_speed_of(first.requests_per_second);
+        let top = open().map(good).fold(0.0, f64::max);
+        let past = open().filter(|point| point.offered_per_second.is_some_and(|offered| offered > top * 1.05));
+        let least = past.map(good).min_by(f64::total_cmp)?;
         let kept_share = if top > 0.0 { (least / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
         let only_503 = curve.iter().all(|point| point.other_statuses == 0);
         Some(CurveVerdict {
@@ -95,17 +104,30 @@ impl CurveVerdict {
 /// All points and verdicts as text.
 pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String {
     let mut text = format!(
-        "{:<10}{:<11}{:>6}{:>9}{:>12}{:>12}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}\n",
-        "name", "steering", "cores", "of top", "offered/s", "good/s", "refused/s", "p50 us", "p99 us", "p99.9 us", "unanswered", "unsent"
+        "{:<10}{:<11}{:>6}{:>9}{:>12}{:>12}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}\n",
+        "name",
+        "steering",
+        "cores",
+        "of top",
+        "offered/s",
+        "good/s",
+        "refused/s",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "unanswered",
+        "unsent",
+        "closed/s"
     );
     for point in points {
         let part = point.part_of_top.map_or("closed".to_owned(), |part| format!("{part:.1}"));
         let offered = point.offered_per_second.map_or(String::new(), |offered| format!("{offered:.0}"));
+        let closed = point.closed_per_second.map_or(String::new(), |closed| format!("{closed:.0}"));
         let shared = if point.load_shares_cores { "*" } else { "" };
         let cores = format!("{}{shared}", point.cores);
         writeln!(
             text,
-            "{:<10}{:<11}{cores:>6}{part:>9}{offered:>12}{:>12.0}{:>12.0}{:>11.1}{:>11.1}{:>11.1}{:>11}{:>11}",
+            "{:<10}{:<11}{cores:>6}{part:>9}{offered:>12}{:>12.0}{:>12.0}{:>11.1}{:>11.1}{:>11.1}{:>11}{:>11}{closed:>11}",
             point.name,
             point.steering,
             point.requests_per_second,
@@ -130,6 +152,7 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
         )
         .expect("a String takes all");
     }
+    text += "closed/s: of a closed loop just before; how much of the top is kept is told as if the machine had been equally fast all the time\n";
     if points.iter().any(|point| point.load_shares_cores) {
         text += "* the load had no core of its own: compare these with each other only; they fail nothing\n";
     }
@@ -159,6 +182,7 @@ mod tests {
             p50_us: 100.0,
             p99_us,
             p999_us: p99_us * 2.0,
+            closed_per_second: None,
         }
     }
 
@@ -180,6 +204,17 @@ mod tests {
     }
 
     #[test]
+    fn a_slower_machine_is_no_broken_curve() {
+        let mut slower = curve(700.0);
+        slower[3].closed_per_second = Some(750.0);
+        let slower = CurveVerdict::of(&slower).unwrap();
+        assert!(slower.holds && (slower.least_past_top_per_second - 933.3).abs() < 0.1, "{slower:?}");
+        let mut faster = curve(1_000.0);
+        faster[3].closed_per_second = Some(1_200.0);
+        assert!(!CurveVerdict::of(&faster).unwrap().holds);
+    }
+
+    #[test]
     fn a_curve_that_never_passed_its_top_is_not_judged() {
         assert_eq!(CurveVerdict::of(&curve(900.0)[..3]), None);
         assert_eq!(CurveVerdict::of(&[]), None);
@@ -190,7 +225,7 @@ mod tests {
         let points = curve(800.0);
         let verdict = CurveVerdict::of(&points).unwrap();
         let text = curves_table(&points, std::slice::from_ref(&verdict));
-        assert_eq!(text.lines().count(), 6, "{text}");
+        assert_eq!(text.lines().count(), 7, "{text}");
         assert!(text.contains("closed") && text.contains("BREAKS: 82% of the top, 980/s") && !text.contains('*'), "{text}");
         assert!(points[1].to_json().starts_with(
             r#"{"name":"http_rmw","steering":"off","cores":1,"load_shares_cores":false,"part_of_top":0.5,"offered_per_second":500.0,"#

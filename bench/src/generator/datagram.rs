@@ -5,7 +5,7 @@ use super::judge::judge_datagram;
 use super::ledger::Ledger;
 use super::spec::{GeneratorError, LoadSpec};
 use super::thread::Wire;
-use crate::load::{LoadError, connect_datagrams, excerpt};
+use crate::load::{LoadError, Outbox, connect_datagrams, excerpt};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use xfaas_common::ids::{FunctionHash, SessionId};
@@ -25,7 +25,10 @@ pub(super) struct Datagrams<'a> {
     spec: &'a LoadSpec,
     sessions: &'a [SessionId],
     functions: Vec<FunctionHash>,
-    sockets: usize,
+    /// One for each socket.
+    outboxes: Vec<Outbox>,
+    /// Those to be sent from.
+    filled: Vec<usize>,
     request_ids: Vec<u64>,
     /// Send buffers to use again.
     spare: Vec<Vec<u8>>,
@@ -61,7 +64,8 @@ impl<'a> Datagrams<'a> {
             spec,
             sessions,
             functions: spec.functions.iter().map(|function| FunctionHash::of(function.name.as_bytes())).collect(),
-            sockets,
+            outboxes: (0..sockets).map(|socket| Outbox::new(tag(SENT, socket), FixedFile(socket as u32))).collect(),
+            filled: Vec::new(),
             request_ids: (0..in_flight as u64).collect(),
             spare: Vec::with_capacity(2 * in_flight),
             swept_ns: 0,
@@ -100,13 +104,16 @@ impl Wire for Datagrams<'_> {
         let (function, session) = (self.functions[usize::from(asked.function)], &self.sessions[asked.session as usize]);
         self.request_ids[place] += 1 << ROUND_SHIFT;
         let header = Header::new(KIND_INVOKE, 0, session, self.request_ids[place], function, self.spec.payload.len() as u32);
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(&header.to_bytes());
-        buffer.extend_from_slice(session.as_bytes());
-        buffer.extend_from_slice(&self.spec.payload);
-        let socket = place % self.sockets;
-        ring.send(tag(SENT, socket), FixedFile(socket as u32), buffer);
+        let parts = [&header.to_bytes()[..], session.as_bytes(), &self.spec.payload];
+        let socket = place % self.outboxes.len();
+        self.outboxes[socket].add(ring, &parts, || self.spare.pop().unwrap_or_default());
+        if !self.filled.contains(&socket) {
+            self.filled.push(socket);
+        }
+    }
+
+    fn flush(&mut self, ring: &mut Ring) {
+        self.filled.drain(..).for_each(|socket| self.outboxes[socket].send(ring));
     }
 
     fn on_completion(

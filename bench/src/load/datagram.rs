@@ -3,6 +3,7 @@
 
 use super::check::{BodyRule, excerpt};
 use super::measure::{LoadReport, Recorder};
+use super::outbox::Outbox;
 use super::plan::{LoadError, LoadPlan, SILENCE_NS_MAX};
 use super::random::Random;
 use rustix::io::Errno;
@@ -53,6 +54,7 @@ struct Generator<'a> {
     places: Vec<Place>,
     /// Places whose answer came in this turn: the next requests leave together.
     idle: Vec<u16>,
+    outbox: Outbox,
     spare: Vec<Vec<u8>>,
     recorder: Recorder,
     random: Random,
@@ -85,6 +87,7 @@ pub fn run_datagrams(load: &DatagramLoad<'_>, plan: &LoadPlan<'_>) -> Result<Loa
         ring,
         places: (0..load.in_flight).map(|_| Place::default()).collect(),
         idle: (0..load.in_flight as u16).collect(),
+        outbox: Outbox::new(TAG_SENT, SOCKET_FILE),
         spare: Vec::with_capacity(2 * load.in_flight),
         recorder: Recorder::new(plan, load.sessions.len(), now_ns),
         random: Random::new(0x5EED),
@@ -162,7 +165,7 @@ impl Generator<'_> {
         while let Some(place) = self.idle.pop() {
             if !self.recorder.may_send(now_ns) {
                 self.idle.clear();
-                return;
+                break;
             }
             let session = self.random.below(self.load.sessions.len());
             let id = &self.load.sessions[session];
@@ -172,14 +175,11 @@ impl Generator<'_> {
             slot.sent_ns = now_ns;
             slot.busy = true;
             let header = Header::new(KIND_INVOKE, 0, id, slot.request_id, self.function, self.load.payload.len() as u32);
-            let mut buffer = self.spare.pop().unwrap_or_default();
-            buffer.clear();
-            buffer.extend_from_slice(&header.to_bytes());
-            buffer.extend_from_slice(id.as_bytes());
-            buffer.extend_from_slice(self.load.payload);
-            self.ring.send(TAG_SENT, SOCKET_FILE, buffer);
+            let parts = [&header.to_bytes()[..], id.as_bytes(), self.load.payload];
+            self.outbox.add(&mut self.ring, &parts, || self.spare.pop().unwrap_or_default());
             self.outstanding += 1;
         }
+        self.outbox.send(&mut self.ring);
     }
 
     fn give_up_late(&mut self, now_ns: u64) {

@@ -31,6 +31,19 @@ pub enum SuiteError {
     Panicked,
 }
 
+/// The median over the rounds of a case's rate in parts of the bare echo's of the same round: a machine that is slower for a while is so for both.
+fn ratio_to_limit(case: Case, rounds: &[Vec<(Case, Summary)>]) -> f64 {
+    let mean_of = |runs: &[(Case, Summary)], case: Case| {
+        let rates: Vec<f64> = runs.iter().filter(|(ran, _)| *ran == case).map(|(_, summary)| summary.requests_per_second).collect();
+        rates.iter().sum::<f64>() / rates.len().max(1) as f64
+    };
+    let ratio = |runs: &Vec<(Case, Summary)>| mean_of(runs, case) / mean_of(runs, Case::LimitHttp).max(1.0);
+    let mut ratios: Vec<f64> = rounds.iter().map(ratio).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let (lower, upper) = (ratios.get(ratios.len().saturating_sub(1) / 2), ratios.get(ratios.len() / 2));
+    (lower.unwrap_or(&0.0) + upper.unwrap_or(&0.0)) / 2.0
+}
+
 /// What to run and where.
 pub struct Suite<'a> {
     pub xfaas: &'a XfaasFiles,
@@ -54,16 +67,17 @@ impl Suite<'_> {
         if let Some(case) = self.cases.iter().find(|case| case.is_xfaas()) {
             self.xfaas.check().map_err(|source| SuiteError::Server { case: case.name(), source })?;
         }
-        let mut runs: Vec<(Case, Summary)> = Vec::new();
+        let mut rounds: Vec<Vec<(Case, Summary)>> = Vec::new();
         for round in 0..self.rounds {
+            let mut runs = Vec::new();
             self.round(round, &mut runs)?;
+            rounds.push(runs);
         }
-        let median_of = |case: Case| {
-            let of_case: Vec<Summary> = runs.iter().filter(|(ran, _)| *ran == case).map(|(_, summary)| *summary).collect();
-            median_summary(&of_case)
+        let row = |case: &Case| {
+            let of_case: Vec<Summary> = rounds.iter().flatten().filter(|(ran, _)| ran == case).map(|(_, summary)| *summary).collect();
+            Some(Row::load(case.name(), &median_summary(&of_case)?, ratio_to_limit(*case, &rounds)))
         };
-        let limit = median_of(Case::LimitHttp).map_or(0.0, |summary| summary.requests_per_second);
-        Ok(Case::ALL.iter().filter_map(|case| Some(Row::load(case.name(), &median_of(*case)?, limit))).collect())
+        Ok(Case::ALL.iter().filter_map(row).collect())
     }
 
     fn round(&self, round: usize, runs: &mut Vec<(Case, Summary)>) -> Result<(), SuiteError> {
@@ -107,5 +121,23 @@ impl Suite<'_> {
         let lost = if report.lost > 0 { format!(", {} lost", report.lost) } else { String::new() };
         eprintln!("round {}/{}: {:<16}{rate:>9.0}/s  p50 {p50_us:.0} us  p99 {p99_us:.0} us{lost}", round + 1, self.rounds, case.name());
         Ok(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_held_against_its_own_limit() {
+        let run = |requests_per_second| Summary { requests_per_second, p50_us: 1.0, p99_us: 1.0, p999_us: 1.0 };
+        let round = |limit: f64, rmw: f64| {
+            vec![(Case::LimitHttp, run(limit - 10.0)), (Case::HttpRmw, run(rmw)), (Case::LimitHttp, run(limit + 10.0))]
+        };
+        let rounds = [round(200.0, 180.0), round(100.0, 90.0), round(100.0, 50.0)];
+        assert_eq!(ratio_to_limit(Case::HttpRmw, &rounds), 0.9);
+        assert!((ratio_to_limit(Case::HttpRmw, &rounds[1..]) - 0.7).abs() < 1e-9);
+        assert_eq!(ratio_to_limit(Case::LimitHttp, &rounds), 1.0);
+        assert_eq!(ratio_to_limit(Case::LimitHttp, &[]), 0.0);
     }
 }

@@ -32,7 +32,7 @@ const WORTH_A_WORD_US: f64 = 5.0;
 /// How many of the slowest requests are listed for each core.
 const LISTED: usize = 10;
 
-/// Which requests stand for a quantile: those whose rank from the slowest is within this part of it.
+/// Which requests stand for a quantile: those whose rank from the slowest is within this part of it, on either side.
 const AROUND: f64 = 0.2;
 
 pub(super) fn report(reply: &TraceReply) -> String {
@@ -65,36 +65,42 @@ pub(super) fn report(reply: &TraceReply) -> String {
     text
 }
 
-/// The requests that stand for the quantile above which `part` of all requests are.
-fn at_quantile(shard: &ShardTrace, part: f64) -> Vec<&TracedRequest> {
-    let by_time = |requests: &'_ [TracedRequest]| -> Vec<usize> {
-        let mut order: Vec<usize> = (0..requests.len()).collect();
-        order.sort_by(|a, b| requests[*b].total_us.total_cmp(&requests[*a].total_us));
-        order
-    };
-    // What the slow ones do not reach, the sample does.
-    let rank = shard.requests as f64 * part;
-    let is_slow = (rank * (1.0 + AROUND)) as usize <= shard.slow.len() && shard.dropped == 0;
-    let (requests, rank) = match is_slow {
-        true => (&shard.slow, rank),
-        false => (&shard.sample, shard.sample.len() as f64 * part),
-    };
-    let order = by_time(requests);
-    let first = ((rank * (1.0 - AROUND)) as usize).min(order.len().saturating_sub(1));
-    let last = ((rank * (1.0 + AROUND)).ceil() as usize).clamp(first, order.len());
-    order[first..last.max(first + 1).min(order.len())].iter().map(|at| &requests[*at]).collect()
+/// The requests that are known, from the slowest, each with how many it stands for. Those among the slowest are all known and stand for themselves, the
+/// rest of the sample for `sampled_one_in`. The former alone would say too little: which ones count as slow changes in the course of a stall.
+fn weighted(shard: &ShardTrace) -> Vec<(&TracedRequest, f64)> {
+    let has_all_slow = shard.dropped == 0;
+    let slow = shard.slow.iter().filter(|_| has_all_slow).map(|request| (request, 1.0));
+    let rest = shard.sample.iter().filter(|request| !(has_all_slow && request.is_slow));
+    let mut requests: Vec<_> = slow.chain(rest.map(|request| (request, shard.sampled_one_in as f64))).collect();
+    requests.sort_by(|a, b| b.0.total_us.total_cmp(&a.0.total_us));
+    requests
 }
 
-fn mean(requests: &[&TracedRequest], of: impl Fn(&TracedRequest) -> f64) -> f64 {
-    requests.iter().map(|request| of(request)).sum::<f64>() / requests.len().max(1) as f64
+/// Of requests from the slowest on, those that stand for the quantile above which `part` of all are, each with its share in that.
+fn at_quantile<'a>(requests: &[(&'a TracedRequest, f64)], part: f64) -> Vec<(&'a TracedRequest, f64)> {
+    let rank = requests.iter().map(|(_, weight)| weight).sum::<f64>() * part;
+    let (first, last) = (rank * (1.0 - AROUND), rank * (1.0 + AROUND));
+    let mut slower = 0.0;
+    let shares = requests.iter().map(|(request, weight)| {
+        let share = (slower + weight).min(last) - slower.max(first);
+        slower += weight;
+        (*request, share)
+    });
+    shares.filter(|(_, share)| *share > 0.0).collect()
+}
+
+fn mean(requests: &[(&TracedRequest, f64)], of: impl Fn(&TracedRequest) -> f64) -> f64 {
+    let all: f64 = requests.iter().map(|(_, share)| share).sum();
+    requests.iter().map(|(request, share)| of(request) * share).sum::<f64>() / all.max(f64::MIN_POSITIVE)
 }
 
 fn quantiles(shard: &ShardTrace) -> String {
     let mut names = vec!["", "TOTAL"];
     names.extend(STAGES.iter().map(|(name, _)| *name));
     names.push("MOST OF IT, AND WHAT ELSE THE CORE DID");
+    let known = weighted(shard);
     let row = |(name, part): (&str, f64)| {
-        let requests = at_quantile(shard, part);
+        let requests = at_quantile(&known, part);
         if requests.is_empty() {
             return None;
         }
@@ -171,19 +177,35 @@ mod tests {
         ShardTrace { core: 0, requests, sampled_one_in: 128, dropped: 0, slow, sample }
     }
 
+    /// The times of the requests at a quantile, the least and the most.
+    fn times_at(shard: &ShardTrace, part: f64) -> (f64, f64) {
+        let known = weighted(shard);
+        let times: Vec<f64> = at_quantile(&known, part).iter().map(|(request, _)| request.total_us).collect();
+        (*times.last().unwrap(), times[0])
+    }
+
     #[test]
-    fn quantiles_come_from_the_slow_ones_where_they_reach() {
-        let slow = (0..120).map(|number| request(1_000.0 + f64::from(number))).collect();
-        let sample = (0..100).map(|number| request(f64::from(number))).collect();
-        let shard = shard(10_000, slow, sample);
-        let of = |part| {
-            let mut times: Vec<f64> = at_quantile(&shard, part).iter().map(|request| request.total_us).collect();
-            times.sort_by(f64::total_cmp);
-            (times[0], *times.last().unwrap())
-        };
-        assert_eq!(of(0.001), (1_108.0, 1_111.0));
-        assert_eq!(of(0.01), (1_000.0, 1_039.0));
-        assert_eq!(of(0.5), (40.0, 59.0));
+    fn a_request_of_the_sample_stands_for_many_and_a_slow_one_for_itself() {
+        let slow = |number: u32| TracedRequest { is_slow: true, ..request(1_000.0 + f64::from(number)) };
+        let mut sample: Vec<TracedRequest> = (0..100).map(|number| request(f64::from(number))).collect();
+        sample.push(slow(50)); // is in `slow` too
+        let shard = shard(12_800, (0..128).map(slow).collect(), sample);
+        assert_eq!(times_at(&shard, 0.001), (1_112.0, 1_117.0));
+        assert_eq!(times_at(&shard, 0.005), (1_050.0, 1_076.0));
+        assert_eq!(times_at(&shard, 0.5), (40.0, 60.0));
+    }
+
+    #[test]
+    fn a_slower_quantile_is_never_faster() {
+        // A stall raised what counts as slow: most of it is in the sample only.
+        let slow = (0..50).map(|number| TracedRequest { is_slow: true, ..request(100.0 + f64::from(number)) }).collect();
+        let sample = (0..1_000).map(|number| request(if number < 15 { 5_000.0 } else { 20.0 })).collect();
+        let shard = shard(128_050, slow, sample);
+        assert_eq!(times_at(&shard, 0.001), (5_000.0, 5_000.0));
+        assert_eq!(times_at(&shard, 0.01), (5_000.0, 5_000.0));
+        // What was slow is not known whole.
+        let lost = ShardTrace { dropped: 7, ..shard };
+        assert!(weighted(&lost).iter().all(|(request, weight)| !request.is_slow && *weight == 128.0));
     }
 
     #[test]

@@ -62,11 +62,13 @@ pub struct TracedRequest {
     pub is_datagram: bool,
     pub is_forwarded: bool,
     pub is_ok: bool,
+    /// It is among the slowest: one of the sample that is stands in `slow` as well.
+    pub is_slow: bool,
     /// What else the core did from the turn before on.
     pub forks_us: f64,
     pub other_slices_us: f64,
     pub chores_us: f64,
-    /// What the kernel says of the 20 ms around it, only of slow ones.
+    /// What the kernel says of the 20 ms around it.
     pub kernel: KernelWork,
 }
 
@@ -149,15 +151,15 @@ impl Traced {
     fn kernel_around(&self, entry: &TailEntry) -> KernelWork {
         let from_ns = entry.handed_ns.saturating_sub(entry.network_ns);
         let until_ns = from_ns + entry.total_ns();
-        let before = self.looks.iter().rev().find(|look| look.at_ns <= from_ns).or(self.looks.first());
-        let after = self.looks.iter().find(|look| look.at_ns >= until_ns).or(self.looks.last());
+        let before = self.looks[..self.looks.partition_point(|look| look.at_ns <= from_ns)].last().or(self.looks.first());
+        let after = self.looks.get(self.looks.partition_point(|look| look.at_ns < until_ns)).or(self.looks.last());
         before.zip(after).map_or_else(KernelWork::default, |(before, after)| after.work_since(before))
     }
 
     fn end(self, core: usize, began_ns: u64, names: &HashMap<u16, String>) -> ShardTrace {
-        let named = |entry: &TailEntry, kernel| TracedRequest {
+        let named = |entry: &TailEntry| TracedRequest {
             function: names.get(&entry.function).cloned().unwrap_or_else(|| "?".to_owned()),
-            kernel,
+            kernel: self.kernel_around(entry),
             ..traced(entry, began_ns)
         };
         ShardTrace {
@@ -165,8 +167,8 @@ impl Traced {
             requests: count_requests(&self.view).saturating_sub(self.requests_before),
             sampled_one_in: SAMPLED_ONE_IN,
             dropped: self.dropped,
-            slow: self.slow.iter().map(|entry| named(entry, self.kernel_around(entry))).collect(),
-            sample: self.sample.iter().map(|entry| named(entry, KernelWork::default())).collect(),
+            slow: self.slow.iter().map(named).collect(),
+            sample: self.sample.iter().map(named).collect(),
         }
     }
 }
@@ -189,6 +191,7 @@ fn traced(entry: &TailEntry, began_ns: u64) -> TracedRequest {
         is_datagram: entry.is_datagram,
         is_forwarded: entry.is_forwarded,
         is_ok: entry.is_ok,
+        is_slow: entry.is_slow,
         forks_us: micros(entry.other.fork_ns),
         other_slices_us: micros(entry.other.slices_ns),
         chores_us: micros(entry.other.chores_ns),

@@ -1,5 +1,6 @@
 //! The datagram stage: one datagram in, exactly one answer out, or silence and a counter. CONTRACT.md section 2.
 
+use super::answers::Batch;
 use super::replay::{Replay, ReplayKey};
 use super::turn::Shard;
 use crate::net::{DatagramHead, ErrorCode, decode_datagram, encode_datagram_error, encode_datagram_reply};
@@ -105,7 +106,7 @@ impl Shard {
                     let mut out = self.spare_buffers.pop().unwrap_or_default();
                     out.extend_from_slice(answer);
                     self.keep_call(call);
-                    return self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+                    return self.answer_datagram(peer, out);
                 }
             }
         }
@@ -136,16 +137,41 @@ impl Shard {
             self.view.counters.replay_evictions.add(evicted.evictions);
             for other in evicted.waiters {
                 let copy = out.clone();
-                self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), copy, other);
+                self.answer_datagram(other, copy);
             }
         }
-        self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+        self.answer_datagram(peer, out);
         self.keep_call(call);
     }
 
     fn send_datagram(&mut self, peer: Peer, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut out = self.spare_buffers.pop().unwrap_or_default();
         encode(&mut out);
-        self.ring.send_to(Operation::DatagramSent.tag(), self.udp.as_fd(), out, peer);
+        self.answer_datagram(peer, out);
+    }
+
+    /// Sends an answer at the turn's end, with others of its peer where there are any.
+    fn answer_datagram(&mut self, peer: Peer, answer: Vec<u8>) {
+        let (full, spare) = self.answers.add(peer, answer);
+        self.keep_buffer(spare);
+        if let Some(full) = full {
+            self.send_batch(full);
+        }
+    }
+
+    /// Sends what waits.
+    pub(super) fn send_answers(&mut self) {
+        while let Some(batch) = self.answers.take() {
+            self.send_batch(batch);
+        }
+    }
+
+    fn send_batch(&mut self, batch: Batch) {
+        self.ring.send_datagrams(Operation::DatagramSent.tag(), self.udp.as_fd(), batch.bytes, batch.segment_bytes, batch.peer);
+    }
+
+    pub(super) fn on_datagram_sent(&mut self, completion: Completion) {
+        let spare = completion.sent.and_then(|buffer| self.answers.keep(buffer));
+        self.keep_buffer(spare);
     }
 }

@@ -1,6 +1,7 @@
 //! A shard: one pinned thread, one io_uring, the slots it owns. `turn.rs` drives; every other file is a stage it calls.
 
 mod admission;
+mod answers;
 mod cancel;
 mod checkpoints;
 mod commands;

@@ -56,6 +56,8 @@ pub struct TailEntry {
     /// It came from another shard.
     pub is_forwarded: bool,
     pub is_ok: bool,
+    /// It is among the slowest, and so in that ring too.
+    pub is_slow: bool,
     /// Times its guest was entered.
     pub slices: u32,
     pub session: SessionPrefix,
@@ -88,7 +90,8 @@ const WORDS: usize = 16;
 
 impl TailEntry {
     fn to_words(&self) -> [u64; WORDS] {
-        let flags = u64::from(self.is_datagram) | u64::from(self.is_forwarded) << 1 | u64::from(self.is_ok) << 2;
+        let flags =
+            u64::from(self.is_datagram) | u64::from(self.is_forwarded) << 1 | u64::from(self.is_ok) << 2 | u64::from(self.is_slow) << 3;
         let session = self.session.words();
         [
             self.handed_ns,
@@ -123,6 +126,7 @@ impl TailEntry {
             is_datagram: packed >> 16 & 1 != 0,
             is_forwarded: packed >> 17 & 1 != 0,
             is_ok: packed >> 18 & 1 != 0,
+            is_slow: packed >> 19 & 1 != 0,
             slices: (packed >> 32) as u32,
             session,
             network_ns: words[5],
@@ -322,6 +326,7 @@ impl Tail {
             is_datagram: matches!(call.origin, Origin::Datagram { .. }),
             is_forwarded: call.served_by != stages.core,
             is_ok: *outcome == Outcome::Replied,
+            is_slow: kept.slow,
             slices: stages.slices,
             session: SessionPrefix::of(call.session.as_bytes()),
             network_ns: seen_ns.map_or(0, |seen_ns| stages.handed_ns.saturating_sub(seen_ns)),
@@ -349,6 +354,7 @@ mod tests {
             function: 7,
             is_datagram: number.is_multiple_of(2),
             is_ok: true,
+            is_slow: number.is_multiple_of(3),
             slices: 3,
             session: SessionPrefix::of(b"somebody"),
             guest_ns: number * 2,

@@ -1,6 +1,7 @@
 //! The loop of one shard, read top to bottom: wait, take what completed, take the mail, run who waits, send. DESIGN.md section 6.
 //! A warm request allocates nothing here and makes no system call but the loop's own `io_uring_enter`.
 
+use super::answers::Answers;
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
 use super::lifecycle::{Lifecycle, Woken};
@@ -29,6 +30,8 @@ use xfaas_common::ids::CoreIndex;
 
 /// Guests that used up a slice run again at most this long a turn, so that a new request waits for one slice and not for all.
 const SLICES_NS_MAX: u64 = 1_000_000;
+/// A shard in the real-time class sleeps so long between slices: less than a twentieth of them.
+const PACKETS_WAIT: Duration = Duration::from_micros(50);
 /// Messages taken from one neighbour a turn.
 const MAIL_MESSAGES_MAX: usize = 256;
 /// Calls kept to be used again.
@@ -78,6 +81,8 @@ pub struct Shard {
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
+    /// Datagrams that leave at the turn's end.
+    pub(super) answers: Answers,
     /// Calls that end outside the stage that started them.
     pub(super) finished: Vec<Finished>,
     /// What a receive brought, copied out so that its buffer goes back at once.
@@ -160,6 +165,7 @@ impl Shard {
             flows,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
+            answers: Answers::default(),
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
             starved: Vec::new(),
@@ -223,6 +229,7 @@ impl Shard {
         self.pump_primary();
         self.tail.work.chores_ns += clock::quick_ns().saturating_sub(chores_from_ns);
         self.tail.work.fork_ns = self.proxy.stats().fork_ns;
+        self.send_answers();
         self.post.retry();
         self.wake_neighbours();
         self.publish();
@@ -251,12 +258,25 @@ impl Shard {
     }
 
     fn wait_time(&self) -> Duration {
+        if self.proxy.has_runnable() && self.flows.is_some() {
+            return self.let_packets_in();
+        }
         if self.proxy.has_runnable() || self.post.has_unsent() || self.logging.is_copying() {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
         let rest = Duration::from_nanos(due_ns.saturating_sub(self.now_ns));
         self.timer_wait().map_or(rest, |wait| wait.min(rest))
+    }
+
+    /// Between two slices of guests that do not end: the kernel's thread that brings steered packets on this CPU has its turn, or it would wait for
+    /// the scheduler's, or for ever where this thread is in the real-time class. Output: how long to wait for what it brings.
+    fn let_packets_in(&self) -> Duration {
+        if self.options.realtime {
+            return PACKETS_WAIT;
+        }
+        std::thread::yield_now();
+        Duration::ZERO
     }
 
     fn sweep_interval_ns(&self) -> u64 {
@@ -288,7 +308,7 @@ impl Shard {
             Operation::Receive { connection, generation } => self.on_receive(connection, generation, completion),
             Operation::Sent { connection, generation } => self.on_sent(connection, generation, completion),
             Operation::Datagram => self.on_datagram(completion),
-            Operation::DatagramSent => self.keep_buffer(completion.sent),
+            Operation::DatagramSent => self.on_datagram_sent(completion),
             Operation::Accept => self.on_accept(&completion),
             Operation::Command => {
                 if !completion.more {

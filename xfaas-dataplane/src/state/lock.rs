@@ -96,6 +96,10 @@ impl Lock {
             held_next: NONE,
         }
     }
+
+    fn is_of(&self, key: &LockKey<'_>) -> bool {
+        self.app == key.app && self.session == *key.session && self.key[..usize::from(self.key_length)] == *key.key
+    }
 }
 
 struct Call {
@@ -234,9 +238,14 @@ impl LockTable {
     /// Ends a section: the first in the queue holds the lock from now on, and its token is added to `granted`. Nothing happens when the
     /// call does not hold the lock.
     pub fn release(&mut self, key: &LockKey<'_>, call: CallToken, granted: &mut Vec<CallToken>) {
-        let Some(lock) = self.find_lock(self.hash(key), key) else { return };
-        let holder = self.locks[lock as usize].holder;
-        if self.calls[holder as usize].token == call {
+        let Some(holder) = self.find_call(call) else { return };
+        // Nearly always the lock that was taken last: found without a hash.
+        let last = self.calls[holder as usize].held_first;
+        let lock = match last != NONE && self.locks[last as usize].is_of(key) {
+            true => Some(last),
+            false => self.find_lock(self.hash(key), key),
+        };
+        if let Some(lock) = lock.filter(|lock| self.locks[*lock as usize].holder == holder) {
             self.hand_over(lock, granted);
             self.forget_idle_call(holder);
         }
@@ -346,11 +355,7 @@ impl LockTable {
         let mut index = self.lock_buckets[bucket_of(hash, &self.lock_buckets)];
         while index != NONE {
             let lock = &self.locks[index as usize];
-            if lock.hash == hash
-                && lock.app == key.app
-                && lock.session == *key.session
-                && lock.key[..usize::from(lock.key_length)] == *key.key
-            {
+            if lock.hash == hash && lock.is_of(key) {
                 return Some(index);
             }
             index = lock.next;

@@ -16,6 +16,7 @@ use xfaas_common::map_layout::{
     PROGRAM_XDP, SteerConfig,
 };
 
+use super::delivery;
 use super::error::SteeringError;
 use super::maps::{Events, FlowTable, Pins, Stamps, SteeringCounters, duplicate};
 
@@ -137,12 +138,17 @@ fn fill(ebpf: &mut Ebpf, plan: &Plan<'_>) -> Result<Maps, SteeringError> {
         owners.set(slot as u32, core, 0).map_err(SteeringError::map(MAP_SLOT_TO_CORE))?;
     }
 
-    let mut cpus = CpuMap::try_from(Map::CpuMap(take(ebpf, MAP_CPUS)?)).map_err(SteeringError::map(MAP_CPUS))?;
+    let cpus = take(ebpf, MAP_CPUS)?;
+    let cpus_id = cpus.info().map_err(SteeringError::map(MAP_CPUS))?.id();
+    let mut cpus = CpuMap::try_from(Map::CpuMap(cpus)).map_err(SteeringError::map(MAP_CPUS))?;
     for cpu in plan.cpus {
         cpus.set(u32::from(*cpu), CPUMAP_QUEUE_FRAMES, None, 0).map_err(|error| match error {
             XdpMapError::MapError(source) => SteeringError::Map { map: MAP_CPUS, source },
             XdpMapError::ChainedProgramNotSupported => unreachable!("no program is chained"),
         })?;
+    }
+    if let Err(error) = delivery::let_shards_finish(cpus_id, plan.cpus) {
+        tracing::info!("the kernel's threads that bring steered packets may interrupt the shards: {error}");
     }
 
     Ok(Maps {

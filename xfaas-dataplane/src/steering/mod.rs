@@ -4,6 +4,7 @@
 
 mod attach;
 mod bench;
+mod delivery;
 mod error;
 mod load;
 mod maps;

@@ -8,6 +8,8 @@ mod peer;
 mod prefetch;
 pub mod realtime;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 pub mod shm;
 pub mod socket;
 mod wake;

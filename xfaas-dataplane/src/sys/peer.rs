@@ -3,11 +3,14 @@
 
 use socket2::SockAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::RawFd;
 
 /// Bytes of the larger control message: `CMSG_SPACE(sizeof(struct in6_pktinfo))`, include/uapi/linux/ipv6.h.
 pub(super) const CONTROL_BYTES: usize = 40;
 /// `struct cmsghdr`: its length in a `size_t`, then level and type, `int` each. include/linux/socket.h.
 const CONTROL_HEAD_BYTES: usize = 16;
+/// `CMSG_SPACE(sizeof(__u16))`: the size of segments, net/ipv4/udp.c.
+const SEGMENT_CONTROL_BYTES: usize = 24;
 const _: () = assert!(CONTROL_HEAD_BYTES == size_of::<libc::cmsghdr>());
 const _: () = assert!(CONTROL_BYTES >= CONTROL_HEAD_BYTES + size_of::<libc::in6_pktinfo>());
 const _: () = assert!(size_of::<libc::in_pktinfo>() == 12 && size_of::<libc::in6_pktinfo>() == 20);
@@ -71,15 +74,27 @@ pub(super) fn socket_address(name: &[u8]) -> Option<SocketAddr> {
 
 /// Where one datagram goes and where from, in the shape the kernel reads. Lives in a box: its parts point at each other.
 pub(super) struct Outgoing {
+    pub(super) route: Route,
+    /// The payload leaves as datagrams of so many bytes, the last maybe shorter.
+    pub(super) segment_bytes: usize,
     address: SockAddr,
     control: Control,
     payload: libc::iovec,
     message: libc::msghdr,
 }
 
+/// Through which socket a datagram leaves, and where to.
+#[derive(Clone, Copy)]
+pub(super) enum Route {
+    /// An ordinary descriptor.
+    To(RawFd, Peer),
+    /// A direct descriptor whose socket is connected.
+    Connected(u32),
+}
+
 /// Aligned as `struct cmsghdr` is.
 #[repr(C, align(8))]
-struct Control([u8; CONTROL_BYTES]);
+struct Control([u8; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]);
 
 impl Outgoing {
     /// One to be filled in.
@@ -94,26 +109,40 @@ impl Outgoing {
             msg_controllen: 0,
             msg_flags: 0,
         };
-        let address = SockAddr::from(SocketAddr::from(([0; 4], 0)));
-        Box::new(Outgoing { address, control: Control([0; CONTROL_BYTES]), payload: libc::iovec { iov_base: null, iov_len: 0 }, message })
+        Box::new(Outgoing {
+            route: Route::Connected(u32::MAX),
+            segment_bytes: 0,
+            address: SockAddr::from(SocketAddr::from(([0; 4], 0))),
+            control: Control([0; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]),
+            payload: libc::iovec { iov_base: null, iov_len: 0 },
+            message,
+        })
+    }
+
+    pub(super) fn set(&mut self, route: Route, segment_bytes: usize) {
+        (self.route, self.segment_bytes) = (route, segment_bytes);
+        if let Route::To(_, peer) = route {
+            self.address = SockAddr::from(peer.address);
+        }
     }
 
     pub(super) fn address(&self) -> &SockAddr {
         &self.address
     }
 
-    /// For a plain send: only the address matters.
-    pub(super) fn set_address(&mut self, address: SocketAddr) {
-        self.address = SockAddr::from(address);
-    }
-
-    /// The message that sends `payload` to the address from `local`. It points into `self` and into `payload`: neither may move or change
-    /// until it is sent.
-    pub(super) fn message_from(&mut self, local: LocalAddress, payload: &[u8]) -> *const libc::msghdr {
-        let length = self.control.fill(local);
+    /// The message that sends `payload` on its route, cut into segments where it is longer than one. It points into `self` and into `payload`:
+    /// neither may move or change until it is sent.
+    pub(super) fn message(&mut self, payload: &[u8]) -> *const libc::msghdr {
+        let (name, name_bytes, local) = match self.route {
+            Route::To(_, peer) => (self.address.as_ptr().cast_mut().cast(), self.address.len(), peer.local),
+            Route::Connected(_) => (std::ptr::null_mut(), 0, None),
+        };
+        let mut length = local.map_or(0, |local| self.control.fill(local));
+        if payload.len() > self.segment_bytes {
+            length += self.control.add_segment_bytes(length, self.segment_bytes as u16);
+        }
         self.payload = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
-        self.message.msg_name = self.address.as_ptr().cast_mut().cast();
-        self.message.msg_namelen = self.address.len();
+        (self.message.msg_name, self.message.msg_namelen) = (name, name_bytes);
         self.message.msg_iov = &raw mut self.payload;
         self.message.msg_iovlen = 1;
         self.message.msg_control = self.control.0.as_mut_ptr().cast();
@@ -138,9 +167,21 @@ impl Control {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, size_of::<libc::in6_pktinfo>())
             }
         };
-        bytes[..8].copy_from_slice(&(CONTROL_HEAD_BYTES + data_bytes).to_ne_bytes());
-        bytes[8..12].copy_from_slice(&level.to_ne_bytes());
-        bytes[12..16].copy_from_slice(&kind.to_ne_bytes());
+        self.put_head(0, level, kind, data_bytes)
+    }
+
+    /// Writes at `at` the message that says how long each datagram is. Output: its length.
+    fn add_segment_bytes(&mut self, at: usize, segment_bytes: u16) -> usize {
+        self.0[at..at + SEGMENT_CONTROL_BYTES].fill(0);
+        self.0[at + CONTROL_HEAD_BYTES..][..2].copy_from_slice(&segment_bytes.to_ne_bytes());
+        self.put_head(at, libc::SOL_UDP, libc::UDP_SEGMENT, size_of::<u16>())
+    }
+
+    fn put_head(&mut self, at: usize, level: i32, kind: i32, data_bytes: usize) -> usize {
+        let head = &mut self.0[at..at + CONTROL_HEAD_BYTES];
+        head[..8].copy_from_slice(&(CONTROL_HEAD_BYTES + data_bytes).to_ne_bytes());
+        head[8..12].copy_from_slice(&level.to_ne_bytes());
+        head[12..].copy_from_slice(&kind.to_ne_bytes());
         (CONTROL_HEAD_BYTES + data_bytes).next_multiple_of(size_of::<usize>())
     }
 }
@@ -153,8 +194,9 @@ mod tests {
     fn an_address_survives_the_control_message() {
         for (ip, interface) in [("192.0.2.7", 0), ("2001:db8::1", 0), ("fe80::1", 3), ("::ffff:192.0.2.7", 0)] {
             let local = LocalAddress { ip: ip.parse().unwrap(), interface };
-            let mut control = Control([0xFF; CONTROL_BYTES]);
+            let mut control = Control([0xFF; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]);
             let length = control.fill(local);
+            assert_eq!(control.add_segment_bytes(length, 60), SEGMENT_CONTROL_BYTES);
             assert_eq!(local_address(&control.0[..length]), Some(local));
             for cut in 0..CONTROL_HEAD_BYTES + 8 {
                 assert_eq!(local_address(&control.0[..cut]), None);

@@ -1,5 +1,5 @@
-//! The real-time class of the kernel's scheduler: a thread in it is not taken off its CPU by ordinary ones, the kernel's own included (sched(7)).
-//! Called by threads that a reply waits for, when the operator wants it.
+//! The kernel scheduler's classes (sched(7)). A thread in the real-time class is not taken off its CPU by ordinary ones, the kernel's own included:
+//! called by threads that a reply waits for, when the operator wants it.
 
 /// Priority of a thread that serves, 1..=99. The lowest is above all ordinary threads.
 pub const PRIORITY_SHARD: u8 = 1;
@@ -26,19 +26,26 @@ pub enum Children {
 /// Puts the calling thread into the class `SCHED_FIFO`. Errors: no right to; the thread stays as it was.
 pub fn enter(priority: u8, children: Children) -> Result<(), RealtimeError> {
     let policy = libc::SCHED_FIFO | if children == Children::Ordinary { libc::SCHED_RESET_ON_FORK } else { 0 };
-    set(policy, priority)
+    set(0, policy, priority).map_err(|source| RealtimeError { priority, source })
 }
 
 /// Makes the calling thread an ordinary one again.
 pub fn leave() -> Result<(), RealtimeError> {
-    set(libc::SCHED_OTHER, 0)
+    set(0, libc::SCHED_OTHER, 0).map_err(|source| RealtimeError { priority: 0, source })
 }
 
-fn set(policy: i32, priority: u8) -> Result<(), RealtimeError> {
+/// Puts another thread, by its number in the system, into the class `SCHED_BATCH`: ordinary, but when it wakes the thread that runs is not
+/// interrupted. Errors: there is none of that number, or no right to (CAP_SYS_NICE).
+pub fn make_batch(thread: i32) -> std::io::Result<()> {
+    set(thread, libc::SCHED_BATCH, 0)
+}
+
+/// `thread`: 0 is the calling one.
+fn set(thread: i32, policy: i32, priority: u8) -> std::io::Result<()> {
     let parameters = libc::sched_param { sched_priority: i32::from(priority) };
-    // SAFETY: the call reads `parameters`, which lives until it returns, and writes no memory of this process; thread 0 is the calling one.
-    let set = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    if set == 0 { Ok(()) } else { Err(RealtimeError { priority, source: std::io::Error::last_os_error() }) }
+    // SAFETY: the call reads `parameters`, which lives until it returns, and writes no memory of this process.
+    let set = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
+    if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

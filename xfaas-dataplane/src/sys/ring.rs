@@ -2,7 +2,7 @@
 //! buffers by a token. Called by `shard/` and by the bench's echo limit; decides nothing, knows no protocol.
 
 use super::buffers::{BufferGroup, GroupOptions, ReceivedBuffer};
-use super::peer::{CONTROL_BYTES, Outgoing, Peer, local_address, socket_address};
+use super::peer::{CONTROL_BYTES, Outgoing, Peer, Route, local_address, socket_address};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use slab::Slab;
@@ -105,6 +105,8 @@ pub struct Ring {
     completions: u64,
     /// Sends pushed since the last `wait_past_sends`.
     sends: usize,
+    /// Datagrams leave one by one here.
+    segments_refused: bool,
 }
 
 impl Ring {
@@ -157,6 +159,7 @@ impl Ring {
             submissions: 0,
             completions: 0,
             sends: 0,
+            segments_refused: false,
         })
     }
 
@@ -250,23 +253,74 @@ impl Ring {
 
     /// Sends one datagram to `peer`, from the address it wrote to where that is known; the buffer comes back in `Completion::sent`.
     pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: Peer) {
+        let segment_bytes = buffer.len();
+        self.send_datagrams(tag, socket, buffer, segment_bytes, peer);
+    }
+
+    /// As `send_to`, but of a buffer that is cut into datagrams of `segment_bytes`, 1..=65507, the last maybe shorter: the way out of the kernel is
+    /// gone once for all of them (UDP_SEGMENT, udp(7)). Where the kernel, the device or the path's MTU does not take them so they are sent
+    /// one by one, which allocates, and `tag` completes once for each.
+    pub fn send_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, segment_bytes: usize, peer: Peer) {
+        self.send_on(tag, Route::To(socket.as_raw_fd(), peer), buffer, segment_bytes);
+    }
+
+    /// As `send_datagrams`, on a direct descriptor whose socket is connected.
+    pub fn send_segments(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>, segment_bytes: usize) {
+        self.send_on(tag, Route::Connected(file.0), buffer, segment_bytes);
+    }
+
+    fn send_on(&mut self, tag: Tag, route: Route, buffer: Vec<u8>, segment_bytes: usize) {
+        match buffer.len() > segment_bytes && self.segments_refused {
+            true => self.send_one_by_one(tag, route, &buffer, segment_bytes),
+            false => self.push_datagrams(tag, route, buffer, segment_bytes),
+        }
+    }
+
+    fn push_datagrams(&mut self, tag: Tag, route: Route, buffer: Vec<u8>, segment_bytes: usize) {
         let mut outgoing = self.peers.pop().unwrap_or_else(Outgoing::new);
-        outgoing.set_address(peer.address);
+        outgoing.set(route, segment_bytes);
         self.sends += 1;
         let entry = self.in_flight.vacant_entry();
         let id = entry.key() as u64;
         let InFlight { buffer, peer: outgoing, .. } = entry.insert(InFlight { tag, buffer, peer: Some(outgoing) });
         let outgoing = outgoing.as_mut().expect("set just above");
-        let socket = Fd(socket.as_raw_fd());
-        let send = match peer.local {
-            Some(local) => opcode::SendMsg::new(socket, outgoing.message_from(local, buffer)).flags(libc::MSG_NOSIGNAL as u32).build(),
-            None => opcode::Send::new(socket, buffer.as_ptr(), buffer.len() as u32)
-                .flags(libc::MSG_NOSIGNAL)
+        let flags = libc::MSG_NOSIGNAL;
+        let (address, bytes, is_one) = (buffer.as_ptr(), buffer.len() as u32, buffer.len() <= segment_bytes);
+        let send = match route {
+            Route::To(socket, Peer { local: None, .. }) if is_one => opcode::Send::new(Fd(socket), address, bytes)
+                .flags(flags)
                 .dest_addr(outgoing.address().as_ptr().cast())
                 .dest_addr_len(outgoing.address().len())
                 .build(),
+            Route::To(socket, _) => opcode::SendMsg::new(Fd(socket), outgoing.message(buffer)).flags(flags as u32).build(),
+            Route::Connected(file) if is_one => opcode::Send::new(Fixed(file), address, bytes).flags(flags).build(),
+            Route::Connected(file) => opcode::SendMsg::new(Fixed(file), outgoing.message(buffer)).flags(flags as u32).build(),
         };
         self.push(send.user_data(RING_OWNED | id));
+    }
+
+    #[cold]
+    fn send_one_by_one(&mut self, tag: Tag, route: Route, datagrams: &[u8], segment_bytes: usize) {
+        for datagram in datagrams.chunks(segment_bytes) {
+            self.push_datagrams(tag, route, datagram.to_vec(), segment_bytes);
+        }
+    }
+
+    /// What a send of datagrams came to. Output: false when they were refused as segments and are sent again one by one.
+    fn end_datagrams(&mut self, outgoing: Box<Outgoing>, sent: &InFlight, result: i32) -> bool {
+        let (route, segment_bytes) = (outgoing.route, outgoing.segment_bytes);
+        self.peers.push(outgoing);
+        if result >= 0 || sent.buffer.len() <= segment_bytes {
+            return true;
+        }
+        match -result {
+            // No checksums by the device, a transformation on the way (IPsec), or a kernel before 4.18: so for all. net/ipv4/udp.c.
+            libc::EIO | libc::EOPNOTSUPP => self.segments_refused = true,
+            libc::EINVAL | libc::EMSGSIZE => {} // this path's MTU is smaller
+            _ => return true,
+        }
+        self.send_one_by_one(sent.tag, route, &sent.buffer, segment_bytes);
+        false
     }
 
     /// Writes the whole buffer at `offset` of a file and has it on the disk, as by `pwrite` and `fdatasync`; it comes back in
@@ -390,20 +444,23 @@ impl Ring {
             if entry.user_data() == IGNORED {
                 continue;
             }
-            return Some(self.translate(&entry));
+            if let Some(completion) = self.translate(&entry) {
+                return Some(completion);
+            }
         }
     }
 
-    fn translate(&mut self, entry: &cqueue::Entry) -> Completion {
+    /// `None` for a send that is tried again in another way.
+    fn translate(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let (result, more) = (entry.result(), cqueue::more(entry.flags()));
         if entry.user_data() & RING_OWNED == 0 {
             let group = ((entry.user_data() & GROUP_MASK) >> GROUP_SHIFT) as u16;
             let received = cqueue::buffer_select(entry.flags()).map(|id| ReceivedBuffer { group, id, bytes: result.max(0) as u32 });
-            return Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None };
+            return Some(Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None });
         }
         let mut sent = self.in_flight.remove((entry.user_data() & !RING_OWNED) as usize);
-        self.peers.extend(sent.peer.take());
-        Completion { tag: sent.tag, result, more, received: None, sent: Some(sent.buffer) }
+        let is_over = sent.peer.take().is_none_or(|outgoing| self.end_datagrams(outgoing, &sent, result));
+        is_over.then_some(Completion { tag: sent.tag, result, more, received: None, sent: Some(sent.buffer) })
     }
 
     /// The bytes of a received buffer.

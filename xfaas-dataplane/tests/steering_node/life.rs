@@ -72,6 +72,31 @@ fn programs_and_maps_go_with_the_process_however_it_ends() {
     }
 }
 
+/// Scheduling policies of the kernel's threads that bring the packets of a map of CPUs: `policy` of their stat files (field 41, proc(5)).
+fn policies_of_deliverers(map: u32) -> Vec<u32> {
+    let of_thread = |process: std::path::PathBuf| -> Option<u32> {
+        let comm = std::fs::read_to_string(process.join("comm")).ok()?;
+        let is_deliverer = comm.starts_with("cpumap/") && comm.trim_end().ends_with(&format!("/map:{map}"));
+        let stat = is_deliverer.then(|| std::fs::read_to_string(process.join("stat")).ok()).flatten()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(41 - 3)?.parse().ok()
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| of_thread(entry.path())).collect()
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn the_kernels_threads_that_bring_packets_do_not_interrupt_the_shards() {
+    const SCHED_BATCH: u32 = 3;
+    let lab = Lab::new();
+    let node = lab.start("xdp");
+    assert_answers(&lab);
+    let maps = node.map_ids();
+    let map_of_cpus = |map: &aya::maps::MapInfo| map.name_as_str() == Some(MAP_CPUS) && maps.contains(&map.id());
+    let map = loaded_maps().filter_map(Result::ok).find(map_of_cpus).expect("a map of CPUs");
+    let policies = policies_of_deliverers(map.id());
+    assert!(!policies.is_empty() && policies.iter().all(|policy| *policy == SCHED_BATCH), "{policies:?}");
+}
+
 #[test]
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn a_killed_node_can_be_started_again_at_once() {

@@ -1,0 +1,64 @@
+//! Sends of datagrams that the kernel cuts, and of those that it refuses to.
+
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+use super::{FixedFile, Peer, Ring, RingOptions, Tag};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+const SENT: Tag = Tag(1);
+
+fn ring() -> Ring {
+    Ring::new(&RingOptions { submission_entries: 64, completion_entries: 1_024, files: 1, groups: Vec::new(), polls: false }).unwrap()
+}
+
+/// Sends `bytes` in segments, by a connected socket or one that is told the peer. Output: the datagrams that came, and the sends that completed.
+fn sent_as(bytes: &[u8], segment_bytes: usize, is_connected: bool) -> (Vec<Vec<u8>>, usize) {
+    let (mut ring, receiver) = (ring(), UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = receiver.local_addr().unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    if is_connected {
+        sender.connect(address).unwrap();
+        ring.adopt(FixedFile(0), sender.as_fd()).unwrap();
+        ring.send_segments(SENT, FixedFile(0), bytes.to_vec(), segment_bytes);
+    } else {
+        ring.send_datagrams(SENT, sender.as_fd(), bytes.to_vec(), segment_bytes, Peer { address, local: None });
+    }
+    let (mut came, mut sends, mut buffer) = (Vec::new(), 0, vec![0; 65_536]);
+    loop {
+        ring.wait(1, Some(Duration::from_millis(10))).unwrap();
+        while let Some(completion) = ring.next_completion() {
+            assert_eq!(completion.tag, SENT);
+            sends += 1;
+        }
+        match receiver.recv(&mut buffer) {
+            Ok(length) => came.push(buffer[..length].to_vec()),
+            Err(_) => return (came, sends),
+        }
+    }
+}
+
+#[test]
+fn a_buffer_is_cut_into_datagrams_by_the_kernel() {
+    let bytes: Vec<u8> = (0..1_000).map(|i| (i % 251) as u8).collect();
+    for is_connected in [false, true] {
+        for segment_bytes in [100, 300, 999, 1_000, 5_000] {
+            let (came, sends) = sent_as(&bytes, segment_bytes, is_connected);
+            assert_eq!(came, bytes.chunks(segment_bytes).map(<[u8]>::to_vec).collect::<Vec<_>>());
+            assert_eq!(sends, 1);
+        }
+    }
+}
+
+/// More segments than any kernel takes, and no more than a socket's buffer holds.
+#[test]
+fn what_is_refused_as_segments_leaves_one_by_one() {
+    let bytes: Vec<u8> = (0..748).map(|i| (i % 251) as u8).collect();
+    for is_connected in [false, true] {
+        let (came, sends) = sent_as(&bytes, 5, is_connected);
+        assert_eq!(came, bytes.chunks(5).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        assert_eq!(sends, 150);
+    }
+}
