@@ -60,7 +60,16 @@ impl Lab {
 
     /// As `start`, with arguments for `setpriv`.
     pub fn start_with(&self, mode: &str, privileges: &[&str]) -> Node<'_> {
-        let mut node = self.spawn(mode, privileges, PORT, ADMIN);
+        self.start_by(mode, privileges, &[])
+    }
+
+    /// As `start`, with arguments for `xfaas run`.
+    pub fn start_flagged(&self, mode: &str, flags: &[&str]) -> Node<'_> {
+        self.start_by(mode, &[], flags)
+    }
+
+    fn start_by(&self, mode: &str, privileges: &[&str], flags: &[&str]) -> Node<'_> {
+        let mut node = self.spawn(mode, (privileges, flags), PORT, ADMIN);
         until("the node is ready", || {
             assert!(node.child.try_wait().unwrap().is_none(), "the node ended:\n{}", node.log());
             self.on_server(|| get(ADMIN, "/readyz")).is_ok_and(|reply| reply.starts_with("HTTP/1.1 200")) && node.log().contains("serving")
@@ -70,7 +79,7 @@ impl Lab {
 
     /// A node that must not start: how it ended. It has ports of its own, so that another may run.
     pub fn start_refused(&self, mode: &str, privileges: &[&str]) -> Refused {
-        let mut node = self.spawn(mode, privileges, PORT + 1, "127.0.0.1:9170");
+        let mut node = self.spawn(mode, (privileges, &[]), PORT + 1, "127.0.0.1:9170");
         let mut status = None;
         until("the node has refused to start", || {
             status = node.child.try_wait().unwrap();
@@ -80,7 +89,8 @@ impl Lab {
         Refused { code: status.code(), log: node.log() }
     }
 
-    fn spawn(&self, mode: &str, privileges: &[&str], port: u16, admin: &str) -> Node<'_> {
+    /// `arguments`: of `setpriv`, and of `xfaas run`.
+    fn spawn(&self, mode: &str, arguments: (&[&str], &[&str]), port: u16, admin: &str) -> Node<'_> {
         let folder = self.folder.join(format!("{mode}-{}", self.starts.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&folder).unwrap();
         let config = folder.join("xfaas.toml");
@@ -88,7 +98,8 @@ impl Lab {
         let log = File::create(folder.join("log")).unwrap();
         // Should this process be killed, the node dies with the thread that runs the test.
         let mut command = self.server_command("setpriv");
-        command.args(["--pdeathsig", "KILL"]).args(privileges).arg(env!("CARGO_BIN_EXE_xfaas")).args(["run", "--config"]).arg(config);
+        command.args(["--pdeathsig", "KILL"]).args(arguments.0).arg(env!("CARGO_BIN_EXE_xfaas"));
+        command.args(["run", "--config"]).arg(config).args(arguments.1);
         command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
         Node { lab: self, child, port, folder, is_forgotten: false }

@@ -2,6 +2,7 @@
 //! clear word.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use aya::EbpfLoader;
 use aya::maps::loaded_maps;
@@ -95,6 +96,31 @@ fn the_kernels_threads_that_bring_packets_do_not_interrupt_the_shards() {
     let map = loaded_maps().filter_map(Result::ok).find(map_of_cpus).expect("a map of CPUs");
     let policies = policies_of_deliverers(map.id());
     assert!(!policies.is_empty() && policies.iter().all(|policy| *policy == SCHED_BATCH), "{policies:?}");
+}
+
+/// The shard that runs it never sleeps, and in the real-time class nothing ordinary would run beside it.
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn a_guest_that_does_not_end_keeps_no_packets_of_others_waiting() {
+    const REQUESTS: usize = 20;
+    let lab = Lab::new();
+    for flags in [&[][..], &["--realtime"]] {
+        let node = lab.start_flagged("xdp", flags);
+        let owners = node.owners();
+        let of_one_shard: Vec<_> = random_sessions(5, 200).into_iter().filter(|session| owners(session) == 0).collect();
+        let client = Client::connect(&lab, &PLAIN_V4);
+        let endless = Datagram::new("lock-forever", of_one_shard[0], 0, "");
+        client.send(&endless.bytes());
+        let mut slowest = Duration::ZERO;
+        for (id, session) in of_one_shard[1..=REQUESTS].iter().enumerate() {
+            std::thread::sleep(Duration::from_millis(10));
+            let (request, asked) = (Datagram::new("echo", *session, id as u64 + 1, "and I?"), Instant::now());
+            request.assert_echoed(&client.ask(&request));
+            slowest = slowest.max(asked.elapsed());
+        }
+        // The scheduler alone lets ordinary threads run beside real-time ones once a second.
+        assert!(slowest < Duration::from_millis(500), "{flags:?}: {slowest:?}");
+    }
 }
 
 #[test]
