@@ -202,7 +202,7 @@ fn a_cycle_through_both_containers_is_refused_at_its_last_link() {
     let gate = Gate::close(&node, "script", "s", "gate");
     let body = Script::new().read("a", 1).read("gate", 1).read("b", 1).write("a", b"from away", 1).end();
     let mut away = begin_away(&node, "narrow", "s", &body);
-    parked(&node, 1);
+    wait_for(&node, "xfaas_lock_waits_total", 1);
     let mut here = begin(&node, "script", "s", &Script::new().read("b", 1).read("a", 1).write("a", b"x", 1).end());
     parked(&node, 2);
     gate.open();
@@ -218,12 +218,12 @@ fn containers_of_other_processes_stand_in_the_same_queues() {
     let gate = Gate::close(&node, "script", "s", "n");
     let turn = |value: &[u8]| Script::new().read("n", 1).write("n", value, 1).end();
     let mut away = begin_away(&node, "narrow", "s", &turn(b"first"));
-    parked(&node, 1);
+    wait_for(&node, "xfaas_lock_waits_total", 1); // its worker is parked before the primary has heard of it
     let mut joined = Client::connect(container.http);
     joined.send(&request("POST", "/f/narrow", &[("x-session-id", "s")], &turn(b"second!")));
     wait_for(&node, "xfaas_rpc_lock_waits_total", 1);
     let mut here = begin(&node, "script", "s", &turn(b"last"));
-    parked(&node, 2);
+    wait_for(&node, "xfaas_lock_waits_total", 2);
     gate.open();
     assert_eq!([results(&away.reply()), results(&joined.reply()), results(&here.reply())], [[-1, 0], [5, 0], [7, 0]]);
 }
