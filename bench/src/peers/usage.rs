@@ -90,7 +90,16 @@ mod tests {
     #[test]
     fn children_count_with_their_parents() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let (own, both) = (usage_of(&[child.id()]).unwrap(), usage_of(&[std::process::id()]).unwrap());
+        // The kernel counts pages on each CPU and adds them up in batches: a program that has just begun may show none yet.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let own = loop {
+            let own = usage_of(&[child.id()]).unwrap();
+            if own.rss_bytes > 0 || std::time::Instant::now() > deadline {
+                break own;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        let both = usage_of(&[std::process::id()]).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(own.rss_bytes > 0 && both.rss_bytes > own.rss_bytes, "{own:?} {both:?}");

@@ -204,8 +204,11 @@ mod tests {
         assert_eq!(times_at(&shard, 0.001), (5_000.0, 5_000.0));
         assert_eq!(times_at(&shard, 0.01), (5_000.0, 5_000.0));
         // What was slow is not known whole.
-        let lost = ShardTrace { dropped: 7, ..shard };
-        assert!(weighted(&lost).iter().all(|(request, weight)| !request.is_slow && *weight == 128.0));
+        let mut lost = ShardTrace { dropped: 7, ..shard };
+        lost.sample.push(TracedRequest { is_slow: true, ..request(9_000.0) });
+        let known = weighted(&lost);
+        assert!(known.len() == 1_001 && known.iter().all(|(_, weight)| *weight == 128.0));
+        assert_eq!(known[0].0.total_us, 9_000.0);
     }
 
     #[test]

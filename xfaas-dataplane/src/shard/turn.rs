@@ -270,7 +270,7 @@ impl Shard {
     }
 
     /// Between two slices of guests that do not end: the kernel's thread that brings steered packets on this CPU has its turn, or it would wait for
-    /// the scheduler's, or for ever where this thread is in the real-time class. Output: how long to wait for what it brings.
+    /// the scheduler's, which comes once a second where this thread is in the real-time class. Output: how long to wait for what it brings.
     fn let_packets_in(&self) -> Duration {
         if self.options.realtime {
             return PACKETS_WAIT;

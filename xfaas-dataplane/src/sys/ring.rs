@@ -251,15 +251,9 @@ impl Ring {
         self.push(send.user_data(RING_OWNED | id));
     }
 
-    /// Sends one datagram to `peer`, from the address it wrote to where that is known; the buffer comes back in `Completion::sent`.
-    pub fn send_to(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, peer: Peer) {
-        let segment_bytes = buffer.len();
-        self.send_datagrams(tag, socket, buffer, segment_bytes, peer);
-    }
-
-    /// As `send_to`, but of a buffer that is cut into datagrams of `segment_bytes`, 1..=65507, the last maybe shorter: the way out of the kernel is
-    /// gone once for all of them (UDP_SEGMENT, udp(7)). Where the kernel, the device or the path's MTU does not take them so they are sent
-    /// one by one, which allocates, and `tag` completes once for each.
+    /// Sends a buffer to `peer`, from the address it wrote to where that is known, cut into datagrams of `segment_bytes`, 1..=65507, the last maybe
+    /// shorter: the way out of the kernel is gone once for all of them (UDP_SEGMENT, udp(7)). The buffer comes back in `Completion::sent`. Where
+    /// the kernel, the device or the path's MTU does not take them so they are sent one by one, which allocates, and `tag` completes once for each.
     pub fn send_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>, segment_bytes: usize, peer: Peer) {
         self.send_on(tag, Route::To(socket.as_raw_fd(), peer), buffer, segment_bytes);
     }

@@ -1,7 +1,5 @@
 //! Sends of datagrams that the kernel cuts, and of those that it refuses to.
 
-#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
-
 use super::{FixedFile, Peer, Ring, RingOptions, Tag};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
@@ -10,25 +8,26 @@ use std::time::Duration;
 const SENT: Tag = Tag(1);
 
 fn ring() -> Ring {
-    Ring::new(&RingOptions { submission_entries: 64, completion_entries: 1_024, files: 1, groups: Vec::new(), polls: false }).unwrap()
+    Ring::new(&RingOptions { submission_entries: 64, completion_entries: 1_024, files: 1, groups: Vec::new(), polls: false })
+        .expect("io_uring, without which nothing here works")
 }
 
 /// Sends `bytes` in segments, by a connected socket or one that is told the peer. Output: the datagrams that came, and the sends that completed.
 fn sent_as(bytes: &[u8], segment_bytes: usize, is_connected: bool) -> (Vec<Vec<u8>>, usize) {
-    let (mut ring, receiver) = (ring(), UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = receiver.local_addr().unwrap();
-    receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("the kernel picks a free port");
+    let (mut ring, receiver, sender) = (ring(), socket(), socket());
+    let address = receiver.local_addr().expect("a bound socket has an address");
+    receiver.set_read_timeout(Some(Duration::from_millis(200))).expect("the time is not zero");
     if is_connected {
-        sender.connect(address).unwrap();
-        ring.adopt(FixedFile(0), sender.as_fd()).unwrap();
+        sender.connect(address).expect("a datagram socket asks nobody");
+        ring.adopt(FixedFile(0), sender.as_fd()).expect("the ring has one place for it");
         ring.send_segments(SENT, FixedFile(0), bytes.to_vec(), segment_bytes);
     } else {
         ring.send_datagrams(SENT, sender.as_fd(), bytes.to_vec(), segment_bytes, Peer { address, local: None });
     }
     let (mut came, mut sends, mut buffer) = (Vec::new(), 0, vec![0; 65_536]);
     loop {
-        ring.wait(1, Some(Duration::from_millis(10))).unwrap();
+        ring.wait(1, Some(Duration::from_millis(10))).expect("a wait that is too long is no error");
         while let Some(completion) = ring.next_completion() {
             assert_eq!(completion.tag, SENT);
             sends += 1;
