@@ -36,6 +36,8 @@ pub const PORT: u16 = 8_080;
 pub const RPC_PORT: u16 = 8_082;
 /// How long a test waits for what must happen before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long for what only the kernel does.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(120);
 /// The server's device, and the client's.
 pub const SERVER_DEVICE: &str = "xs";
 const CLIENT_DEVICE: &str = "xc";
@@ -219,9 +221,19 @@ impl Lab {
         self.relay.as_ref().expect("a lab with a bad wire").disturb(delay, loss_per_mille);
     }
 
-    /// Cuts the wire, or mends it.
-    pub fn set_wire(&self, state: &str) {
-        ip(&["-n", &self.client], &[format!("link set {CLIENT_DEVICE} {state}")]);
+    /// Cuts the wire.
+    pub fn cut_wire(&self) {
+        ip(&["-n", &self.client], &[format!("link set {CLIENT_DEVICE} down")]);
+    }
+
+    /// Mends the wire. Output: when both ends carry again, which the kernel sees to after the command, and late while namespaces of other tests are
+    /// taken down: they hold its lock of all devices, on a busy machine for many seconds.
+    pub fn mend_wire(&self) {
+        ip(&["-n", &self.client], &[format!("link set {CLIENT_DEVICE} up")]);
+        for (namespace, device) in [(&self.server, SERVER_DEVICE), (&self.client, CLIENT_DEVICE)] {
+            let carries = || run(Command::new("ip").args(["-n", namespace, "link", "show", "dev", device])).contains("state UP");
+            within_time(KERNEL_PATIENCE, "the wire carries", carries);
+        }
     }
 
     /// What `ip` says of the server's device.
@@ -274,10 +286,14 @@ fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Asks until it is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    within_time(PATIENCE, what, is_so);
+}
+
+fn within_time(time: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + time;
     while !is_so() {
-        assert!(Instant::now() < deadline, "still not so after {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "still not so after {time:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -134,14 +134,14 @@ fn when_the_wire_is_cut_requests_are_answered_locks_go_back_and_later_it_goes_on
             until(what, || tally.acknowledged() >= seen + 20);
         };
         goes_on("increments are acknowledged");
-        lab.set_wire("down");
+        lab.cut_wire();
         let begun = Instant::now();
         assert_eq!(count_at_primary(&lab, "held"), 1, "its neighbours have waited, and the section changed nothing");
         assert!(begun.elapsed() < ANSWERED_WITHIN, "released after 2 s of silence: {:?}", begun.elapsed());
         until("the loss is noticed", || !container.is_ready());
         let seen = tally.attempted.load(Ordering::Relaxed);
         until("requests are answered all the same", || tally.attempted.load(Ordering::Relaxed) >= seen + 20);
-        lab.set_wire("up");
+        lab.mend_wire();
         until("the container is back", || container.is_ready());
         goes_on("increments are acknowledged again");
     });
