@@ -1,6 +1,6 @@
 //! Latency and throughput against offered load, up to saturation and past it: for HTTP and datagrams, each way of steering, one core and two.
-//! The top is found by a closed loop; then an open loop offers parts and multiples of it. Before each point at the top and past it the closed
-//! loop runs again: a machine that is slower for a while must not look like a server that breaks.
+//! The top is found by a closed loop; then an open loop offers parts and multiples of it. Before and after each point at the top and past it the
+//! closed loop runs again: a machine that is slower for a while must not look like a server that breaks.
 
 mod plot;
 mod report;
@@ -21,6 +21,8 @@ const WARM_UP: Duration = Duration::from_millis(200);
 /// Under way in the closed loop that finds the top.
 const TOP_CONNECTIONS: usize = 64;
 const TOP_IN_FLIGHT: usize = 256;
+/// Of a point at the top or past it.
+const ROUNDS_PAST_TOP: usize = 3;
 /// Past the top lost datagrams keep their places for this long.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(250);
 const DATAGRAM_SOCKETS: usize = 32;
@@ -145,18 +147,34 @@ impl CurveBench<'_> {
     }
 
     fn curve(&self, asked: Asked, setting: Setting, server: &Server) -> Result<Vec<CurvePoint>, CurveError> {
-        let top = self.point(asked, setting, server, None)?;
-        let mut curve = vec![top];
+        let mut curve = vec![self.point(asked, setting, server, None)?];
+        let top = curve[0].requests_per_second;
         for part in PARTS {
             if self.interrupt.is_set() {
                 break;
             }
-            let beside = if part >= 1.0 { Some(self.point(asked, setting, server, None)?.requests_per_second) } else { None };
-            let per_second = curve[0].requests_per_second * part;
-            let point = self.point(asked, setting, server, Some((part, per_second)))?;
-            curve.push(CurvePoint { closed_per_second: beside, ..point });
+            let offered = (part, top * part);
+            curve.push(if part < 1.0 {
+                self.point(asked, setting, server, Some(offered))?
+            } else {
+                self.past_top(asked, setting, server, offered)?
+            });
         }
         Ok(curve)
+    }
+
+    /// The median of some rounds, each between two closed loops: a single second says more about the machine than about the server.
+    fn past_top(&self, asked: Asked, setting: Setting, server: &Server, offered: (f64, f64)) -> Result<CurvePoint, CurveError> {
+        let closed = || Ok(self.point(asked, setting, server, None)?.requests_per_second);
+        let (mut rounds, mut before) = (Vec::new(), closed()?);
+        for _ in 0..ROUNDS_PAST_TOP {
+            let point = self.point(asked, setting, server, Some(offered))?;
+            let after = closed()?;
+            rounds.push(CurvePoint { closed_per_second: Some((before + after) / 2.0), ..point });
+            before = after;
+        }
+        rounds.sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
+        Ok(rounds.swap_remove(ROUNDS_PAST_TOP / 2))
     }
 
     /// `offered`: part of the top, and requests a second; `None` for a closed loop.

@@ -30,7 +30,7 @@ pub struct CurvePoint {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
-    /// Of a closed loop just before, at the top and past it.
+    /// At the top and past it: the mean of a closed loop just before and one just after.
     pub closed_per_second: Option<f64>,
 }
 
@@ -39,6 +39,11 @@ impl CurvePoint {
     fn at_speed_of(&self, closed: f64) -> f64 {
         let speed = self.closed_per_second.filter(|now| *now > 0.0 && closed > 0.0).map_or(1.0, |now| now / closed);
         self.requests_per_second / speed
+    }
+
+    /// Good answers for one of the closed loops beside it; 0 without them.
+    pub(super) fn part_of_closed(&self) -> f64 {
+        self.closed_per_second.filter(|closed| *closed > 0.0).map_or(0.0, |closed| self.requests_per_second / closed)
     }
 
     /// The point as one line of JSON, without a line end.
@@ -152,7 +157,7 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
         )
         .expect("a String takes all");
     }
-    text += "closed/s: of a closed loop just before; how much of the top is kept is told as if the machine had been equally fast all the time\n";
+    text += "closed/s: of closed loops just before and after; how much of the top is kept is told as if the machine had been equally fast all the time\n";
     if points.iter().any(|point| point.load_shares_cores) {
         text += "* the load had no core of its own: compare these with each other only; they fail nothing\n";
     }
