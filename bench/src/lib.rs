@@ -27,3 +27,4 @@ pub mod state;
 pub mod steer;
 pub mod suite;
 pub mod sync;
+pub mod train;

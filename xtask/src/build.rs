@@ -8,10 +8,10 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::paths;
 use crate::process::{cargo, cross_cargo, run_quiet, say, step};
 use crate::setup::{self, Tools};
 use crate::toolchain::{GuestToolchain, KernelToolchain};
+use crate::{paths, pgo};
 
 /// Bytes of a guest's stack: small, so that a fork touches few pages. The linker's default is 1 MiB. Not whole pages of 4 KiB: the stack grows down
 /// from here and the data begins here, so most guests use both within one page.
@@ -204,6 +204,7 @@ pub fn host_build(release: bool, program: &str) -> Command {
     command.args(["build", "--workspace", "--bin", program]).env("XFAAS_EBPF_OBJECT", paths::ebpf_object());
     if release {
         command.arg("--release");
+        pgo::guide(&mut command);
     }
     command
 }

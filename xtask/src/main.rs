@@ -6,6 +6,7 @@ mod build;
 mod packages;
 mod paths;
 mod peers;
+mod pgo;
 mod process;
 mod rights;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Builds with optimisations and records a node under load with perf: flame graphs of the run and of its slowest requests.
     Profile(bench::ProfileArguments),
+    /// Records which ways requests take, for optimised builds: after changes to the path of a request. Minutes.
+    Pgo(pgo::Arguments),
     /// Checks the house rules that a program can check, and lists every finding as file:line.
     Tidy(tidy::Arguments),
     /// Waits until the admin port answers that xfaas is ready. Started by `run` inside the server's namespace.
@@ -66,6 +69,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Profile(arguments) => bench::profile(arguments),
+        Command::Pgo(arguments) => pgo::command(&arguments),
         Command::Tidy(arguments) => tidy::command(&arguments),
         Command::AwaitReady(arguments) => run::await_ready(&arguments),
     }

@@ -14,6 +14,7 @@ const DEBIAN_RUST_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core";
 pub const BPF_LINKER_VERSION: &str = "0.13";
 /// Versions of clang and wasm-ld that are looked for, the tested one first.
 const CLANG_VERSIONS: [&str; 6] = ["-22", "-23", "-21", "-20", "-19", ""];
+const PROFILE_MERGER: &str = "llvm-profdata";
 
 /// The compiler of the kernel programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +87,21 @@ fn nightly_has_sources() -> bool {
 
 /// Whether the toolchain that builds the dataplane has this target's library.
 fn target_is_installed(target: &str) -> bool {
-    stdout_of(Command::new("rustc").current_dir(paths::root()).env_remove("RUSTC").args(["--print", "sysroot"]))
-        .is_some_and(|root| Path::new(&root).join("lib/rustlib").join(target).join("lib").is_dir())
+    target_folders().iter().any(|folder| folder.ends_with(target) && folder.join("lib").is_dir())
+}
+
+/// The folders of all targets that the toolchain that builds the dataplane has.
+fn target_folders() -> Vec<PathBuf> {
+    let root = stdout_of(Command::new("rustc").current_dir(paths::root()).env_remove("RUSTC").args(["--print", "sysroot"]));
+    let entries = root.and_then(|root| std::fs::read_dir(Path::new(&root).join("lib/rustlib")).ok());
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// The program that merges what programs recorded for `pgo`: the toolchain's own, else one of an LLVM that reads its records.
+pub fn profile_merger() -> Option<PathBuf> {
+    let own = target_folders().into_iter().map(|folder| folder.join("bin").join(PROFILE_MERGER)).find(|program| program.is_file());
+    let versioned = || CLANG_VERSIONS.iter().filter(|version| !version.is_empty()).map(|version| format!("{PROFILE_MERGER}{version}"));
+    own.or_else(|| versioned().find_map(|name| paths::find_program(&name)))
 }
 
 /// The major version of the LLVM that this compiler emits bitcode for: bpf-linker must be built with the same.

@@ -87,6 +87,18 @@ impl NodePlace {
         Contained::start(program, cpu, interrupt)
     }
 
+    /// Starts a container of this node on `cpu`, where its shards share the node's CPU, and waits until its functions run there.
+    /// It asks for everything by RPC, as one on another machine must. Only while the node runs.
+    pub fn start_container(&self, cpu: u16, interrupt: &Interrupt) -> Result<Server, ServerError> {
+        let [http, admin] = free_addresses()?;
+        let folder = directory("container")?;
+        let mut command = Command::new(&self.binary);
+        command.args(["container", "--no-map", "--join", &self.rpc.to_string(), "--listen", &http.to_string()]);
+        command.args(["--admin", &admin.to_string(), "--cpus", &cpu.to_string(), "--state-dir"]).arg(folder.path());
+        let is_ready = |_| fetch(admin, b"GET /readyz HTTP/1.1\r\nhost: xfaas\r\n\r\n").is_ok_and(|fetched| fetched.status == 200);
+        Server::start("xfaas container", &mut command, http, folder, interrupt, is_ready)
+    }
+
     /// Where `/metrics` is.
     pub fn admin(&self) -> SocketAddr {
         self.admin
