@@ -20,9 +20,15 @@ const SEPARATOR: &str = "\u{1f}";
 /// Records which ways requests take, under every kind of load, and writes xfaas-dataplane/xfaas.profdata, which optimised builds use.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Seconds of each kind of load.
-    #[arg(long, default_value = "1")]
-    seconds: String,
+    /// Seconds of each kind of load, 0.1 to 600.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+}
+
+/// Asked before anything is built. The bounds are those of the program that loads.
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|seconds| (0.1..=600.0).contains(seconds));
+    number.ok_or_else(|| "give a number of seconds in 0.1..=600".to_owned())
 }
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
@@ -36,7 +42,7 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         fs::remove_dir_all(&records).with_context(|| format!("empty {}", records.display()))?;
     }
     let mut train = Command::new(paths::host_program("train", true));
-    train.args(["--seconds", &arguments.seconds]).env("XFAAS_BIN", recording).env("XFAAS_GUESTS", paths::guests());
+    train.args(["--seconds", &arguments.seconds.to_string()]).env("XFAAS_BIN", recording).env("XFAAS_GUESTS", paths::guests());
     run_shown(train.env("LLVM_PROFILE_FILE", records.join("%p.profraw")))?;
     let written = step("merge what was recorded", || merge(&merger, &records))?;
     say(&format!("{}: {} KiB; commit it, and the next optimised build uses it", profile().display(), written.div_ceil(1_024)));
