@@ -52,8 +52,10 @@ impl Unit {
     fn tolerance(self, name: &str) -> (f64, f64) {
         match self {
             Unit::Instructions => (0.05, 2.0),
-            // Where the linker puts functions and the kernel puts pages decides which lines share a set.
-            Unit::CodeMisses | Unit::DataMisses => (0.5, 20.0),
+            // Where the linker puts functions and the kernel puts pages decides which lines share a set: one more module elsewhere, not one
+            // instruction more on the way, and 31 lines more of 512 were missed.
+            Unit::CodeMisses => (0.5, 64.0),
+            Unit::DataMisses => (0.5, 20.0),
             // How many requests a turn gathers depends on the client and on what else the machine does: 0.03 to 0.1 with 32 connections.
             Unit::Enters => (0.15, 0.1),
             // So with answers to datagrams: those that a turn gathers leave in one.
