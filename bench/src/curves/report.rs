@@ -35,10 +35,10 @@ pub struct CurvePoint {
 }
 
 impl CurvePoint {
-    /// Good answers a second on a machine that is as fast as it was for the first closed loop, which gave `closed`.
-    fn at_speed_of(&self, closed: f64) -> f64 {
+    /// What is asked and answered a second on a machine that is as fast as it was for the first closed loop, which gave `closed`.
+    fn at_speed_of(&self, closed: f64) -> (f64, f64) {
         let speed = self.closed_per_second.filter(|now| *now > 0.0 && closed > 0.0).map_or(1.0, |now| now / closed);
-        self.requests_per_second / speed
+        (self.offered_per_second.unwrap_or(f64::INFINITY) / speed, self.requests_per_second / speed)
     }
 
     /// Good answers for one of the closed loops beside it; 0 without them.
@@ -80,11 +80,12 @@ impl CurveVerdict {
     /// Of one curve; `None` if nothing was offered past its top, since then it cannot be judged.
     pub fn of(curve: &[CurvePoint]) -> Option<CurveVerdict> {
         let first = curve.first()?;
-        let open = || curve.iter().filter(|point| point.offered_per_second.is_some());
-        let good = |point: &CurvePoint| point.at_speed_of(first.requests_per_second);
-        let top = open().map(good).fold(0.0, f64::max);
-        let past = open().filter(|point| point.offered_per_second.is_some_and(|offered| offered > top * 1.05));
-        let least = past.map(good).min_by(f64::total_cmp)?;
+        let open = curve.iter().filter(|point| point.offered_per_second.is_some());
+        let open: Vec<(f64, f64)> = open.map(|point| point.at_speed_of(first.requests_per_second)).collect();
+        let top = open.iter().map(|(_, good)| *good).fold(0.0, f64::max);
+        // What a machine that has become faster is offered at `1.0` is no longer all that it takes.
+        let past = open.iter().filter(|(offered, _)| *offered > top * 1.05);
+        let least = past.map(|(_, good)| *good).min_by(f64::total_cmp)?;
         let kept_share = if top > 0.0 { (least / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
         let only_503 = curve.iter().all(|point| point.other_statuses == 0);
         Some(CurveVerdict {
@@ -217,6 +218,12 @@ mod tests {
         let mut faster = curve(1_000.0);
         faster[3].closed_per_second = Some(1_200.0);
         assert!(!CurveVerdict::of(&faster).unwrap().holds);
+        // And what was past the top of the slow machine is not past that of the fast one.
+        let mut faster = curve(1_300.0);
+        faster[2] = point("off", Some(1_100.0), 1_100.0, 300.0);
+        faster[2..].iter_mut().for_each(|point| point.closed_per_second = Some(1_300.0));
+        let faster = CurveVerdict::of(&faster).unwrap();
+        assert!(faster.holds && faster.kept_share == 1.0, "{faster:?}");
     }
 
     #[test]
