@@ -319,7 +319,7 @@ impl Tail {
             return;
         }
         let stages = &call.stages;
-        let whole_ns = stages.left_ns.saturating_sub(stages.entered_ns);
+        let parked_ns = stages.left_ns.saturating_sub(stages.entered_ns).saturating_sub(stages.guest_ns);
         let entry = TailEntry {
             handed_ns: stages.handed_ns,
             function: call.function,
@@ -334,8 +334,9 @@ impl Tail {
             decode_ns: stages.decoded_ns.saturating_sub(stages.begun_ns),
             worker_ns: stages.entered_ns.saturating_sub(stages.decoded_ns),
             guest_ns: stages.guest_ns,
-            parked_ns: whole_ns.saturating_sub(stages.guest_ns),
-            lock_ns: call.waited_ns,
+            parked_ns,
+            // A wait is counted from the turn's time, which is that of before the slice in which the guest asked for the lock.
+            lock_ns: call.waited_ns.min(parked_ns),
             send_ns: 0,
             // A datagram that was forwarded ends on another core than it came to, which did other work.
             other: if stages.core == core.0 { self.work.since(&stages.work_before) } else { CoreWork::default() },
