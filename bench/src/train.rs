@@ -86,7 +86,7 @@ impl Training<'_> {
         Ok(count)
     }
 
-    /// `function`: as `MixFunction` is read.
+    /// `functions`: each as `MixFunction` is read.
     fn lesson(&self, what: &'static str, address: SocketAddr, transport: Transport, functions: &[&str]) -> Lesson {
         let mut spec = LoadSpec::new(address, transport, String::new());
         spec.functions = functions.iter().map(|function| function.parse().expect("a function of the table above")).collect();
