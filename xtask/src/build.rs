@@ -200,11 +200,19 @@ pub fn dataplane(release: bool) -> Result<PathBuf> {
 /// Builds one program of the host's crates. For the whole workspace, so that dependencies get the same features in every build and are
 /// compiled once.
 pub fn host_build(release: bool, program: &str) -> Command {
+    let mut command = unguided_build(release, program);
+    if release {
+        pgo::guide(&mut command);
+    }
+    command
+}
+
+/// The same as if no record of a node's ways was there.
+pub fn unguided_build(release: bool, program: &str) -> Command {
     let mut command = cargo(&paths::root());
     command.args(["build", "--workspace", "--bin", program]).env("XFAAS_EBPF_OBJECT", paths::ebpf_object());
     if release {
         command.arg("--release");
-        pgo::guide(&mut command);
     }
     command
 }

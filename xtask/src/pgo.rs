@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{cargo, run_quiet, run_shown, say, step};
+use crate::process::{run_quiet, run_shown, say, step};
 use crate::{build, packages, paths, setup, toolchain};
 
 /// Reads what rustc's programs of LLVM 22 record, and writes what that and later ones read.
@@ -68,9 +68,8 @@ pub fn guide(build: &mut Command) {
 /// Builds the node that records. Output: the program.
 fn recording_node() -> Result<PathBuf> {
     let folder = paths::target("pgo");
-    let mut command = cargo(&paths::root());
-    // As `build::host_build` does it: only functions of the same packages with the same features are recognised.
-    command.args(["build", "--workspace", "--bin", "xfaas", "--release"]).env("XFAAS_EBPF_OBJECT", paths::ebpf_object());
+    // As it is built for use: only functions of the same packages with the same features are recognised.
+    let mut command = build::unguided_build(true, "xfaas");
     command.env("CARGO_TARGET_DIR", &folder);
     // Build scripts record too, what nobody looks at.
     add_flags(&mut command, &[format!("-Cprofile-generate={}", folder.join("of-builds").display())]);

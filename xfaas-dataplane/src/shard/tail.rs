@@ -335,7 +335,7 @@ impl Tail {
             worker_ns: stages.entered_ns.saturating_sub(stages.decoded_ns),
             guest_ns: stages.guest_ns,
             parked_ns,
-            // A wait is counted from the turn's time, which is that of before the slice in which the guest asked for the lock.
+            // A wait is told by the kernel's clock, stages by the counter that stands in for it within a turn: they differ by a little.
             lock_ns: call.waited_ns.min(parked_ns),
             send_ns: 0,
             // A datagram that was forwarded ends on another core than it came to, which did other work.
