@@ -7,7 +7,7 @@ use xfaas_common::ids::SessionId;
 use xfaas_common::map_layout::{FlowKey, HeaderPattern, SESSION_HEADER_DEFAULT};
 use xfaas_ebpf::frames::{Envelope, TAG_8021Q};
 use xfaas_ebpf::head::find_session;
-use xfaas_ebpf::parse::{Handler, Other, Packet, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, Other, Packet, Place, Ports, Segment, datagram_session, parse};
 use xfaas_ebpf::session::SessionWords;
 
 const PORTS: Ports = Ports { udp: 8_080, tcp: 8_080 };
@@ -20,7 +20,9 @@ struct Check {
 impl Handler for Check {
     type Output = Option<SessionId>;
 
-    fn datagram(self, _flow: &FlowKey, session: &SessionWords) -> Option<SessionId> {
+    fn datagram(self, _flow: &FlowKey, place: Place, session: &SessionWords) -> Option<SessionId> {
+        assert!(14 <= place.network && place.network + 20 <= place.transport);
+        assert!((place.transport + 40 + session.length) as usize <= self.frame_bytes);
         Some(id(session))
     }
 

@@ -7,7 +7,8 @@ use crate::drop_reason::DropReason;
 use crate::hash::{HASH_KEYS, HashKeys, session_hash};
 use crate::limits::{CORES_MAX, SLOT_BITS};
 use crate::map_layout::{
-    CPUS_ENTRIES, FlowKey, HeaderPattern, PINS_ENTRIES, PinKey, SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
+    CPUS_ENTRIES, FlowKey, HeaderPattern, INFLOW_ADMITTED, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, PINS_ENTRIES, PinKey,
+    SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
 };
 use crate::wire::{HEADER_BYTES, KIND_INVOKE, SESSION_LEN_OFFSET, VERSION};
 
@@ -29,6 +30,10 @@ pub const LAYOUT_TAG: u64 = {
         offset_of!(SteerConfig, pins) as u64,
         offset_of!(SteerConfig, stamps) as u64,
         STAMPS_ENTRIES as u64,
+        INFLOW_WORDS as u64,
+        INFLOW_ADMITTED as u64,
+        INFLOW_TAKEN as u64,
+        INFLOW_LIMIT as u64,
         offset_of!(SteerConfig, header) as u64,
         offset_of!(SteerConfig, cpu_of_core) as u64,
         offset_of!(SteerConfig, core_of_cpu) as u64,

@@ -16,6 +16,7 @@ pub const MAP_COUNTERS: &str = "COUNTERS";
 pub const MAP_EVENTS: &str = "EVENTS";
 pub const MAP_HEADS: &str = "HEADS";
 pub const MAP_STAMPS: &str = "STAMPS";
+pub const MAP_INFLOWS: &str = "INFLOWS";
 
 pub const PROGRAM_XDP: &str = "xfaas_xdp";
 pub const PROGRAM_TC: &str = "xfaas_tc";
@@ -132,6 +133,28 @@ pub struct SteerConfig {
 }
 const _: () = assert!(size_of::<SteerConfig>() == 24 + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
 
+/// Entry `i` of `INFLOWS`: how full the queue of datagrams of core `i` is, from XDP to the shard. User space maps it; each side writes a cache
+/// line of its own.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inflow {
+    /// Datagrams that XDP let in since it was loaded.
+    pub admitted: u64,
+    pad: [u64; 7],
+    /// Of these, how many the shard has taken. Some are lost between, so that the shard catches up when its socket is empty.
+    pub taken: u64,
+    /// How many may be on their way; 0: any number.
+    pub limit: u64,
+    rest: [u64; 6],
+}
+const _: () = assert!(size_of::<Inflow>() == 8 * INFLOW_WORDS);
+pub const INFLOWS_ENTRIES: u32 = CORES_MAX as u32;
+/// An entry in words of eight bytes, and which of them is which.
+pub const INFLOW_WORDS: usize = 16;
+pub const INFLOW_ADMITTED: usize = core::mem::offset_of!(Inflow, admitted) / 8;
+pub const INFLOW_TAKEN: usize = core::mem::offset_of!(Inflow, taken) / 8;
+pub const INFLOW_LIMIT: usize = core::mem::offset_of!(Inflow, limit) / 8;
+
 /// A TCP 4-tuple, addresses in network order, IPv4 as ::ffff:a.b.c.d; ports in network order. No padding; aligned for whole-word access.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,10 +232,14 @@ pub enum Verdict {
     Inconsistent = 13,
     /// A TCP segment of a known flow whose owner sits on another CPU, at a hook that cannot move it: passed.
     Unmoved = 14,
+    /// A datagram for a core whose queue is full, which the program answered.
+    Shed = 15,
+    /// The same, where it could not: it went to many hosts, or the frame has no room for the answer.
+    ShedSilently = 16,
 }
 
 impl Verdict {
-    pub const ALL: [Verdict; 15] = [
+    pub const ALL: [Verdict; 17] = [
         Verdict::Foreign,
         Verdict::UdpRedirected,
         Verdict::UdpLocal,
@@ -228,6 +255,8 @@ impl Verdict {
         Verdict::Fragment,
         Verdict::Inconsistent,
         Verdict::Unmoved,
+        Verdict::Shed,
+        Verdict::ShedSilently,
     ];
 
     /// The `verdict` label in `/metrics`.
@@ -248,6 +277,8 @@ impl Verdict {
             Verdict::Fragment => "fragment",
             Verdict::Inconsistent => "inconsistent",
             Verdict::Unmoved => "unmoved",
+            Verdict::Shed => "shed",
+            Verdict::ShedSilently => "shed_silently",
         }
     }
 }

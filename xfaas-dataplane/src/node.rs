@@ -30,6 +30,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use xfaas_common::ids::CoreIndex;
 
 /// A worker idle for so long is dropped.
 const KEEP_WARM_S: u64 = 60;
@@ -134,8 +135,11 @@ impl Node {
         })?);
         tracing::info!("steering: {}", steering.explain());
         let sockets = tcp.into_iter().zip(udp).zip(rpc);
-        let plan = |(&cpu, ((tcp, udp), rpc))| ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows: steering.flow_table(), container: None };
-        let plans = config.cpus.iter().zip(sockets).map(plan);
+        let plan = |(core, (&cpu, ((tcp, udp), rpc)))| {
+            let (flows, gate) = (steering.flow_table(), steering.gate(CoreIndex(core as u16)));
+            ShardPlan { cpu, tcp, udp, rpc: Some(rpc), flows, gate, container: None }
+        };
+        let plans = config.cpus.iter().zip(sockets).enumerate().map(plan);
         let regions = region_door(config, &region_directory);
         let token_key = keys::load_or_create_token_key(&config.state_dir)?;
         let mut options =

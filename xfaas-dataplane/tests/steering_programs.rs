@@ -3,11 +3,15 @@
 
 mod steering_lab;
 
+use std::os::fd::AsFd;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::{CoreIndex, SessionId};
 use xfaas_common::map_layout::{FlowKey, Verdict};
-use xfaas_dataplane::steering::{SteerBench, SteerBenchOptions, SteerProgram};
-use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request};
+use xfaas_dataplane::steering::{Gate, SteerBench, SteerBenchOptions, SteerProgram};
+use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request, turned_back};
+use xfaas_ebpf::parse::Place;
 
 use crate::steering_lab::{PORT, hash_keys, object, owner, slot, slot_to_core};
 
@@ -414,4 +418,76 @@ fn an_object_of_another_build_is_refused_before_it_is_loaded() {
     other[at] ^= 1;
     assert!(refusal(&other).contains("another build"), "{}", refusal(&other));
     assert!(refusal(b"not an object file").contains("no object file"));
+}
+
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    assert!(std::process::Command::new(words.next().unwrap()).args(words).status().unwrap().success(), "{command}");
+}
+
+/// In a network of its own nothing is forwarded, whatever this host does: XDP answers for none but its own host.
+fn in_a_network_of_its_own(work: impl FnOnce() + Send) {
+    let name = format!("xfsp-{}", std::process::id());
+    let ip = |verb| std::process::Command::new("ip").args(["netns", verb, &name]).status().unwrap();
+    assert!(ip("add").success());
+    let done = std::thread::scope(|scope| {
+        let enter_and_work = || {
+            let namespace = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work();
+        };
+        scope.spawn(enter_and_work).join()
+    });
+    assert!(ip("del").success());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn a_datagram_for_a_full_queue_is_answered_from_its_own_frame() {
+    in_a_network_of_its_own(|| {
+        let mut lab = Lab::new();
+        let gate = lab.bench.gate(CoreIndex(0)).unwrap();
+        gate.set_limit(1);
+        for (turn, envelope) in envelopes().iter().enumerate() {
+            for (length, payload) in [(1, vec![]), (33, vec![7; 9]), (64, vec![7; 1_200])] {
+                let frame = envelope.udp(&request(&session_of(0, length), &payload));
+                let place = Place {
+                    network: envelope.network_offset() as u32,
+                    transport: envelope.transport_offset() as u32,
+                    is_v6: envelope.is_v6,
+                };
+                assert_eq!(lab.bench.run_through(&frame).unwrap(), (XDP_PASS, frame.clone()), "{turn}: there is room for one");
+                let shed = lab.verdict(Verdict::Shed);
+                assert_eq!(
+                    lab.bench.run_through(&frame).unwrap(),
+                    (XDP_REDIRECT, turned_back(&frame, &place)),
+                    "{turn}: for two there is none"
+                );
+                assert_eq!(lab.verdict(Verdict::Shed), shed + 1);
+                assert_eq!(lab.xdp(&envelope.udp(&request(&session_of(1, length), b""))), XDP_REDIRECT, "the other core has no limit");
+                gate.set_taken(gate.admitted());
+            }
+        }
+        gate.set_limit(Gate::CLOSED);
+        let mut frame = Envelope::to_port(PORT).udp(&request(&session_of(0, 5), b""));
+        assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "nothing is let in though nothing waits");
+        gate.set_taken(gate.admitted() + 100);
+        assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "nor when what was given up as lost has come");
+        frame[0] |= 1;
+        assert_eq!(lab.xdp(&frame), XDP_DROP, "sent to many, answered to nobody");
+        assert_eq!(lab.verdict(Verdict::ShedSilently), 1);
+        frame[0] ^= 1;
+        let passed = lab.verdict(Verdict::UdpLocal);
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        run("ip link set lo up");
+        run("ip route add 10.0.0.0/24 dev lo");
+        assert_eq!(lab.xdp(&frame), XDP_PASS, "what is passed on to another host is not ours to answer");
+        assert_eq!(lab.verdict(Verdict::UdpLocal), passed + 1);
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
+        gate.set_limit(1);
+        assert_eq!(lab.xdp(&frame), XDP_PASS, "fewer than none are on their way");
+        assert_eq!(lab.tc(&frame), TC_ACT_OK);
+    });
 }

@@ -129,6 +129,7 @@ impl Node {
             udp: udp_socket(address).unwrap(),
             rpc: None,
             flows: None,
+            gate: None,
             container: None,
         };
         let placement = Arc::new(WatchingPlacement { inner: LocalPlacement::new(shards), marked: AtomicBool::new(false) });

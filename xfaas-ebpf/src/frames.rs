@@ -5,7 +5,11 @@ use alloc::vec::Vec;
 
 use network_types::ip::IpProto;
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::wire::{Header, KIND_INVOKE};
+use xfaas_common::wire::{Header, KIND_INVOKE, SESSION_LEN_OFFSET};
+
+use crate::parse::Place;
+use crate::refusal;
+use crate::session::SessionWords;
 
 /// FIN, SYN, RST, PSH and ACK of a TCP header, RFC 9293 section 3.1.
 pub const TCP_FIN: u8 = 0x01;
@@ -156,6 +160,43 @@ fn sum(bytes: &[u8]) -> u32 {
 fn folded(sum: u32) -> u16 {
     let once = (sum & 0xFFFF) + (sum >> 16);
     ((once & 0xFFFF) + (once >> 16)) as u16
+}
+
+/// The frame with which the kernel program answers this one when there is no room for it. Input: where its headers lie.
+///
+/// # Panics
+/// When they do not lie there.
+pub fn turned_back(frame: &[u8], place: &Place) -> Vec<u8> {
+    let (network, transport) = (place.network as usize, place.transport as usize);
+    let words32 = |at: usize| u32::from_ne_bytes(*frame[at..].first_chunk().expect("within the frame"));
+    let words64 = |at: usize| u64::from_ne_bytes(*frame[at..].first_chunk().expect("within the frame"));
+    let mut headers: refusal::Headers = core::array::from_fn(|i| words64(transport + 8 * i));
+    let mut session = SessionWords { words: [0; 8], length: u32::from(frame[transport + 8 + SESSION_LEN_OFFSET]) };
+    let id = &frame[transport + 40..][..session.length as usize];
+    for (word, bytes) in session.words.iter_mut().zip(id.chunks(8)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+    let bytes = refusal::answer_bytes(session.length) as u16;
+    let mut addresses: refusal::Addresses = core::array::from_fn(|i| words32(4 * i));
+    refusal::turn_addresses(&mut addresses);
+    refusal::turn_headers(&mut headers, bytes);
+    let mut answer: Vec<u8> = addresses.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    answer.extend(&frame[12..network]);
+    if place.is_v6 {
+        let mut header: refusal::Ipv6 = core::array::from_fn(|i| words64(network + 8 * i));
+        refusal::turn_ipv6(&mut header, bytes);
+        refusal::sum_headers(&mut headers, &header, &session);
+        answer.extend(header.iter().flat_map(|word| word.to_ne_bytes()));
+    } else {
+        let mut header: refusal::Ipv4 = core::array::from_fn(|i| words32(network + 4 * i));
+        refusal::turn_ipv4(&mut header, (transport - network) as u16 + bytes);
+        answer.extend(header.iter().flat_map(|word| word.to_ne_bytes()));
+        answer.extend(&frame[network + 20..transport]);
+    }
+    answer.extend(headers.iter().flat_map(|word| word.to_ne_bytes()));
+    answer.extend(id);
+    answer.extend(refusal::CODE);
+    answer
 }
 
 /// A request datagram's payload.

@@ -10,4 +10,5 @@ extern crate alloc;
 pub mod frames;
 pub mod head;
 pub mod parse;
+pub mod refusal;
 pub mod session;

@@ -1,8 +1,9 @@
 //! Entry points of the kernel programs. Each reads its packet once, asks `steer` and lets `redirect` act.
 //! Whatever goes wrong, the packet passes to the stack: steering only chooses where, user space decides what.
 //! On the host this is only checked (`cargo clippy --features programs`): the programs are built for `bpfel-unknown-none`.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod answer;
 mod maps;
 mod redirect;
 mod steer;
@@ -13,7 +14,7 @@ use aya_ebpf::programs::{SkReuseportContext, TcContext, XdpContext};
 use xfaas_common::map_layout::{FlowKey, SteerConfig};
 #[cfg(feature = "log")]
 use xfaas_ebpf::parse::Other;
-use xfaas_ebpf::parse::{Handler, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, Place, Ports, Segment, datagram_session, parse};
 use xfaas_ebpf::session::{Fault, SessionWords, request_session};
 
 /// Bytes that hold every header and a session ID: Ethernet, two VLAN tags, IPv4 with all options, UDP, ours, 64 bytes of ID.
@@ -44,9 +45,15 @@ impl Handler for Xdp<'_> {
     type Output = u32;
 
     #[inline(always)]
-    fn datagram(self, _flow: &FlowKey, session: &SessionWords) -> u32 {
+    fn datagram(self, _flow: &FlowKey, place: Place, session: &SessionWords) -> u32 {
+        let decision = steer::datagram(self.config, session);
+        if !steer::admit(&decision) && answer::is_for_this_host(self.ctx.ctx, &place) {
+            let action = answer::overloaded(self.ctx.ctx, &place, session);
+            redirect::count_shed(self.config, action);
+            return action;
+        }
         steer::stamp_datagram(self.config, session);
-        redirect::xdp(self.config, steer::datagram(self.config, session))
+        redirect::xdp(self.config, decision)
     }
 
     #[inline(always)]
@@ -82,7 +89,7 @@ impl Handler for Tc<'_> {
     type Output = i32;
 
     #[inline(always)]
-    fn datagram(self, flow: &FlowKey, session: &SessionWords) -> i32 {
+    fn datagram(self, flow: &FlowKey, _place: Place, session: &SessionWords) -> i32 {
         steer::stamp_datagram(self.config, session);
         redirect::tc(self.config, steer::datagram(self.config, session), self.ctx, Some(flow))
     }

@@ -3,10 +3,10 @@
 use core::ptr::from_ref;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{bpf_fib_lookup as bpf_fib_lookup_params, bpf_sock, bpf_sock_tuple, xdp_md};
 use aya_ebpf::helpers::{
-    bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_sk_assign, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
-    bpf_xdp_load_bytes,
+    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_redirect, bpf_sk_assign, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skb_load_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, CpuMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf};
@@ -16,8 +16,8 @@ use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::SlotIndex;
 use xfaas_common::layout_tag::LAYOUT_TAG;
 use xfaas_common::map_layout::{
-    COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES,
-    STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
+    COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, INFLOW_ADMITTED, INFLOW_LIMIT, INFLOW_TAKEN, INFLOWS_ENTRIES,
+    Inflow, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
 };
 use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
 use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Packet, Segment, opaque_zero};
@@ -51,6 +51,8 @@ static HEADS: PerCpuArray<HeadBytes> = PerCpuArray::with_max_entries(1, 0);
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 static STAMPS: Array<u64> = Array::with_max_entries(STAMPS_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static INFLOWS: Array<Inflow> = Array::with_max_entries(INFLOWS_ENTRIES, BPF_F_MMAPABLE);
 
 // Several helpers are open to programs of this licence only; the project's own stays as its files say.
 #[unsafe(no_mangle)]
@@ -62,6 +64,12 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(link_section = "xfaas_layout")]
 static XFAAS_LAYOUT: [u8; 8] = LAYOUT_TAG.to_le_bytes();
 
+/// include/linux/socket.h.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// What `bpf_fib_lookup` answers (include/uapi/linux/bpf.h): the packet goes to this host, or this host passes nothing on.
+const NOT_FORWARDED: i64 = 4;
+const FORWARDING_DISABLED: i64 = 5;
 /// Every 1024th count leaves an event.
 const SAMPLE_MASK: u64 = 1_023;
 /// In `bpf_sk_lookup_udp`: look in the network namespace of the packet.
@@ -137,6 +145,39 @@ pub fn stamp(entry: u32) {
     let now_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: as in `pinned_core`: an element of the map, alive while the program runs, one aligned `u64`; whoever writes last is right.
     unsafe { stamp.write_volatile(now_ns) };
+}
+
+/// Counts a datagram into the queue of a core. Output: false when that is full: the datagram must not go there.
+/// Several CPUs may let in one more each than there is room for.
+#[inline(always)]
+pub fn let_in(core: u32) -> bool {
+    let Some(inflow) = INFLOWS.get_ptr_mut(core) else { return true };
+    let words = inflow.cast::<u64>();
+    // SAFETY: as in `pinned_core`: an element of the map, alive while the program runs, of which this is one aligned `u64`.
+    let limit = unsafe { words.wrapping_add(INFLOW_LIMIT).read_volatile() };
+    // SAFETY: as above.
+    let taken = unsafe { words.wrapping_add(INFLOW_TAKEN).read_volatile() };
+    // SAFETY: as above.
+    let admitted = unsafe { words.wrapping_add(INFLOW_ADMITTED).read_volatile() };
+    // Signed: what is lost on the way makes the queue look fuller than it is until the shard catches up; what comes after that, emptier.
+    if limit != 0 && admitted.wrapping_sub(taken) as i64 >= limit as i64 {
+        return false;
+    }
+    count_one(words.wrapping_add(INFLOW_ADMITTED));
+    true
+}
+
+/// One more, whoever else counts. The compiler has no atomic additions for this target; the kernel has the instruction.
+#[inline(always)]
+fn count_one(word: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    {
+        let one = 1_u64;
+        // SAFETY: `let_in` hands over an aligned word of an element of the map, alive while the program runs; no flag, no stack.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) one, options(nostack)) };
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _only_checked = word;
 }
 
 /// CPU number on which this program runs.
@@ -286,6 +327,101 @@ unsafe extern "C" fn turn_scan(_index: u64, scan: *mut Scan<'static>) -> i64 {
     // SAFETY: `bpf_loop` hands over the pointer that `scan_head` gave it, to a `Scan` on that function's stack, used by nobody else.
     let scan = unsafe { &mut *scan };
     if scan.step() { 0 } else { 1 }
+}
+
+/// A frame that XDP changes, by the kernel's copying helpers.
+pub struct Frame(*mut xdp_md);
+
+/// Addresses of the sender and of the receiver, as they lie in the packet; of IPv4 the first word of each.
+pub type Ends = [[u32; 4]; 2];
+
+/// What can be copied into and out of a frame: integers without gaps, for which all bytes are good.
+pub trait Words: Copy {}
+impl Words for u64 {}
+impl<const N: usize> Words for [u8; N] {}
+impl<const N: usize> Words for [u16; N] {}
+impl<const N: usize> Words for [u32; N] {}
+impl<const N: usize> Words for [u64; N] {}
+impl Words for Ends {}
+
+impl Frame {
+    /// Input: the context as the kernel gave it.
+    #[inline(always)]
+    pub fn of(ctx: *mut xdp_md) -> Frame {
+        Frame(ctx)
+    }
+
+    /// `None` when the frame ends before.
+    #[inline(always)]
+    pub fn load<T: Words>(&self, offset: u32, words: &mut T) -> Option<()> {
+        // SAFETY: the context is the kernel's; the helper writes the size of `T` to `words`, for which any bytes are good (`Words`).
+        let result = unsafe { bpf_xdp_load_bytes(self.0, offset, (&raw mut *words).cast(), size_of::<T>() as u32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    pub fn store<T: Words>(&self, offset: u32, words: &T) -> Option<()> {
+        // SAFETY: the context is the kernel's; the helper only reads the size of `T` from `words`, which has no gaps (`Words`).
+        let result = unsafe { bpf_xdp_store_bytes(self.0, offset, from_ref(words).cast_mut().cast(), size_of::<T>() as u32) };
+        (result == 0).then_some(())
+    }
+
+    /// Copies the size of `words` from one place of the frame to another.
+    #[inline(always)]
+    pub fn copy<T: Words>(&self, from: u32, to: u32, mut words: T) -> Option<()> {
+        self.load(from, &mut words)?;
+        self.store(to, &words)
+    }
+
+    #[inline(always)]
+    pub fn bytes(&self) -> u32 {
+        // SAFETY: the context is the kernel's; the helper reads a number of it.
+        unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+    }
+
+    /// Cuts bytes off the end.
+    #[inline(always)]
+    pub fn cut(&self, bytes: u32) -> Option<()> {
+        // SAFETY: the context is the kernel's. Pointers into the packet are void after it: who has a `Frame` uses none (the verifier looks).
+        let result = unsafe { bpf_xdp_adjust_tail(self.0, (bytes as i32).wrapping_neg()) };
+        (result == 0).then_some(())
+    }
+
+    /// Puts bytes before the beginning, where every driver leaves room; behind the end there may be none.
+    #[inline(always)]
+    pub fn prepend(&self, bytes: u32) -> Option<()> {
+        // SAFETY: as in `cut`.
+        let result = unsafe { bpf_xdp_adjust_head(self.0, (bytes as i32).wrapping_neg()) };
+        (result == 0).then_some(())
+    }
+
+    /// Output: the action that sends it out where it came in. As a frame that is redirected: a veth takes such ones, and not those of
+    /// `XDP_TX`, from a peer whose other end has no program.
+    #[inline(always)]
+    pub fn send(&self) -> u32 {
+        // SAFETY: the helper takes two numbers and remembers them for the end of this program.
+        unsafe { bpf_redirect(self.interface(), 0) as u32 }
+    }
+
+    /// False when this host would pass a packet with these addresses on to another.
+    #[inline(always)]
+    pub fn is_for_this_host(&self, is_v6: bool, ends: &Ends) -> bool {
+        // SAFETY: integers and unions of integers: all zeros are a value of each.
+        let mut route: bpf_fib_lookup_params = unsafe { core::mem::zeroed() };
+        route.family = if is_v6 { AF_INET6 } else { AF_INET };
+        route.__bindgen_anon_3.ipv6_src = ends[0];
+        route.__bindgen_anon_4.ipv6_dst = ends[1];
+        route.ifindex = self.interface();
+        // SAFETY: the context is the kernel's; the helper reads and writes the structure on this stack, whose size it is told.
+        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut route, size_of::<bpf_fib_lookup_params>() as i32, 0) };
+        found == NOT_FORWARDED || found == FORWARDING_DISABLED
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the kernel's context, alive while the program runs; one aligned `u32` of it.
+        unsafe { (*self.0).ingress_ifindex }
+    }
 }
 
 /// Gives the packet to the group of sockets that listens for it; the group's own program then picks the owner's.

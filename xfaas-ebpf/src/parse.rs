@@ -42,7 +42,7 @@ pub trait Handler {
     type Output;
 
     /// A well-formed request datagram.
-    fn datagram(self, flow: &FlowKey, session: &SessionWords) -> Self::Output;
+    fn datagram(self, flow: &FlowKey, place: Place, session: &SessionWords) -> Self::Output;
 
     /// A TCP segment to our port.
     fn segment(self, flow: &FlowKey, segment: Segment) -> Self::Output;
@@ -71,6 +71,14 @@ pub struct Segment {
     pub payload_offset: u32,
     /// Bytes of payload, 0..=65,515.
     pub payload_bytes: u32,
+}
+
+/// Where a datagram's headers lie, in bytes from the frame's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub network: u32,
+    pub transport: u32,
+    pub is_v6: bool,
 }
 
 /// A frame, from its first byte of Ethernet (or of UDP, in `datagram_session`).
@@ -191,8 +199,10 @@ impl<const N: usize> Window<'_, N> {
 /// What the network layer says of the packet it carries.
 struct Network<'a> {
     transport: Cursor<'a>,
-    /// Of `transport`, in bytes from the frame's first.
+    /// Of the network header, and of `transport`, in bytes from the frame's first.
+    begin: u32,
     offset: u32,
+    is_v6: bool,
     protocol: u8,
     /// Bytes of the transport header and payload, as the network header says.
     bytes: u32,
@@ -270,7 +280,9 @@ fn ipv4(cursor: Cursor<'_>, offset: u32) -> Result<Network<'_>, Other> {
     const MAPPED: u64 = u32::from_le_bytes([0, 0, 0xFF, 0xFF]) as u64; // bytes 8..12 of ::ffff:a.b.c.d
     Ok(Network {
         transport: cursor.skip(header_bytes),
+        begin: offset,
         offset: offset + header_bytes,
+        is_v6: false,
         protocol,
         // An impossible length becomes 0, which no transport header fits.
         bytes: total_bytes.saturating_sub(header_bytes),
@@ -295,7 +307,9 @@ fn ipv6(cursor: Cursor<'_>, offset: u32) -> Result<Network<'_>, Other> {
     const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
     Ok(Network {
         transport,
+        begin: offset,
         offset: offset + Ipv6Hdr::LEN as u32,
+        is_v6: true,
         protocol,
         bytes: u32::from(u16::from_be(header.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>())),
         source: [header.u64::<SOURCE>(), header.u64::<{ SOURCE + 8 }>()],
@@ -333,7 +347,10 @@ fn udp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, port: u16, handle
     }
     let mut session = SessionWords::none();
     match request_session(&network.transport.skip(UdpHdr::LEN as u32), bytes - UdpHdr::LEN as u32, &mut session) {
-        Ok(()) => Ok(handler.datagram(&flow_key(network, header.u32::<{ offset_of!(UdpHdr, src) }>()), &session)),
+        Ok(()) => {
+            let place = Place { network: network.begin, transport: network.offset, is_v6: network.is_v6 };
+            Ok(handler.datagram(&flow_key(network, header.u32::<{ offset_of!(UdpHdr, src) }>()), place, &session))
+        }
         Err(Fault::Malformed(reason)) => Err(Other::Malformed(reason)),
         Err(Fault::Unreadable) => Err(Other::Inconsistent),
     }

@@ -43,6 +43,12 @@ pub fn xdp(config: &SteerConfig, decision: Decision) -> u32 {
     action
 }
 
+/// A datagram for which there was no room. Input: what became of it.
+#[inline(always)]
+pub fn count_shed(config: &SteerConfig, action: u32) {
+    maps::count(config, if action == xdp_action::XDP_REDIRECT { Verdict::Shed } else { Verdict::ShedSilently });
+}
+
 /// TC: a datagram gets its socket; a segment stays on its CPU, where the flow is only counted. `flow` is the packet's, if it is ours.
 #[inline(always)]
 pub fn tc(config: &SteerConfig, decision: Decision, ctx: &TcContext, flow: Option<&FlowKey>) -> i32 {

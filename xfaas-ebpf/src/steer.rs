@@ -70,6 +70,15 @@ pub fn datagram(config: &SteerConfig, session: &SessionWords) -> Decision {
     }
 }
 
+/// Counts a datagram into its owner's queue, if it has one. Output: false when that is full.
+#[inline(always)]
+pub fn admit(decision: &Decision) -> bool {
+    match decision {
+        Decision::Datagram { core } => maps::let_in(*core),
+        _ => true,
+    }
+}
+
 /// `find_session` looks for the session header in the segment's payload and says whether it is there; it is asked once at most.
 #[inline(always)]
 pub fn segment(config: &SteerConfig, flow: &FlowKey, segment: Segment, find_session: impl FnOnce(&mut SessionWords) -> bool) -> Decision {

@@ -9,7 +9,7 @@ use xfaas_common::map_layout::{FlowKey, HeaderPattern};
 use xfaas_common::wire::Header;
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, http_head, request};
 use xfaas_ebpf::head::find_session;
-use xfaas_ebpf::parse::{Handler, HeadBytes, Other, Packet, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, HeadBytes, Other, Packet, Place, Ports, Segment, datagram_session, parse};
 use xfaas_ebpf::session::{Fault, SessionWords, request_session};
 
 const PORTS: Ports = Ports { udp: 8_080, tcp: 8_081 };
@@ -26,7 +26,7 @@ struct Collect;
 impl Handler for Collect {
     type Output = Seen;
 
-    fn datagram(self, flow: &FlowKey, session: &SessionWords) -> Seen {
+    fn datagram(self, flow: &FlowKey, _place: Place, session: &SessionWords) -> Seen {
         Seen::Datagram(*flow, text(session))
     }
 

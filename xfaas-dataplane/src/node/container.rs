@@ -55,7 +55,7 @@ impl Container {
             let news = news.clone();
             // Full only if the linker is gone: then the process is ending.
             let on_lost: OnLost = Arc::new(move |shard, number| drop(news.try_send(LinkerNews::Lost { shard, number })));
-            ShardPlan { cpu, tcp, udp, rpc: None, flows: None, container: Some(on_lost) }
+            ShardPlan { cpu, tcp, udp, rpc: None, flows: None, gate: None, container: Some(on_lost) }
         });
         // No region is ever opened: the state is the primary's.
         let mut options = shard_options(&config.limits, config.cpus.len(), SESSION_HEADER_DEFAULT, config.state_dir.clone(), 0);

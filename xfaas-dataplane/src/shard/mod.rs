@@ -10,6 +10,7 @@ mod counters;
 mod datagram;
 mod hook;
 mod http;
+mod inflow;
 mod keeping;
 mod lifecycle;
 mod logging;

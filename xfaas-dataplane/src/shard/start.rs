@@ -7,7 +7,7 @@ use super::turn::{Shard, ShardParts};
 use crate::durable::Recovered;
 use crate::session::{ContainerPlacement, NodePlaces, PinBoard, PinView, Placement, Proxy, ProxyOptions, TokenKey};
 use crate::state::ShardState;
-use crate::steering::FlowTable;
+use crate::steering::{FlowTable, Gate};
 use crate::sys::affinity::{AffinityError, pin_to};
 use crate::sys::realtime::{self, Children, PRIORITY_SHARD, RealtimeError};
 use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions};
@@ -125,6 +125,7 @@ pub struct ShardPlan {
     /// Where containers connect; `None`: nowhere.
     pub rpc: Option<OwnedFd>,
     pub flows: Option<FlowTable>,
+    pub gate: Option<Gate>,
     /// This shard is one of a container: it owns no state and asks a primary, whose lost connections it tells here.
     pub container: Option<OnLost>,
 }
@@ -251,6 +252,7 @@ impl Seed {
             udp: self.plan.udp,
             rpc: self.plan.rpc,
             flows: self.plan.flows,
+            gate: self.plan.gate,
         });
         self.started.wait();
         shard.run()

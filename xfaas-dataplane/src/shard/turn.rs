@@ -4,6 +4,7 @@
 use super::answers::Answers;
 use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
+use super::inflow::Inflow;
 use super::lifecycle::{Lifecycle, Woken};
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
@@ -17,7 +18,7 @@ use super::tag::Operation;
 use super::tail::Tail;
 use crate::net::{ErrorCode, HttpLimits, http_date};
 use crate::session::{AliasTable, Finished, FreshIds, Outcome, PinView, Placement, Proxy};
-use crate::steering::FlowTable;
+use crate::steering::{FlowTable, Gate};
 use crate::sys::{Completion, Ring, RingError, clock};
 use crate::worker::{Call, Origin};
 use rustc_hash::FxHashMap;
@@ -78,6 +79,7 @@ pub struct Shard {
     pub(super) session_reads: SessionReads,
     pub(super) lifecycle: Lifecycle,
     pub(super) flows: Option<FlowTable>,
+    pub(super) inflow: Option<Inflow>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
@@ -123,17 +125,20 @@ pub(super) struct ShardParts {
     pub(super) udp: OwnedFd,
     pub(super) rpc: Option<OwnedFd>,
     pub(super) flows: Option<FlowTable>,
+    pub(super) gate: Option<Gate>,
 }
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Shard {
-        let ShardParts { core, options, ring, rings, proxy, placement, pins, container, post, view, door, tcp, udp, rpc, flows } = parts;
+        let ShardParts { core, options, ring, rings, proxy, placement, pins, container, post, view, door, tcp, udp, rpc, flows, gate } =
+            parts;
         let limits = HttpLimits { body_bytes_max: options.body_bytes_max, session_header: options.session_header.clone() };
         let now_ns = clock::monotonic_ns();
         let mut spare_buffers = Vec::with_capacity(SPARE_CALLS_MAX);
         spare_buffers.extend((0..SPARE_BUFFERS_AT_START).map(|_| Vec::with_capacity(SPARE_BUFFER_BYTES)));
         let replays = Replays::new(options.replay_bytes_max);
         let served_by = (0..rings.len()).map(|core| format!("x-xfaas-core: {core}\r\n").into_bytes()).collect();
+        let inflow = gate.map(|gate| Inflow::new(gate, udp.as_fd()));
         Shard {
             core,
             limits,
@@ -163,6 +168,7 @@ impl Shard {
             session_reads: SessionReads::default(),
             lifecycle: Lifecycle::default(),
             flows,
+            inflow,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
             answers: Answers::default(),
@@ -210,6 +216,9 @@ impl Shard {
         self.refresh_date();
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion);
+        }
+        if let Some(inflow) = &mut self.inflow {
+            inflow.end_turn(self.view.counters.datagrams.get(), self.now_ns);
         }
         self.take_mail();
         self.fire_timers();
@@ -266,7 +275,8 @@ impl Shard {
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();
         let rest = Duration::from_nanos(due_ns.saturating_sub(self.now_ns));
-        self.timer_wait().map_or(rest, |wait| wait.min(rest))
+        let looks = self.inflow.as_ref().and_then(Inflow::wait);
+        self.timer_wait().into_iter().chain(looks).fold(rest, Duration::min)
     }
 
     /// Between two slices of guests that do not end: the kernel's thread that brings steered packets on this CPU has its turn, or it would wait for

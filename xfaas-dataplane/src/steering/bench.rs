@@ -2,16 +2,20 @@
 
 use aya::{TestRun, TestRunAttrs, TestRunOptions};
 use xfaas_common::hash::HashKeys;
+use xfaas_common::ids::CoreIndex;
 use xfaas_common::map_layout::{PROGRAM_TC, PROGRAM_XDP};
 
 use super::error::SteeringError;
 use super::load::{self, Loaded, Plan};
-use super::maps::{Events, FlowTable, Pins, SteeringCounters};
+use super::maps::{Events, FlowTable, Gate, Pins, SteeringCounters};
 
 /// `struct xdp_md` of include/uapi/linux/bpf.h: six 32-bit numbers, of which the second and the fourth count here.
 const XDP_CONTEXT_BYTES: usize = 24;
 const XDP_DATA_END: usize = 4;
 const XDP_INTERFACE: usize = 12;
+
+/// An answer may be so much longer than its request.
+const FRAME_GROWS_MAX: usize = 64;
 
 /// What the programs are to know; see `SteeringOptions`.
 #[derive(Clone, Copy)]
@@ -71,6 +75,15 @@ impl SteerBench {
         Ok(SteerRun { action: result.return_value, ns_per_packet: result.duration.as_nanos() as u64 })
     }
 
+    /// Runs XDP on `frame` once. Output: the action, and the frame as the program left it.
+    pub fn run_through(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), SteeringError> {
+        let mut out = vec![0; frame.len() + FRAME_GROWS_MAX];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = load::xdp(&mut self.loaded.ebpf)?.test_run(options).map_err(SteeringError::program(PROGRAM_XDP))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
     /// Runs XDP on `frame` once as if it had come in on the interface with this index, and lets the kernel do what it decides: give it to
     /// the stack, drop it, or move it to another CPU. The frame fits in a page.
     pub fn deliver(&mut self, frame: &[u8], interface: u32) -> Result<(), SteeringError> {
@@ -93,6 +106,10 @@ impl SteerBench {
 
     pub fn flow_table(&self) -> Result<FlowTable, SteeringError> {
         self.loaded.maps.flow_table()
+    }
+
+    pub fn gate(&self, core: CoreIndex) -> Result<Gate, SteeringError> {
+        self.loaded.maps.gate(core)
     }
 
     pub fn pins(&self) -> Result<Pins, SteeringError> {

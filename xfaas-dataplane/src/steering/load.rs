@@ -8,17 +8,18 @@ use aya::programs::{SchedClassifier, SkReuseport, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use object::{Object, ObjectSection};
 use xfaas_common::hash::HashKeys;
+use xfaas_common::ids::CoreIndex;
 use xfaas_common::layout_tag::{LAYOUT_SECTION, LAYOUT_TAG};
 use xfaas_common::limits::{CORES_MAX, SLOTS};
 use xfaas_common::map_layout::{
-    CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS, MAP_FLOWS, MAP_KEYS,
-    MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP, PROGRAM_REUSEPORT_UDP, PROGRAM_TC,
-    PROGRAM_XDP, SteerConfig,
+    CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS, MAP_FLOWS, MAP_INFLOWS,
+    MAP_KEYS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP, PROGRAM_REUSEPORT_UDP,
+    PROGRAM_TC, PROGRAM_XDP, SteerConfig,
 };
 
 use super::delivery;
 use super::error::SteeringError;
-use super::maps::{Events, FlowTable, Pins, Stamps, SteeringCounters, duplicate};
+use super::maps::{Events, FlowTable, Gate, Pins, Stamps, SteeringCounters, duplicate};
 
 /// What the programs are to know.
 #[derive(Clone, Copy)]
@@ -51,6 +52,7 @@ pub(super) struct Maps {
     config: MapData,
     events: MapData,
     stamps: MapData,
+    inflows: MapData,
     // Never touched again, but the descriptors must stay open until the programs are loaded: their instructions name them.
     _keys: Array<MapData, HashKeys>,
     _cpus: CpuMap<MapData>,
@@ -59,6 +61,10 @@ pub(super) struct Maps {
 impl Maps {
     pub fn flow_table(&self) -> Result<FlowTable, SteeringError> {
         FlowTable::new(duplicate(&self.flows, MAP_FLOWS)?, Stamps::map(&self.stamps)?)
+    }
+
+    pub fn gate(&self, core: CoreIndex) -> Result<Gate, SteeringError> {
+        Gate::map(&self.inflows, core)
     }
 
     pub fn pins(&self) -> Result<Pins, SteeringError> {
@@ -161,6 +167,7 @@ fn fill(ebpf: &mut Ebpf, plan: &Plan<'_>) -> Result<Maps, SteeringError> {
         config,
         events: take(ebpf, MAP_EVENTS)?,
         stamps: take(ebpf, MAP_STAMPS)?,
+        inflows: take(ebpf, MAP_INFLOWS)?,
         _keys: keys,
         _cpus: cpus,
     })

@@ -3,14 +3,15 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
 use xfaas_common::map_layout::{
-    COUNTERS_ENTRIES, FlowKey, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, PinKey, STAMPS_ENTRIES,
-    SteerConfig, SteerEvent, Verdict, drop_counter, port_stamp, slot_stamp,
+    COUNTERS_ENTRIES, FlowKey, INFLOW_ADMITTED, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, INFLOWS_ENTRIES, Inflow, MAP_CONFIG,
+    MAP_COUNTERS, MAP_FLOWS, MAP_INFLOWS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, PinKey, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
+    drop_counter, port_stamp, slot_stamp,
 };
 
 use super::error::SteeringError;
@@ -86,6 +87,50 @@ impl Stamps {
 
     fn entry(&self, entry: u32) -> u64 {
         self.memory.words()[entry as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// The queue of datagrams from XDP to one shard, as both sides count it, in memory that they share. One handle a shard: it alone writes.
+#[derive(Debug)]
+pub struct Gate {
+    memory: SharedMemory,
+    first_word: usize,
+}
+
+impl Gate {
+    /// A limit: nothing is let in. The least of signed numbers, as which the programs read it: after what was given up as lost has come, fewer
+    /// than none seem to be on their way.
+    pub const CLOSED: u64 = 1 << 63;
+
+    pub(super) fn map(inflows: &MapData, core: CoreIndex) -> Result<Gate, SteeringError> {
+        let failed = |source| SteeringError::Duplicate { map: MAP_INFLOWS, source };
+        let file = File::from(inflows.fd().as_fd().try_clone_to_owned().map_err(failed)?);
+        let memory = SharedMemory::of_bytes(&file, INFLOWS_ENTRIES as usize * size_of::<Inflow>()).map_err(failed)?;
+        Ok(Gate::over(memory, core))
+    }
+
+    /// Input: memory laid out as the map, zero at first.
+    pub(crate) fn over(memory: SharedMemory, core: CoreIndex) -> Gate {
+        Gate { memory, first_word: core.index() * INFLOW_WORDS }
+    }
+
+    /// Datagrams that were let in since the programs were loaded.
+    pub fn admitted(&self) -> u64 {
+        self.word(INFLOW_ADMITTED).load(Ordering::Relaxed)
+    }
+
+    /// So many of them are no more on their way.
+    pub fn set_taken(&self, datagrams: u64) {
+        self.word(INFLOW_TAKEN).store(datagrams, Ordering::Relaxed);
+    }
+
+    /// So many may be on their way; 0: any number, as at the start.
+    pub fn set_limit(&self, datagrams: u64) {
+        self.word(INFLOW_LIMIT).store(datagrams, Ordering::Relaxed);
+    }
+
+    fn word(&self, word: usize) -> &AtomicU64 {
+        &self.memory.words()[self.first_word + word]
     }
 }
 

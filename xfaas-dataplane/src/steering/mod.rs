@@ -17,10 +17,11 @@ use std::sync::Mutex;
 
 use aya_log::EbpfLogger;
 use xfaas_common::hash::HashKeys;
+use xfaas_common::ids::CoreIndex;
 
 pub use self::bench::{SteerBench, SteerBenchOptions, SteerProgram, SteerRun};
 pub use self::error::SteeringError;
-pub use self::maps::{Events, FlowTable, Pins, Stamps, SteeringCounters};
+pub use self::maps::{Events, FlowTable, Gate, Pins, Stamps, SteeringCounters};
 pub use self::probe::{Probe, probe};
 
 use self::attach::{Attachment, TcHook};
@@ -141,6 +142,15 @@ impl Steering {
         }
         // A descriptor too many is the only way to fail; the shard then works as with steering off.
         self.maps.as_ref().and_then(|maps| maps.flow_table().ok())
+    }
+
+    /// The queue of datagrams from XDP to a shard; `None` in other modes, where they are not counted before the socket.
+    pub fn gate(&self, core: CoreIndex) -> Option<Gate> {
+        if !matches!(self.mode, ActiveMode::Xdp { .. }) {
+            return None;
+        }
+        // As for the table of flows: without it the queue is bounded by the socket alone.
+        self.maps.as_ref().and_then(|maps| maps.gate(core).ok())
     }
 
     /// The handle for moving sessions and slots; `None` when steering is off.

@@ -110,6 +110,11 @@ impl SharedMemory {
         Ok(SharedMemory { map: MmapOptions::new().len(bytes).map_raw_read_only(file)? })
     }
 
+    /// The same for reading and writing.
+    pub fn of_bytes(file: &File, bytes: usize) -> io::Result<SharedMemory> {
+        Ok(SharedMemory { map: MmapOptions::new().len(bytes).map_raw(file)? })
+    }
+
     /// The mapping as words; a tail of fewer than 8 bytes is left out.
     ///
     /// On a read-only mapping only `Relaxed` loads are defined (std, `sync::atomic`, "Atomic accesses to read-only memory"); readers order

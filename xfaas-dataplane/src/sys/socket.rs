@@ -1,9 +1,9 @@
 //! The listening sockets of a shard: one TCP and one UDP socket a shard, all on the same port with SO_REUSEPORT.
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,11 @@ pub fn udp_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
         tell_local_addresses(&socket, address).map_err(|source| listen_error(address, false, source))?;
     }
     Ok(socket.into())
+}
+
+/// Bytes of datagrams, with what the kernel keeps about each, that a socket holds before more are dropped; 0 when it does not say.
+pub fn receive_bytes(socket: BorrowedFd<'_>) -> u64 {
+    SockRef::from(&socket).recv_buffer_size().unwrap_or(0) as u64
 }
 
 /// Makes each datagram come with the address it was sent to: what `peer` reads. An IPv6 socket tells it of IPv4 datagrams too.

@@ -193,6 +193,11 @@ impl Lab {
         }
     }
 
+    /// Lets the server's XDP program send: a veth takes frames from its peer's program only where it polls, as it does for GRO.
+    pub fn let_xdp_send(&self) {
+        run(self.client_command("ethtool").args(["-K", CLIENT_DEVICE, "gro", "on"]));
+    }
+
     /// Runs `work` on a thread in the server's namespace. Sockets and processes it makes stay there.
     pub fn on_server<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         within(&self.server, work)

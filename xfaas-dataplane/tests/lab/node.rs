@@ -184,6 +184,15 @@ impl Node<'_> {
         HashMap::try_from(Map::LruHashMap(MapData::from_id(map.id()).unwrap())).unwrap()
     }
 
+    /// Its threads stand still until `go_on`; the kernel's programs do not.
+    pub fn stand_still(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    pub fn go_on(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
     /// Ends it politely. Output: its exit code.
     pub fn stop(mut self) -> Option<i32> {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();

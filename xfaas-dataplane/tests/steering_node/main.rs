@@ -13,4 +13,5 @@ mod hostile;
 mod life;
 mod modes;
 mod moves;
+mod overload;
 mod trace;

@@ -52,6 +52,8 @@ impl Lab {
             // A redirected packet keeps its partial checksum and would be dropped: so checksums are made by the sender.
             run_quiet(in_namespace(name, Path::new("ethtool")).args(["-K", DEVICE, "tx", "off"]))?;
         }
+        // Lets the server's program send: a veth takes frames from its peer's program only where it polls, as it does for GRO.
+        run_quiet(in_namespace(&self.client, Path::new("ethtool")).args(["-K", DEVICE, "gro", "on"]))?;
         for name in [&self.server, &self.client] {
             ip(&["-n", name, "link", "set", DEVICE, "up"])?;
         }
