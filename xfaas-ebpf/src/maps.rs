@@ -159,7 +159,7 @@ pub fn let_in(core: u32) -> bool {
     let taken = unsafe { words.wrapping_add(INFLOW_TAKEN).read_volatile() };
     // SAFETY: as above.
     let admitted = unsafe { words.wrapping_add(INFLOW_ADMITTED).read_volatile() };
-    // Signed: what is lost on the way makes the queue look fuller than it is until the shard catches up; what comes after that, emptier.
+    // What is lost on the way makes the queue look fuller than it is until the shard catches up. Signed, for the limit that is below any number.
     if limit != 0 && admitted.wrapping_sub(taken) as i64 >= limit as i64 {
         return false;
     }

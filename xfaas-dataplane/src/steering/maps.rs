@@ -98,8 +98,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A limit: nothing is let in. The least of signed numbers, as which the programs read it: after what was given up as lost has come, fewer
-    /// than none seem to be on their way.
+    /// A limit: nothing is let in. The least of signed numbers, as which the programs read it.
     pub const CLOSED: u64 = 1 << 63;
 
     pub(super) fn map(inflows: &MapData, core: CoreIndex) -> Result<Gate, SteeringError> {
