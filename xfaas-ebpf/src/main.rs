@@ -1,5 +1,6 @@
 //! Entry points of the kernel programs. Each reads its packet once, asks `steer` and lets `redirect` act.
-//! Whatever goes wrong, the packet passes to the stack: steering only chooses where, user space decides what.
+//! Whatever goes wrong, the packet passes to the stack: steering only chooses where, user space decides what. Two kinds of datagrams end here:
+//! malformed ones, which nobody answers, and in XDP those whose core has no room, which `answer` sends back.
 //! On the host this is only checked (`cargo clippy --features programs`): the programs are built for `bpfel-unknown-none`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 

@@ -2,6 +2,7 @@
 //! Every call is one system call; none belongs on a warm request's path.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -69,10 +70,8 @@ pub struct Stamps {
 
 impl Stamps {
     pub(super) fn map(stamps: &MapData) -> Result<Stamps, SteeringError> {
-        let failed = |source| SteeringError::Duplicate { map: MAP_STAMPS, source };
-        let file = File::from(stamps.fd().as_fd().try_clone_to_owned().map_err(failed)?);
-        let memory = SharedMemory::read_only_bytes(&file, STAMPS_ENTRIES as usize * size_of::<u64>()).map_err(failed)?;
-        Ok(Stamps { memory })
+        let bytes = STAMPS_ENTRIES as usize * size_of::<u64>();
+        Ok(Stamps { memory: memory_of(stamps, MAP_STAMPS, |file| SharedMemory::read_only_bytes(file, bytes))? })
     }
 
     /// The last datagram for a session of this slot; nanoseconds of the monotonic clock, 0: none since stamps are written.
@@ -102,10 +101,8 @@ impl Gate {
     pub const CLOSED: u64 = 1 << 63;
 
     pub(super) fn map(inflows: &MapData, core: CoreIndex) -> Result<Gate, SteeringError> {
-        let failed = |source| SteeringError::Duplicate { map: MAP_INFLOWS, source };
-        let file = File::from(inflows.fd().as_fd().try_clone_to_owned().map_err(failed)?);
-        let memory = SharedMemory::of_bytes(&file, INFLOWS_ENTRIES as usize * size_of::<Inflow>()).map_err(failed)?;
-        Ok(Gate::over(memory, core))
+        let bytes = INFLOWS_ENTRIES as usize * size_of::<Inflow>();
+        Ok(Gate::over(memory_of(inflows, MAP_INFLOWS, |file| SharedMemory::of_bytes(file, bytes))?, core))
     }
 
     /// Input: memory laid out as the map, zero at first.
@@ -253,6 +250,16 @@ impl Events {
             cpu: u32::from_ne_bytes(*cpu.first_chunk()?),
         })
     }
+}
+
+/// The memory of a map that user space may map.
+fn memory_of(
+    map: &MapData,
+    name: &'static str,
+    open: impl FnOnce(&File) -> io::Result<SharedMemory>,
+) -> Result<SharedMemory, SteeringError> {
+    let opened = map.fd().as_fd().try_clone_to_owned().and_then(|descriptor| open(&File::from(descriptor)));
+    opened.map_err(|source| SteeringError::Duplicate { map: name, source })
 }
 
 /// A second handle on the same map.

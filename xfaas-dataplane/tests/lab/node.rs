@@ -187,6 +187,10 @@ impl Node<'_> {
     /// Its threads stand still until `go_on`; the kernel's programs do not.
     pub fn stand_still(&self) {
         kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+        // Each thread stops where it is, when it next runs.
+        let is_still = |thread: &Path| fs::read_to_string(thread.join("stat")).is_ok_and(|stat| stat.contains(") T "));
+        let threads = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        until("all threads stand still", || fs::read_dir(&threads).unwrap().all(|thread| is_still(&thread.unwrap().path())));
     }
 
     pub fn go_on(&self) {
