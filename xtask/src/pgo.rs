@@ -6,6 +6,7 @@ use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Once;
 
 use anyhow::{Context, Result, ensure};
 
@@ -45,7 +46,11 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     train.args(["--seconds", &arguments.seconds.to_string()]).env("XFAAS_BIN", recording).env("XFAAS_GUESTS", paths::guests());
     run_shown(train.env("LLVM_PROFILE_FILE", records.join("%p.profraw")))?;
     let written = step("merge what was recorded", || merge(&merger, &records))?;
-    say(&format!("{}: {} KiB; commit it, and the next optimised build uses it", profile().display(), written.div_ceil(1_024)));
+    let compiler = toolchain::host_compiler().context("ask rustc for its version")?;
+    fs::write(recorded_by(), compiler + "\n").with_context(|| format!("write {}", recorded_by().display()))?;
+    let (profile, compiler) = (profile(), recorded_by());
+    let kib = written.div_ceil(1_024);
+    say(&format!("{}: {kib} KiB; commit it and {}, and the next optimised build uses it", profile.display(), compiler.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -54,15 +59,33 @@ fn profile() -> PathBuf {
     paths::root().join("xfaas-dataplane/xfaas.profdata")
 }
 
+/// Names the compiler whose programs recorded it, one line.
+fn recorded_by() -> PathBuf {
+    profile().with_extension("profdata.rustc")
+}
+
 /// Lays an optimised build out by what was recorded. Code that has changed since is built as if nothing was known about it.
 pub fn guide(build: &mut Command) {
     let profile = profile();
     // A checkout without it builds all the same, slower programs.
     let Ok(bytes) = fs::read(&profile) else { return };
+    static WARNING: Once = Once::new();
+    let recorded_by = fs::read_to_string(recorded_by()).unwrap_or_default();
+    WARNING.call_once(|| stale(recorded_by.trim_end(), toolchain::host_compiler().as_deref()).iter().for_each(|warning| say(warning)));
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
     // Cargo builds again when flags change, and does not look into the file.
     add_flags(build, &[format!("-Cprofile-use={}", profile.display()), format!("--cfg=xfaas_profile_{:016x}", hasher.finish())]);
+}
+
+/// A warning if another compiler recorded the profile: rustc names and cuts functions otherwise, and recognises few of them.
+fn stale(recorded_by: &str, compiler: Option<&str>) -> Option<String> {
+    let compiler = compiler.filter(|compiler| *compiler != recorded_by)?;
+    let recorded_by = if recorded_by.is_empty() { "a compiler that is not known" } else { recorded_by };
+    Some(format!(
+        "warning: xfaas.profdata was recorded by {recorded_by}, this is {compiler}: programs will be slower than they could be; \
+         `cargo xtask pgo` records anew"
+    ))
 }
 
 /// Builds the node that records. Output: the program.
@@ -124,6 +147,16 @@ mod tests {
         assert_eq!(flags(None, Some(" -Ctarget-cpu=native  -g ")), Some(vec!["-Ctarget-cpu=native".to_owned(), "-g".to_owned()]));
         assert_eq!(flags(Some("--cfg\u{1f}a b"), Some("-g")), Some(vec!["--cfg".to_owned(), "a b".to_owned()]));
         assert_eq!(flags(Some(""), Some("-g")), Some(Vec::new()));
+    }
+
+    #[test]
+    fn another_compiler_is_told() {
+        assert_eq!(stale("rustc 1.95.0 (a)", Some("rustc 1.95.0 (a)")), None);
+        assert_eq!(stale("rustc 1.95.0 (a)", None), None); // then the build fails, and says why
+        let warning = stale("rustc 1.95.0 (a)", Some("rustc 1.96.0 (b)")).unwrap();
+        assert!(warning.contains("1.95.0") && warning.contains("1.96.0") && warning.contains("cargo xtask pgo"), "{warning}");
+        assert!(stale("", Some("rustc 1.96.0 (b)")).unwrap().contains("not known"));
+        assert!(recorded_by().is_file());
     }
 
     #[test]

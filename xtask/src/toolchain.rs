@@ -97,6 +97,11 @@ fn target_folders() -> Vec<PathBuf> {
     entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
+/// The compiler of the dataplane, as it names itself.
+pub fn host_compiler() -> Option<String> {
+    stdout_of(Command::new("rustc").current_dir(paths::root()).env_remove("RUSTC").arg("-V"))
+}
+
 /// The program that merges what programs recorded for `pgo`: the toolchain's own, else one of an LLVM that reads its records.
 pub fn profile_merger() -> Option<PathBuf> {
     let own = target_folders().into_iter().map(|folder| folder.join("bin").join(PROFILE_MERGER)).find(|program| program.is_file());
