@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
 use xfaas_dataplane::sys::affinity::pin_to;
-use xfaas_dataplane::sys::clock::monotonic_ns;
+use xfaas_dataplane::sys::clock::{monotonic_ns, thread_cpu_ns};
 use xfaas_dataplane::sys::{Completion, Ring};
 
 /// Requests handed to the kernel at once: the server begins with the first ones while the next are made. With more of them the kernel's way
@@ -89,12 +89,6 @@ pub(super) fn run_thread(
             Ok(drive(shared, &mut datagrams, &mut ring, ledger))
         }
     }
-}
-
-/// CPU time of the calling thread.
-fn thread_cpu_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn drive(shared: &Shared<'_>, wire: &mut impl Wire, ring: &mut Ring, mut ledger: Ledger<'_>) -> (Tally, Option<GeneratorError>) {

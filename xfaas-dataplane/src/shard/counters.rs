@@ -211,6 +211,7 @@ pub struct ShardCounters {
     pub log_failing: Count,
     /// `xfaas_turns_total`.
     pub turns: Count,
+    pub rest_ns: Count,
     /// `xfaas_buffers_exhausted_total`: receives that found no provided buffer and were armed again.
     pub buffers_exhausted: Count,
     /// What belongs to containers' connections.
@@ -335,6 +336,9 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_ring_submissions_total", "Operations that the loop handed to io_uring.", |c| c.ring_submissions.get() as f64),
     counter("xfaas_ring_completions_total", "Completions that the loop took from io_uring.", |c| c.ring_completions.get() as f64),
     counter("xfaas_turns_total", "Turns of the loop.", |c| c.turns.get() as f64),
+    counter("xfaas_rest_seconds_total", "Time for which a busy shard in the real-time class left its CPU to other threads.", |c| {
+        c.rest_ns.get() as f64 / 1e9
+    }),
     counter("xfaas_buffers_exhausted_total", "Receives that found no buffer and were armed again.", |c| c.buffers_exhausted.get() as f64),
 ];
 

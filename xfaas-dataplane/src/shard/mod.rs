@@ -22,6 +22,7 @@ mod pressure;
 mod primary;
 mod read_only;
 mod replay;
+mod rests;
 mod rpc;
 mod secondaries;
 mod session_reads;

@@ -11,6 +11,7 @@ use super::mailbox::{CommandDoor, Message, Post};
 use super::moving_session::Moves;
 use super::primary::Container;
 use super::replay::Replays;
+use super::rests::Rests;
 use super::rpc::Rpc;
 use super::session_reads::SessionReads;
 use super::start::ShardOptions;
@@ -19,7 +20,7 @@ use super::tail::Tail;
 use crate::net::{ErrorCode, HttpLimits, http_date};
 use crate::session::{AliasTable, Finished, FreshIds, Outcome, PinView, Placement, Proxy};
 use crate::steering::{FlowTable, Gate};
-use crate::sys::{Completion, Ring, RingError, clock};
+use crate::sys::{Completion, Ring, RingError, clock, realtime};
 use crate::worker::{Call, Origin};
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -80,6 +81,8 @@ pub struct Shard {
     pub(super) lifecycle: Lifecycle,
     pub(super) flows: Option<FlowTable>,
     pub(super) inflow: Option<Inflow>,
+    /// In the real-time class, where the kernel bounds it.
+    pub(super) rests: Option<Rests>,
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
@@ -138,6 +141,7 @@ impl Shard {
         spare_buffers.extend((0..SPARE_BUFFERS_AT_START).map(|_| Vec::with_capacity(SPARE_BUFFER_BYTES)));
         let replays = Replays::new(options.replay_bytes_max);
         let served_by = (0..rings.len()).map(|core| format!("x-xfaas-core: {core}\r\n").into_bytes()).collect();
+        let rests = options.realtime.then(|| Rests::new(realtime::bound(), now_ns)).flatten();
         let inflow = gate.map(|gate| Inflow::new(gate, udp.as_fd()));
         Shard {
             core,
@@ -169,6 +173,7 @@ impl Shard {
             lifecycle: Lifecycle::default(),
             flows,
             inflow,
+            rests,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
             answers: Answers::default(),
@@ -209,6 +214,7 @@ impl Shard {
 
     fn turn(&mut self) -> Result<(), RingError> {
         self.arm();
+        self.rest();
         let timeout = self.wait_time();
         self.ring.wait_past_sends(timeout)?;
         self.now_ns = clock::anchor_ns();
@@ -243,6 +249,17 @@ impl Shard {
         self.wake_neighbours();
         self.publish();
         Ok(())
+    }
+
+    /// Leaves the CPU to others for a moment, if that is due.
+    fn rest(&mut self) {
+        let Some(rest) = self.rests.as_mut().and_then(|rests| rests.due(self.now_ns)) else { return };
+        self.ring.hand_over(); // what is ready to leave does not wait
+        let from_ns = clock::monotonic_ns();
+        std::thread::sleep(rest);
+        let rested_ns = clock::monotonic_ns().saturating_sub(from_ns);
+        self.tail.work.chores_ns += rested_ns;
+        self.view.counters.rest_ns.add(rested_ns);
     }
 
     /// Arms what a receive without a buffer, or an error, ended.

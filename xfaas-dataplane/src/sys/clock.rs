@@ -14,6 +14,12 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// CPU time of the calling thread so far, nanoseconds. A system call.
+pub fn thread_cpu_ns() -> u64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64
+}
+
 /// A moment on both clocks, kept by a loop that reads the slower one once a turn.
 #[derive(Clone, Copy, Default)]
 struct Anchor {

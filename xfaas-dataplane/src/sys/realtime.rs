@@ -23,6 +23,33 @@ pub enum Children {
     Alike,
 }
 
+/// The kernel's bound on what threads of the real-time class use of a CPU together. Source: Documentation/scheduler/sched-rt-group.rst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub runtime_us: u64,
+    /// Not 0.
+    pub period_us: u64,
+}
+
+impl Bound {
+    /// Parts of 1,000 of a CPU's time, 0..=1,000.
+    pub fn share(self) -> u64 {
+        (self.runtime_us.saturating_mul(1_000) / self.period_us.max(1)).min(1_000)
+    }
+}
+
+/// This machine's bound; `None`: it has none, or does not tell.
+pub fn bound() -> Option<Bound> {
+    let read = |name| std::fs::read_to_string(format!("/proc/sys/kernel/sched_rt_{name}_us")).ok();
+    parse_bound(&read("runtime")?, &read("period")?)
+}
+
+/// `runtime`: -1 for no bound.
+fn parse_bound(runtime: &str, period: &str) -> Option<Bound> {
+    let (runtime_us, period_us) = (runtime.trim().parse().ok()?, period.trim().parse().ok()?);
+    (period_us > 0 && runtime_us < period_us).then_some(Bound { runtime_us, period_us })
+}
+
 /// Puts the calling thread into the class `SCHED_FIFO`. Errors: no right to; the thread stays as it was.
 pub fn enter(priority: u8, children: Children) -> Result<(), RealtimeError> {
     let policy = libc::SCHED_FIFO | if children == Children::Ordinary { libc::SCHED_RESET_ON_FORK } else { 0 };
@@ -76,6 +103,15 @@ mod tests {
             Err(error) => {
                 assert!(error.source.kind() == std::io::ErrorKind::PermissionDenied && error.to_string().contains("CAP_SYS_NICE"))
             }
+        }
+    }
+
+    #[test]
+    fn a_bound_is_read_where_there_is_one() {
+        let bound = parse_bound("950000\n", "1000000\n").unwrap();
+        assert_eq!((bound, bound.share()), (Bound { runtime_us: 950_000, period_us: 1_000_000 }, 950));
+        for (runtime, period) in [("-1", "1000000"), ("1000000", "1000000"), ("x", "1000000"), ("", ""), ("0", "0"), ("950000", "-5")] {
+            assert_eq!(parse_bound(runtime, period), None, "{runtime:?} of {period:?}");
         }
     }
 

@@ -10,7 +10,7 @@ pub struct CoreWork {
     pub fork_ns: u64,
     /// Slices of guests that had used up one before.
     pub slices_ns: u64,
-    /// Timed work, the log, checkpoints, moves.
+    /// Timed work, the log, checkpoints, moves, and rests in the real-time class.
     pub chores_ns: u64,
 }
 
