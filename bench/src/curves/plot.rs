@@ -8,6 +8,8 @@ use plotters::prelude::*;
 
 const PANEL: (u32, u32) = (560, 330);
 const FONT: &str = "sans-serif";
+/// Of the legend: its box is measured for this size, the letters are always as wide as `picture/raster.rs` has them.
+const LABEL_PIXELS: u32 = 18;
 const COLOURS: [RGBColor; 4] = [RGBColor(0, 90, 160), RGBColor(210, 95, 0), RGBColor(0, 140, 90), RGBColor(150, 40, 130)];
 
 /// What is drawn of a point.
@@ -89,7 +91,13 @@ impl CurvesPicture<'_> {
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         }
         let mut labels = chart.configure_series_labels();
-        labels.position(SeriesLabelPosition::UpperLeft).margin(10).border_style(BLACK).background_style(WHITE).draw()
+        labels
+            .label_font((FONT, LABEL_PIXELS))
+            .position(SeriesLabelPosition::UpperLeft)
+            .margin(10)
+            .border_style(BLACK)
+            .background_style(WHITE)
+            .draw()
     }
 
     fn throughput<DB: DrawingBackend>(
