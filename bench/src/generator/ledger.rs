@@ -60,6 +60,8 @@ pub(super) struct Ledger<'a> {
     requests_max: u64,
     has_counter: bool,
     last_answer_ns: u64,
+    /// Answers taken and requests given up.
+    ended: u64,
     /// Since when answers are awaited and none came.
     awaiting_since_ns: Option<u64>,
     /// The thread was off its CPU and has not yet looked at what came meanwhile.
@@ -94,6 +96,7 @@ impl<'a> Ledger<'a> {
             requests_max: share(spec.requests_max),
             has_counter: spec.functions.iter().any(|function| function.check == Check::Counter),
             last_answer_ns: start_ns,
+            ended: 0,
             awaiting_since_ns: None,
             was_blind: false,
             stopped_ns: 0,
@@ -212,6 +215,7 @@ impl<'a> Ledger<'a> {
 
     fn free(&mut self, place: usize) {
         self.places[place].busy = false;
+        self.ended += 1;
         self.under_way -= 1;
         self.idle.push_back(place as u32);
     }
@@ -288,6 +292,11 @@ impl<'a> Ledger<'a> {
     /// How long answers have been awaited and none came, ns.
     pub(super) fn silence_ns(&self, now_ns: u64) -> u64 {
         self.awaiting_since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns))
+    }
+
+    /// Requests sent and answers taken so far.
+    pub(super) fn handled(&self) -> u64 {
+        self.tally.sent + self.ended
     }
 
     pub(super) fn under_way(&self) -> usize {

@@ -274,7 +274,7 @@ impl LoadOutcome {
         ));
         if self.off_cpu_ms > 0.0 {
             line(format!(
-                "the generator was off its CPU for {:.1} ms, at most {:.1} ms at once; {} answers of then are {}",
+                "the generator stood still for {:.1} ms, at most {:.1} ms at once; {} answers of then are {}",
                 self.off_cpu_ms,
                 self.off_cpu_max_ms,
                 self.disturbed,

@@ -3,7 +3,7 @@
 use super::datagram::Datagrams;
 use super::ledger::Ledger;
 use super::live::LiveThread;
-use super::off_cpu::OffCpu;
+use super::off_cpu::{Done, OffCpu};
 use super::spec::{GeneratorError, LoadSpec, Transport, Wait};
 use super::stream::Streams;
 use super::tally::Tally;
@@ -113,7 +113,7 @@ fn run_turns(
     idle_ns: &mut u64,
 ) -> Result<(), GeneratorError> {
     let mut turned_ns = monotonic_ns();
-    let mut off_cpu = OffCpu::of_this_thread(turned_ns);
+    let mut off_cpu = OffCpu::of_this_thread(turned_ns, shared.spec.wait == Wait::Spin);
     loop {
         match shared.spec.wait {
             Wait::Spin => ring.poll(),
@@ -155,9 +155,10 @@ fn run_turns(
     }
 }
 
-/// Tells the ledger if this thread was off its CPU since it was last seen to run.
+/// Tells the ledger if this thread stood still since it was last seen to run.
 fn look(off_cpu: &mut OffCpu, ledger: &mut Ledger<'_>, now_ns: u64) {
-    if let Some((from_ns, waited_ns)) = off_cpu.seen(now_ns) {
+    let done = Done { handled: ledger.handled(), reconnects: ledger.tally.reconnects };
+    if let Some((from_ns, waited_ns)) = off_cpu.seen(now_ns, done) {
         ledger.was_off_cpu(from_ns, waited_ns);
     }
 }
