@@ -27,7 +27,7 @@ struct Arguments {
     /// Rounds that the measured time is split into.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Connections, and datagrams under way at once.
+    /// Connections; four times as many datagrams are under way at once.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     connections: u16,
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -99,6 +99,9 @@ fn tag(kind: u64, socket: usize) -> Tag {
 }
 
 impl Wire for Datagrams<'_> {
+    /// One send or two (`UDP_SEGMENT`).
+    const SEND_BATCH: usize = 16;
+
     fn send(&mut self, ring: &mut Ring, ledger: &Ledger<'_>, place: usize) {
         let asked = ledger.place(place);
         let (function, session) = (self.functions[usize::from(asked.function)], &self.sessions[asked.session as usize]);

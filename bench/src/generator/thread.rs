@@ -16,9 +16,6 @@ use xfaas_dataplane::sys::affinity::pin_to;
 use xfaas_dataplane::sys::clock::{monotonic_ns, thread_cpu_ns};
 use xfaas_dataplane::sys::{Completion, Ring};
 
-/// Requests handed to the kernel at once: the server begins with the first ones while the next are made. With more of them the kernel's way
-/// out stays in the cache: of 16 each costs a twentieth more.
-const SEND_BATCH: usize = 32;
 /// A thread that sleeps looks at the interrupt this often.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
@@ -29,6 +26,8 @@ const IDLE_TURN_NS_MAX: u64 = 2_000;
 
 /// A way to ask.
 pub(super) trait Wire {
+    /// Requests handed to the kernel at once: the server begins with the first ones while the next are made.
+    const SEND_BATCH: usize;
     /// Sends the request that `place` was filled with.
     fn send(&mut self, ring: &mut Ring, ledger: &Ledger<'_>, place: usize);
     /// Hands over what `send` gathered.
@@ -164,14 +163,14 @@ fn look(off_cpu: &mut OffCpu, ledger: &mut Ledger<'_>, now_ns: u64) {
 }
 
 /// Sends what is due now. Output: whether there was something.
-fn send_due(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>, off_cpu: &mut OffCpu) -> Result<bool, GeneratorError> {
+fn send_due<W: Wire>(wire: &mut W, ring: &mut Ring, ledger: &mut Ledger<'_>, off_cpu: &mut OffCpu) -> Result<bool, GeneratorError> {
     let mut now_ns = monotonic_ns();
     look(off_cpu, ledger, now_ns);
     let mut sent = 0;
     while let Some(place) = ledger.next(now_ns) {
         wire.send(ring, ledger, place);
         sent += 1;
-        if sent % SEND_BATCH == 0 {
+        if sent % W::SEND_BATCH == 0 {
             wire.flush(ring);
             ring.poll().map_err(LoadError::from)?;
             now_ns = monotonic_ns();
