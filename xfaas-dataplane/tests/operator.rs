@@ -344,19 +344,24 @@ fn a_node_started_twice_says_what_is_taken() {
         std::fs::write(&path, text).unwrap();
         xfaas(&["run", "--steering", "off", "--config", path.to_str().unwrap()])
     };
-    let free = || TcpListener::bind((node.http.ip(), 0)).unwrap().local_addr().unwrap();
+    // Both are held at once, or they could be the same.
+    let free = || [(); 2].map(|()| TcpListener::bind((node.http.ip(), 0)).unwrap()).map(|socket| socket.local_addr().unwrap());
     let (http, admin) = (node.http, node.admin);
-    let output = configuration(&format!("http = \"{http}\"\nudp = \"{}\"\nadmin = \"{}\"", free(), free()), "second");
+    let [first, second] = free();
+    let output = configuration(&format!("http = \"{http}\"\nudp = \"{first}\"\nadmin = \"{second}\""), "second");
     assert_failed(&output, 1, &[&http.to_string(), "TCP"]);
-    let output = configuration(&format!("http = \"{}\"\nudp = \"{http}\"\nadmin = \"{}\"", free(), free()), "second");
+    let [first, second] = free();
+    let output = configuration(&format!("http = \"{first}\"\nudp = \"{http}\"\nadmin = \"{second}\""), "second");
     assert_failed(&output, 1, &[&http.to_string(), "UDP"]);
-    let output = configuration(&format!("http = \"{}\"\nadmin = \"{admin}\"", free()), "second");
+    let output = configuration(&format!("http = \"{}\"\nadmin = \"{admin}\"", free()[0]), "second");
     assert_failed(&output, 1, &[&admin.to_string()]);
-    let output = configuration(&format!("http = \"{}\"\nadmin = \"{}\"", free(), free()), "state");
+    let [first, second] = free();
+    let output = configuration(&format!("http = \"{first}\"\nadmin = \"{second}\""), "state");
     assert_failed(&output, 1, &["state", "another xfaas process"]);
     let stranger = UdpSocket::bind((node.http.ip(), 0)).unwrap();
     let taken = stranger.local_addr().unwrap();
-    let output = configuration(&format!("http = \"{}\"\nudp = \"{taken}\"\nadmin = \"{}\"", free(), free()), "second");
+    let [first, second] = free();
+    let output = configuration(&format!("http = \"{first}\"\nudp = \"{taken}\"\nadmin = \"{second}\""), "second");
     assert_failed(&output, 1, &[&taken.to_string()]);
     node.call("POST", "/f/echo", &[], b"x").assert_ok(b"x");
 }
