@@ -9,8 +9,8 @@ use std::time::Duration;
 const LOOK_NS: u64 = 2_000_000;
 /// What is left to the kernel's own bound, parts of 1,000: other real-time threads are counted there as well.
 const MARGIN: u64 = 10;
-/// What an idle shard may save up, so that a burst is not interrupted: less than the margin is in a period of a second.
-const SAVED_NS_MAX: u64 = 5_000_000;
+/// So much may be owed before a rest, or a short burst would be interrupted: less than the margin is in the kernel's period of a second.
+const OWED_NS_MAX: u64 = 5_000_000;
 /// A longer rest would be seen. What is still owed is rested later.
 const REST_NS_MAX: u64 = 1_000_000;
 
@@ -21,7 +21,7 @@ pub(super) struct Rests {
     share: u64,
     looked_ns: u64,
     used_ns: u64,
-    /// CPU time used and not yet allowed, beyond `SAVED_NS_MAX`.
+    /// CPU time used beyond what was allowed so far; what was not used is not kept for later.
     owed_ns: u64,
 }
 
@@ -41,7 +41,7 @@ impl Rests {
         let allowed_ns = now_ns.saturating_sub(self.looked_ns).saturating_mul(self.share) / 1_000;
         self.owed_ns = self.owed_ns.saturating_add(used_ns.saturating_sub(self.used_ns)).saturating_sub(allowed_ns);
         (self.looked_ns, self.used_ns) = (now_ns, used_ns);
-        let owed_ns = self.owed_ns.checked_sub(SAVED_NS_MAX).filter(|owed_ns| *owed_ns > 0)?;
+        let owed_ns = self.owed_ns.checked_sub(OWED_NS_MAX).filter(|owed_ns| *owed_ns > 0)?;
         Some(Duration::from_nanos((owed_ns.saturating_mul(1_000) / self.share).min(REST_NS_MAX)))
     }
 }
@@ -49,7 +49,6 @@ impl Rests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::realtime;
     use std::time::Instant;
 
     const MS: u64 = 1_000_000;
@@ -110,13 +109,5 @@ mod tests {
         }
         let (passed, used_ns) = (began.elapsed(), clock::thread_cpu_ns() - began_cpu_ns);
         assert!(used_ns * 100 < passed.as_nanos() as u64 * 53, "{used_ns} ns of {passed:?}");
-    }
-
-    #[test]
-    fn this_kernels_bound_is_read() {
-        // Every Linux has one, or says that there is none.
-        if let Some(bound) = realtime::bound() {
-            assert!((1..=1_000).contains(&bound.share()), "{bound:?}");
-        }
     }
 }

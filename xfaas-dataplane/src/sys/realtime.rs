@@ -78,6 +78,7 @@ fn set(thread: i32, policy: i32, priority: u8) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     /// `policy` of /proc/thread-self/stat (field 41, proc(5)): 0 ordinary, 1 SCHED_FIFO.
     fn policy() -> u32 {
@@ -113,6 +114,14 @@ mod tests {
         for (runtime, period) in [("-1", "1000000"), ("1000000", "1000000"), ("x", "1000000"), ("", ""), ("0", "0"), ("950000", "-5")] {
             assert_eq!(parse_bound(runtime, period), None, "{runtime:?} of {period:?}");
         }
+    }
+
+    #[test]
+    fn this_machines_bound_is_what_its_files_say() {
+        let number = |name| std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).unwrap().trim().parse::<i64>().unwrap();
+        let (runtime, period) = (number("sched_rt_runtime_us"), number("sched_rt_period_us"));
+        let expected = (0..period).contains(&runtime).then_some((runtime as u64, period as u64));
+        assert_eq!(bound().map(|bound| (bound.runtime_us, bound.period_us)), expected);
     }
 
     #[test]
