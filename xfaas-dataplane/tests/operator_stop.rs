@@ -39,6 +39,31 @@ fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
 }
 
 #[test]
+fn connections_that_move_while_the_node_stops_are_answered() {
+    let mut node = Node::builder().guests(&["echo"]).function(Function::guest("spin").with("deadline_ms = 60000")).start();
+    let mut spinner = node.connect();
+    spinner.send(&request("POST", "/f/spin", &[("x-session-id", "s")], b"")); // the node does not end before we have asked
+    eventually("it runs", || node.metrics().sum("xfaas_workers", &[]) == 1.0);
+    let mut clients: Vec<Client> = (0..64).map(|_| node.connect()).collect();
+    clients.iter_mut().for_each(Client::assert_open);
+    // About half of them are with the shard that is not their session's, and leave it after this.
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send(&request("POST", "/f/echo", &[("x-session-id", &format!("session-{number}"))], b"x"));
+        if number == 32 {
+            node.signal(Signal::TERM);
+        }
+    }
+    for client in &mut clients {
+        let reply = client.reply();
+        assert!(matches!(reply.status, 200 | 503), "{reply:?}");
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        eventually("it drains", || client.call("POST", "/f/echo", &[("x-session-id", &format!("session-{number}"))], b"x").status == 503);
+    }
+    node.kill();
+}
+
+#[test]
 fn an_idle_node_stops_soon_and_connections_are_closed() {
     let mut node = Node::builder().guests(&["echo"]).start();
     let mut clients: Vec<Client> = (0..20).map(|_| node.connect()).collect();

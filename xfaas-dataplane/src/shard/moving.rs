@@ -31,7 +31,8 @@ impl Shard {
         }
         let between = connection.decoder.phase() == Phase::BetweenRequests && connection.pending.is_empty();
         if connection.moving_to.is_none() {
-            if !between || !connection.out.is_empty() {
+            // While the shards drain, the owner may be gone before the connection is there.
+            if !between || !connection.out.is_empty() || self.draining_since_ns.is_some() {
                 return;
             }
             connection.moving_to = Some(owner);
@@ -105,9 +106,6 @@ impl Shard {
         let generation = self.connections[id as usize].generation;
         if self.flows.is_some() {
             self.ring.install(Operation::Installed { connection: id, generation }.tag(), file);
-        }
-        if self.draining_since_ns.is_some() {
-            self.connections[id as usize].closing = Closing::AfterSend;
         }
         self.resume(id, u32::from(generation));
     }
