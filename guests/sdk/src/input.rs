@@ -31,17 +31,20 @@ impl Input {
 }
 
 /// Copies as much of the input as fits into `buffer`. Output: the input's full length in bytes, which may be more than was copied.
+#[inline]
 pub fn read_input(input: Input, buffer: &mut [u8]) -> Result<usize, Error> {
     length(sys::read_input(input.index(), buffer))
 }
 
 /// The whole input, in `buffer`. Errors: `OverLimit` when it does not fit.
+#[inline]
 pub fn input(input: Input, buffer: &mut [u8]) -> Result<&[u8], Error> {
     let length_bytes = read_input(input, buffer)?;
     buffer.get(..length_bytes).ok_or(Error::OverLimit)
 }
 
 /// Makes `bytes` the reply's body; the last call wins. At most 8 MiB, else `OverLimit` and the earlier output stays.
+#[inline]
 pub fn set_output(bytes: &[u8]) -> Result<(), Error> {
     length(sys::set_output(bytes)).map(|_| ())
 }

@@ -27,6 +27,7 @@ impl Mode {
 
 /// Copies as much of the key's value as fits. Output: its full length in bytes; `None` if the key does not exist, and with
 /// `Mode::Strong` the section is open all the same. Errors: `OverLimit` (key over 255 bytes), `Deadlock`, `Unreachable`.
+#[inline]
 pub fn read_state(key: &CStr, buffer: &mut [u8], mode: Mode) -> Result<Option<usize>, Error> {
     match length(sys::read_state(key, buffer, mode.number())) {
         Ok(length_bytes) => Ok(Some(length_bytes)),
@@ -36,6 +37,7 @@ pub fn read_state(key: &CStr, buffer: &mut [u8], mode: Mode) -> Result<Option<us
 }
 
 /// The key's whole value, in `buffer`. Errors: as [`read_state`], and `OverLimit` when the value does not fit.
+#[inline]
 pub fn state<'b>(key: &CStr, buffer: &'b mut [u8], mode: Mode) -> Result<Option<&'b [u8]>, Error> {
     match read_state(key, buffer, mode)? {
         Some(length_bytes) => buffer.get(..length_bytes).ok_or(Error::OverLimit).map(Some),
@@ -56,6 +58,7 @@ pub fn read_session(session: &CStr, key: &CStr, buffer: &mut [u8]) -> Result<Opt
 
 /// Replaces the key's value, at most 1 MiB. A strong write ends the section that a strong read opened; without one it locks, writes
 /// and releases. Errors: `OverLimit` and nothing changed, `BadArgument` from a read-only function, `Deadlock`, `Unreachable`.
+#[inline]
 pub fn write_state(key: &CStr, value: &[u8], mode: Mode) -> Result<(), Error> {
     length(sys::write_state(key, value, mode.number())).map(|_| ())
 }

@@ -71,6 +71,7 @@ mod wasm {
         }
     }
 
+    #[inline(always)] // a guest's call is a call of the host, not of a function that calls it
     pub(crate) fn read_input(arg_index: i32, buffer: &mut [u8]) -> i32 {
         // SAFETY:
         // - the host writes at most `buffer.len()` bytes at the pointer, all of them inside the exclusively borrowed slice;
@@ -78,11 +79,13 @@ mod wasm {
         unsafe { host::read_input(arg_index, buffer.as_mut_ptr(), buffer.len() as i32) }
     }
 
+    #[inline(always)] // a guest's call is a call of the host, not of a function that calls it
     pub(crate) fn set_output(bytes: &[u8]) -> i32 {
         // SAFETY: the host only reads `bytes.len()` bytes at the pointer, all inside the slice, and copies them before it returns.
         unsafe { host::set_output(bytes.as_ptr(), bytes.len() as i32) }
     }
 
+    #[inline(always)] // a guest's call is a call of the host, not of a function that calls it
     pub(crate) fn read_state(key: &CStr, buffer: &mut [u8], mode: i32) -> i32 {
         // SAFETY:
         // - the key is read up to its NUL, which `CStr` promises is there;
@@ -90,6 +93,7 @@ mod wasm {
         unsafe { host::read_state(key.as_ptr(), buffer.as_mut_ptr(), buffer.len() as i32, mode) }
     }
 
+    #[inline(always)] // a guest's call is a call of the host, not of a function that calls it
     pub(crate) fn write_state(key: &CStr, value: &[u8], mode: i32) -> i32 {
         // SAFETY: the host only reads, the key up to the NUL that `CStr` promises and `value.len()` bytes of the value, and copies both.
         unsafe { host::write_state(key.as_ptr(), value.as_ptr(), value.len() as i32, mode) }
