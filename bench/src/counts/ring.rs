@@ -22,7 +22,7 @@ const COUNTERS: [(&str, Unit); 3] = [
     ("xfaas_ring_submissions_total", Unit::Submissions),
     ("xfaas_ring_completions_total", Unit::Completions),
 ];
-/// Connections, or datagrams under way, at once; and the rows' names.
+/// Requests under way at once, and the rows' names.
 const RUNS: [(Case, usize, &str); 4] = [
     (Case::HttpRmw, 1, "ring/http_rmw/1"),
     (Case::HttpRmw, 32, "ring/http_rmw/32"),
@@ -60,12 +60,12 @@ pub fn count_ring(
     let server = place.start(interrupt)?;
     on_cpu(load_cpu, || {
         let mut rows = Vec::new();
-        for (round, (case, connections, row)) in RUNS.into_iter().enumerate().filter(|(_, run)| is_wanted(run.2)) {
+        for (round, (case, under_way, row)) in RUNS.into_iter().enumerate().filter(|(_, run)| is_wanted(run.2)) {
             let mut previous = [0.0; COUNTERS.len()];
             for requests in [WARM_UP_REQUESTS, REQUESTS] {
                 let plan = LoadPlan { warm_up: Duration::ZERO, measured: TIME_MAX, requests_max: requests, interrupt };
                 previous = read(&place)?;
-                case.run(&server, &plan, connections, SESSIONS, round).map_err(|source| RingCountError::Load { row, source })?;
+                case.run(&server, &plan, under_way, SESSIONS, round).map_err(|source| RingCountError::Load { row, source })?;
             }
             let now = read(&place)?;
             for (at, (_, unit)) in COUNTERS.into_iter().enumerate() {

@@ -117,12 +117,17 @@ impl Case {
         (0..sessions).map(|i| SessionId::new(text(i).as_bytes()).expect("16 visible bytes")).collect()
     }
 
-    /// Runs the case once on the calling thread: prepares, loads, checks. `connections`: with one request under way on each, or four datagrams for each.
+    /// Requests under way at once where HTTP has so many connections.
+    pub const fn under_way(self, connections: usize) -> usize {
+        if self.is_datagram() { connections * DATAGRAMS_A_CONNECTION } else { connections }
+    }
+
+    /// Runs the case once on the calling thread: prepares, loads, checks. `under_way`: requests at once, each on a connection of its own, or datagrams.
     pub fn run(
         self,
         server: &Server,
         plan: &LoadPlan<'_>,
-        connections: usize,
+        under_way: usize,
         sessions: usize,
         round: usize,
     ) -> Result<LoadReport, CaseError> {
@@ -135,13 +140,12 @@ impl Case {
         let report = if self.is_datagram() {
             let payload = if self.is_echo() { ECHO_BODY.as_bytes() } else { b"" };
             let (target, function, body) = (server.address(), self.function(), self.body_rule());
-            let in_flight = connections * DATAGRAMS_A_CONNECTION;
-            run_datagrams(&DatagramLoad { target, function, sessions: &ids, payload, in_flight, body }, plan)?
+            run_datagrams(&DatagramLoad { target, function, sessions: &ids, payload, in_flight: under_way, body }, plan)?
         } else {
             let requests: Vec<(Vec<u8>, Vec<u8>)> =
                 ids.iter().map(|id| (id.as_bytes().to_vec(), http_request(server, self.function(), id, self.is_echo()))).collect();
             let expect = Expect { body: self.body_rule(), names_session: self.is_xfaas() };
-            run_http(&HttpLoad { target: server.address(), sessions: &requests, connections, expect }, plan)?
+            run_http(&HttpLoad { target: server.address(), sessions: &requests, connections: under_way, expect }, plan)?
         };
         check(&report)?;
         if self.is_linear() {

@@ -112,7 +112,7 @@ impl Suite<'_> {
         let plan = LoadPlan { warm_up, measured, requests_max, interrupt: self.interrupt };
         let run = || -> Result<LoadReport, SuiteError> {
             pin_to(self.load_cpu)?;
-            let result = case.run(server, &plan, self.connections, self.sessions, round);
+            let result = case.run(server, &plan, case.under_way(self.connections), self.sessions, round);
             result.map_err(|source| SuiteError::Case { case: case.name(), source })
         };
         let report = std::thread::scope(|scope| scope.spawn(run).join()).map_err(|_| SuiteError::Panicked)??;
