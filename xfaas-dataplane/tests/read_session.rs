@@ -286,7 +286,10 @@ fn a_container_without_its_primary_answers_unreachable_or_refuses() {
     assert_eq!(results(&container.post("script", &me, &Script::new().session(&near, "k").end())), [NOT_FOUND]);
     node.kill();
     eventually("the container noticed", || !container.is_ready());
-    container.post("script", &me, &Script::new().session(&near, "k").end()).assert_error(503, "no_primary");
+    // Its shards notice by themselves, and read in the mapped region until then.
+    let ask = || container.post("script", &me, &Script::new().session(&near, "k").end());
+    eventually("its shards noticed", || ask().status != 200);
+    ask().assert_error(503, "no_primary");
 }
 
 #[test]

@@ -89,15 +89,22 @@ impl Shard {
         rows
     }
 
-    /// True when draining is over: what ran has finished, and what is to be saved is.
+    /// True when draining is over: what ran has finished, and what is to be saved is, on all shards. One that went before the others would take away
+    /// what their calls still ask of it, and reset its clients instead of telling them that the node drains.
     pub(super) fn is_drained(&self) -> bool {
-        self.has_finished() && self.lifecycle.is_saved()
+        let is_finished = self.has_finished() && self.lifecycle.is_saved();
+        let are_all = self.draining_since_ns.is_some() && self.post.say_finished(is_finished);
+        is_finished && (are_all || self.is_late())
+    }
+
+    /// True when the time to finish is over.
+    fn is_late(&self) -> bool {
+        self.draining_since_ns.is_some_and(|since_ns| self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max)
     }
 
     /// True when draining and nothing is left to finish, or the time to finish is over.
     pub(super) fn has_finished(&self) -> bool {
         let Some(since_ns) = self.draining_since_ns else { return false };
-        let late = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max;
         let busy = self.proxy.is_busy()
             || self.moves.is_busy()
             || self.rpc.is_busy()
@@ -107,7 +114,7 @@ impl Shard {
             || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
         // A moment of 503 `draining` for those who are just asking, then the end.
         let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;
-        late || (told && !busy && !self.post.has_unsent())
+        self.is_late() || (told && !busy && !self.post.has_unsent())
     }
 }
 

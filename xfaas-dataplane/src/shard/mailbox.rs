@@ -14,6 +14,7 @@ use crate::worker::{Call, Function};
 use crossbeam::queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use xfaas_common::limits::MAILBOX_MESSAGES_MAX;
 
@@ -44,12 +45,15 @@ pub struct Mailboxes {
     /// `queues[to][from]`.
     queues: Vec<Vec<ArrayQueue<Message>>>,
     loads: Arc<ShardLoads>,
+    /// By shard: it drains and has nothing left to finish, or is gone.
+    finished: Box<[AtomicBool]>,
 }
 
 impl Mailboxes {
     pub fn new(shards: usize) -> Mailboxes {
         let to_one = || (0..shards).map(|_| ArrayQueue::new(MAILBOX_MESSAGES_MAX)).collect();
-        Mailboxes { queues: (0..shards).map(|_| to_one()).collect(), loads: Arc::new(ShardLoads::new(shards)) }
+        let finished = (0..shards).map(|_| AtomicBool::new(false)).collect();
+        Mailboxes { queues: (0..shards).map(|_| to_one()).collect(), loads: Arc::new(ShardLoads::new(shards)), finished }
     }
 }
 
@@ -133,6 +137,13 @@ impl Post {
         self.unsent_messages > 0
     }
 
+    /// Says whether this shard has anything left to finish. Output: true when no shard has.
+    pub(super) fn say_finished(&self, is_finished: bool) -> bool {
+        let all = &self.mailboxes.finished;
+        all[self.me].store(is_finished, Ordering::Release);
+        is_finished && all.iter().all(|finished| finished.load(Ordering::Acquire))
+    }
+
     /// How busy the shards are.
     pub(super) fn loads(&self) -> &Arc<ShardLoads> {
         &self.mailboxes.loads
@@ -160,6 +171,13 @@ impl Post {
     /// True once for each shard that got a message since it was last asked.
     pub(super) fn take_wake(&mut self, shard: usize) -> bool {
         std::mem::take(&mut self.wake[shard])
+    }
+}
+
+impl Drop for Post {
+    /// Nobody is to wait for a shard that failed.
+    fn drop(&mut self) {
+        self.say_finished(true);
     }
 }
 
@@ -271,5 +289,15 @@ mod tests {
         take_all(&mut receiver, &mut received);
         assert!(!sender.has_unsent() && sender.take_wake(1));
         assert!(received.iter().copied().eq(0..=sent));
+    }
+
+    #[test]
+    fn shards_have_finished_when_the_last_one_has_or_is_gone() {
+        let mailboxes = Arc::new(Mailboxes::new(3));
+        let [one, two, three] = [0, 1, 2].map(|shard| Post::new(Arc::clone(&mailboxes), shard));
+        assert!(!one.say_finished(true) && !two.say_finished(true));
+        drop(three);
+        assert!(two.say_finished(true) && !two.say_finished(false) && !one.say_finished(true));
+        assert!(two.say_finished(true) && one.say_finished(true));
     }
 }

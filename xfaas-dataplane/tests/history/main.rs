@@ -60,7 +60,7 @@ fn hot_keys_over_two_shards_and_both_protocols_are_linearizable() {
         // Traps leave nothing to note, and some requests are two operations.
         assert!(examined.operations > 4 * requests && examined.nearly_all_were_answered(), "{examined:?}");
         let beside = node.metrics().sum("xfaas_local_reads_total", &[]);
-        assert!(beside > 10.0, "{beside} of the reads ran beside the owner");
+        assert!(beside > 0.0, "none of the reads ran beside the owner");
     }
 }
 
