@@ -358,7 +358,7 @@ impl Shard {
 
     /// Writes all that changed of apps with durability `checkpoint`, when the process is to end and nothing runs any more.
     pub(super) fn step_last_pass(&mut self) {
-        if self.lifecycle.is_saved() || !self.has_finished() {
+        if self.lifecycle.is_saved() || !self.is_ending {
             return;
         }
         let now_ns = clock::monotonic_ns();

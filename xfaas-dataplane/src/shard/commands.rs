@@ -89,12 +89,13 @@ impl Shard {
         rows
     }
 
-    /// True when draining is over: what ran has finished, and what is to be saved is, on all shards. One that went before the others would take away
-    /// what their calls still ask of it, and reset its clients instead of telling them that the node drains.
-    pub(super) fn is_drained(&self) -> bool {
-        let is_finished = self.has_finished() && self.lifecycle.is_saved();
-        let are_all = self.draining_since_ns.is_some() && self.post.say_finished(is_finished);
-        is_finished && (are_all || self.is_late())
+    /// True when draining is over: what ran has finished on all shards, and what is to be saved here is. A shard that went before the others would take
+    /// away what their calls still ask of it, and reset its clients instead of telling them that the node drains.
+    pub(super) fn is_drained(&mut self) -> bool {
+        if self.draining_since_ns.is_some() && !self.is_ending {
+            self.is_ending = self.post.say_finished(self.has_finished()) || self.is_late();
+        }
+        self.is_ending && self.lifecycle.is_saved()
     }
 
     /// True when the time to finish is over.
@@ -103,7 +104,7 @@ impl Shard {
     }
 
     /// True when draining and nothing is left to finish, or the time to finish is over.
-    pub(super) fn has_finished(&self) -> bool {
+    fn has_finished(&self) -> bool {
         let Some(since_ns) = self.draining_since_ns else { return false };
         let busy = self.proxy.is_busy()
             || self.moves.is_busy()

@@ -100,6 +100,8 @@ pub struct Shard {
     pub(super) datagrams_armed: bool,
     pub(super) accept_armed: bool,
     pub(super) draining_since_ns: Option<u64>,
+    /// No shard has anything left to finish: what is to be saved is, and then the loop ends.
+    pub(super) is_ending: bool,
     pub(super) swept_ns: u64,
     /// Entry `i`: the header line that says core `i` served the request.
     pub(super) served_by: Box<[Vec<u8>]>,
@@ -185,6 +187,7 @@ impl Shard {
             datagrams_armed: false,
             accept_armed: false,
             draining_since_ns: None,
+            is_ending: false,
             swept_ns: now_ns,
             served_by,
             date_s: 0,

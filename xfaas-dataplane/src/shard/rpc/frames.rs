@@ -175,7 +175,8 @@ impl Shard {
             WRITE_COMMIT => Some(CommitWrites::decode(write.value)?),
             _ => None,
         };
-        let asked = self.asked_awake(id, head, session);
+        // Nothing changes behind what is saved at the end.
+        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session) };
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(&asked, write),
