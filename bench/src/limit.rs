@@ -43,7 +43,7 @@ pub fn counter_reply(session: &SessionId, count: u64) -> Vec<u8> {
         invocation_id: 0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF,
         date: &http_date(clock::unix_s()),
         connection: ConnectionHeader::None,
-        extra: b"",
+        extra: b"x-xfaas-core: 0\r\n",
     };
     let mut reply = Vec::new();
     encode_reply(&mut reply, &head, count.to_string().as_bytes(), false);

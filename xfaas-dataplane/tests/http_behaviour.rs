@@ -5,7 +5,9 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Client, Function, Node, Script, eventually, request};
+use harness::{Client, Function, Node, NodeBuilder, Script, UdpClient, eventually, request, request_datagram};
+use socket2::SockRef;
+use std::collections::HashSet;
 use std::io::Write;
 use std::time::Duration;
 
@@ -84,6 +86,43 @@ fn pipelined_requests_run_one_after_another() {
     for i in 1..=300 {
         client.reply().assert_ok(i.to_string().as_bytes());
     }
+}
+
+/// While a guest spins, a turn begins once in a millisecond: calls of several sessions stand in line together, and some clients are gone by then.
+#[test]
+fn what_comes_in_one_turn_is_answered_whatever_becomes_of_some_of_it() {
+    let counters = ["counter-rmw-linear", "counter-read"].map(|name| Function::guest(name).app("counters"));
+    let node = counters.into_iter().fold(Node::builder().shards(1), NodeBuilder::function).function(Script::function("script")).start();
+    let mut spinner = node.connect();
+    spinner.send(&request("POST", "/f/script", &[("x-session-id", "busy")], &Script::new().spin(400_000_000).end()));
+    let udp = UdpClient::connect(node.http);
+    let (mut sent, mut counted) = (0, HashSet::new());
+    for round in 0..10 {
+        let mut clients: Vec<(usize, Client)> = (0..24).map(|i| (i, node.connect())).collect();
+        for (i, client) in &mut clients {
+            let one = request("POST", "/f/counter-rmw-linear", &[("x-session-id", &format!("of-{}", *i % 5))], b"");
+            client.send(&one.repeat(1 + *i % 3));
+            sent += 1 + *i % 3;
+        }
+        udp.send(&request_datagram("counter-rmw-linear", "of-0", round, b""));
+        sent += 1;
+        for (_, gone) in clients.split_off(18) {
+            SockRef::from(gone.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        for (i, client) in &mut clients {
+            for _ in 0..1 + *i % 3 {
+                let reply = client.reply();
+                assert_eq!((reply.status, reply.session()), (200, &*format!("of-{}", *i % 5)));
+                assert!(counted.insert((reply.session().to_owned(), reply.text().to_owned())), "a number twice: {reply:?}");
+            }
+        }
+        assert!(counted.insert(("of-0".to_owned(), udp.answer().text().to_owned())));
+    }
+    spinner.reply();
+    let total: usize = (0..5).map(|i| node.post("counter-read", &format!("of-{i}"), b"").text().parse::<usize>().unwrap()).sum();
+    assert!((counted.len()..=sent).contains(&total), "{total} of {} to {sent}", counted.len());
+    drop(spinner);
+    eventually("nobody is connected any more", || node.metrics().sum("xfaas_connections", &[]) == 0.0);
 }
 
 #[test]

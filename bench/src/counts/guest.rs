@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_dataplane::net::{DatagramHead, decode_datagram, encode_datagram_reply};
-use xfaas_dataplane::session::{Finished, LocalPlacement, Outcome, Placement, Proxy, ProxyOptions, named_session};
+use xfaas_dataplane::session::{Ahead, Finished, LocalPlacement, Outcome, Placement, Proxy, ProxyOptions, named_session};
 use xfaas_dataplane::state::ShardState;
 use xfaas_dataplane::worker::{Call, Engine, EngineOptions, Function, FunctionManifest, Worker};
 
@@ -168,7 +168,14 @@ impl Request {
         call.session = session;
         call.table_hash = hash.table_hash();
         self.now_ns += 1_000;
-        match self.proxy.as_mut().expect(BEGUN).submit(call, self.now_ns) {
+        let proxy = self.proxy.as_mut().expect(BEGUN);
+        // As the shard's line does, which takes these steps while other calls run.
+        let mut ahead = Ahead::Nothing;
+        while !matches!(ahead, Ahead::All | Ahead::Cold) {
+            ahead = proxy.look_ahead(&call, ahead);
+        }
+        call.is_near = ahead == Ahead::All;
+        match proxy.submit(call, self.now_ns) {
             Some(Finished { call, outcome: Outcome::Replied }) => Ok(call),
             Some(Finished { outcome, .. }) => Err(CaseError::Answer(format!("{}: {outcome:?}", self.name))),
             None => self.run_on(),

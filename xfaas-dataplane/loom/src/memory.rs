@@ -11,6 +11,9 @@ pub(super) fn word(memory: &Memory, index: usize) -> Option<&AtomicU64> {
     memory.word(index)
 }
 
+/// Of no consequence for what is read.
+pub(super) fn prefetch(_word: &AtomicU64, _bytes: usize) {}
+
 pub(super) fn span(memory: &Memory, range: Range<usize>) -> Option<Span<'_>> {
     range.map(|index| memory.word(index)).collect()
 }

@@ -2,6 +2,8 @@
 //! The links lie side by side, eight bytes a worker, and not in the workers' slots: a worker that leaves or comes changes its neighbours' links,
 //! and those are workers of other sessions, whose slots the caches do not have.
 
+use crate::sys::prefetch_span;
+
 /// No neighbour.
 const NONE: u32 = u32::MAX;
 
@@ -54,6 +56,16 @@ impl IdleList {
         }
         self.newest = id;
         self.length += 1;
+    }
+
+    /// Begins to bring what taking the worker out and putting it back will touch into the caches.
+    pub(super) fn prefetch(&self, id: u32) {
+        let Some(links) = self.links.get(id as usize) else { return };
+        for neighbour in [links.older, links.newer] {
+            if let Some(links) = self.links.get(neighbour as usize) {
+                prefetch_span((&raw const *links).addr(), size_of::<Links>());
+            }
+        }
     }
 
     /// Takes out a worker that is in the list.

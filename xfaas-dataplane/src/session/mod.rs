@@ -35,7 +35,7 @@ pub use self::placement::{LocalPlacement, Placement};
 pub use self::places::{ContainerPlaces, NodePlaces};
 pub use self::primary::{ContainerPlacement, Primary};
 pub use self::proxy::{
-    CallName, EndedInvocation, HotNamespace, LastUse, Offer, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket, UsedLimits,
-    invocation_of,
+    Ahead, CallName, EndedInvocation, HotNamespace, LastUse, Offer, Proxy, ProxyOptions, ProxyStats, RemoteAnswer, RemoteTicket,
+    UsedLimits, invocation_of,
 };
 pub use self::token::{TOKEN_SECRET_BYTES, TokenKey, datagram_token};

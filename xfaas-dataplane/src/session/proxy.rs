@@ -1,6 +1,7 @@
 //! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
+mod ahead;
 mod beside;
 mod cancel;
 mod limits;
@@ -9,7 +10,10 @@ mod packing;
 mod remote;
 mod rest;
 mod secondary;
+#[cfg(test)]
+mod testing;
 
+pub use self::ahead::Ahead;
 pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
 
 pub use self::cancel::CallName;
@@ -251,10 +255,11 @@ impl Proxy {
             return refused(call, ErrorCode::RateLimited, "the session has more requests than its app's requests_per_s");
         }
         call.is_admitted = true;
+        let is_near = call.is_near;
         let namespace = self.namespaces.get_mut(id);
         call.namespace = namespace.state;
         if namespace.running < workers_max && namespace.waiting.is_empty() {
-            match self.take_worker(id, call.function, now_ns) {
+            match self.take_worker(id, call.function, is_near, now_ns) {
                 Ok(worker) => {
                     let is_busy = self.namespaces.get(id).running > 0;
                     self.assign(worker, call, now_ns);
@@ -295,12 +300,16 @@ impl Proxy {
         self.run(id, now_ns)
     }
 
-    /// An idle worker of the namespace, else a Fork. `function`: the index of one that is in service.
-    fn take_worker(&mut self, id: NamespaceId, function: u16, now_ns: u64) -> Result<u32, ForkError> {
+    /// An idle worker of the namespace, else a Fork. `function`: the index of one that is in service. `is_near`: what it touches was asked for before.
+    fn take_worker(&mut self, id: NamespaceId, function: u16, is_near: bool, now_ns: u64) -> Result<u32, ForkError> {
         let namespace = self.namespaces.get_mut(id);
         let workers = &self.workers;
         if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function) {
-            self.workers[worker as usize].worker.warm();
+            if !is_near {
+                let worker = &self.workers[worker as usize].worker;
+                worker.warm_instance();
+                worker.warm_stack();
+            }
             self.idle.remove(worker);
             return Ok(worker);
         }
@@ -474,7 +483,7 @@ impl Proxy {
                 return;
             };
             let has_room = self.namespaces.get(id).running < function.manifest.workers_max;
-            let Some(worker) = has_room.then(|| self.take_worker(id, function.index, now_ns).ok()).flatten() else {
+            let Some(worker) = has_room.then(|| self.take_worker(id, function.index, false, now_ns).ok()).flatten() else {
                 if function.manifest.containers_max > 1 && self.offer_waiting(id, &function, now_ns) {
                     continue;
                 }

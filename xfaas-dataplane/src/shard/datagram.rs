@@ -72,6 +72,9 @@ impl Shard {
         call.function_hash = head.function;
         call.origin = Origin::Datagram { shard: self.core.0, peer, request_id: head.request_id };
         if self.runs_here(&mut call, owner) {
+            if self.line.is_open() {
+                return self.line_up(call);
+            }
             return self.run_datagram(call, peer, head.request_id);
         }
         match self.post.invoke(owner.index(), call) {

@@ -110,6 +110,7 @@ impl Shard {
     pub(super) fn feed(&mut self, id: u32, mut bytes: &[u8]) {
         // A head that ends the input may be a whole request: the decoder is asked once more.
         let mut after_head = false;
+        let mut is_first = true;
         loop {
             let connection = &mut self.connections[id as usize];
             if connection.closing != Closing::No {
@@ -130,6 +131,8 @@ impl Shard {
             bytes = &bytes[used..];
             connection.note_phase(self.now_ns);
             after_head = matches!(event, Http1Event::Head { .. });
+            self.line.is_last = is_first && bytes.is_empty();
+            is_first = is_first && after_head;
             match event {
                 Http1Event::NeedMore => {
                     match connection.phase {
@@ -241,6 +244,9 @@ impl Shard {
                 false => connection.speaks_for.heard(owner.0),
             };
             connection.spoke_for = call.table_hash;
+        }
+        if runs_here && self.line.takes() {
+            return self.line_up(call);
         }
         if runs_here {
             if let Some(finished) = self.submit(call) {

@@ -13,6 +13,7 @@ mod http;
 mod inflow;
 mod keeping;
 mod lifecycle;
+mod line;
 mod logging;
 mod mailbox;
 mod moving;

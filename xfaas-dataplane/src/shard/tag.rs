@@ -65,6 +65,13 @@ pub(super) enum RpcOperation {
     Handed { connection: u32, generation: u16 },
 }
 
+impl Operation {
+    /// True for what is the client's next word, or the end of a send: neither changes what calls that were understood before it find.
+    pub(super) fn leaves_calls_alone(self) -> bool {
+        matches!(self, Operation::Receive { .. } | Operation::Sent { .. } | Operation::Datagram | Operation::DatagramSent)
+    }
+}
+
 const KIND_SHIFT: u32 = 56;
 const FROM_SHIFT: u32 = 48;
 const GENERATION_SHIFT: u32 = 32;

@@ -7,6 +7,7 @@ use super::connection::{Arrivals, Connection, MovedConnection};
 use super::counters::ShardView;
 use super::inflow::Inflow;
 use super::lifecycle::{Lifecycle, Woken};
+use super::line::Line;
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::moving_session::Moves;
@@ -87,6 +88,7 @@ pub struct Shard {
     #[expect(clippy::vec_box, reason = "calls travel as boxes: one is taken out and put back without moving its kilobyte")]
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
+    pub(super) line: Line,
     /// Datagrams that leave at the turn's end.
     pub(super) answers: Answers,
     /// Calls that end outside the stage that started them.
@@ -179,6 +181,7 @@ impl Shard {
             rests,
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
+            line: Line::default(),
             answers: Answers::default(),
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
@@ -224,9 +227,12 @@ impl Shard {
         self.now_ns = clock::anchor_ns();
         self.tail.begin_turn(self.now_ns, &self.view.tail);
         self.refresh_date();
+        self.line.open();
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion);
+            self.step_line();
         }
+        self.close_line();
         if let Some(inflow) = &mut self.inflow {
             inflow.end_turn(self.view.counters.datagrams.get(), self.now_ns);
         }
@@ -335,7 +341,11 @@ impl Shard {
     }
 
     fn on_completion(&mut self, completion: Completion) {
-        match Operation::of(completion.tag) {
+        let operation = Operation::of(completion.tag);
+        if !operation.leaves_calls_alone() || completion.result <= 0 {
+            self.run_line(); // those in line came before it
+        }
+        match operation {
             Operation::Receive { connection, generation } => self.on_receive(connection, generation, completion),
             Operation::Sent { connection, generation } => self.on_sent(connection, generation, completion),
             Operation::Datagram => self.on_datagram(completion),

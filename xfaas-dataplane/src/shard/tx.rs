@@ -127,9 +127,12 @@ impl Shard {
         let Some(connection) = self.connection(id, generation) else { return };
         connection.sending = false;
         connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
-        if completion.result < 0 || (completion.result as usize) < bytes {
+        let is_whole = completion.result >= 0 && completion.result as usize >= bytes;
+        if !is_whole {
             connection.closing = Closing::Shut; // the client is gone
+            self.run_line(); // what is given up is where it is looked for
         }
+        let Some(connection) = self.connection(id, generation) else { return };
         if connection.is_at_rest(core) {
             return;
         }

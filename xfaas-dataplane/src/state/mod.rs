@@ -55,6 +55,7 @@ mod timers;
 mod transaction;
 mod value;
 mod walk;
+mod warm;
 mod words;
 
 #[cfg(test)]

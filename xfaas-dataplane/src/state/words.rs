@@ -6,7 +6,7 @@
 //!
 //! The atomics themselves come from `memory`, where a model checker puts its own in; orderings and fences are all here.
 
-use super::memory::{AtomicU64, Memory, Ordering, Span, fence, span, word};
+use super::memory::{AtomicU64, Memory, Ordering, Span, fence, prefetch, span, word};
 
 pub(super) const WORD_BYTES: usize = 8;
 
@@ -101,6 +101,14 @@ impl<'a> Words<'a> {
     fn span(self, at: Offset, bytes: usize) -> Option<Span<'a>> {
         let start = at.0 as usize / WORD_BYTES;
         span(self.memory, start..start + bytes.div_ceil(WORD_BYTES))
+    }
+
+    /// Begins to bring `bytes` bytes from `at` on into the caches. Nothing happens where that is no place of the region.
+    #[inline(always)]
+    pub fn prefetch(self, at: Offset, bytes: usize) {
+        if let Some(word) = self.at(at, 0) {
+            self::prefetch(word, bytes);
+        }
     }
 
     /// Stores `bytes` from `at` on, the last word padded with zeros.

@@ -77,6 +77,8 @@ pub struct Call {
     pub namespace: Option<NamespaceRef>,
     /// It was held against its app's `requests_per_s`: not again when it goes on elsewhere.
     pub is_admitted: bool,
+    /// What it will touch was asked for before its turn came.
+    pub is_near: bool,
     /// What was known of moved sessions when it was decided where it runs, where that is beside its session's owner.
     pub pins_seen: u64,
     /// A secondary container had no room for it: it runs in the primary, or not at all.
@@ -132,6 +134,7 @@ impl Default for Call {
             state_at: StateAt::Here,
             namespace: None,
             is_admitted: false,
+            is_near: false,
             pins_seen: 0,
             stays: false,
             offered_ns: 0,
@@ -175,6 +178,7 @@ impl Call {
         self.state_at = StateAt::Here;
         self.namespace = None;
         self.is_admitted = false;
+        self.is_near = false;
         self.stays = false;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);

@@ -22,6 +22,10 @@ const FIBER_STACK_BYTES: usize = 1 << 20;
 const TABLES_PER_MODULE_MAX: u32 = 4;
 /// Instance and table entries of one module: a large program has some ten thousand functions.
 const TABLE_ELEMENTS_MAX: usize = 20_000;
+/// Behind each memory's 4 GiB. With an odd number of pages the memories lie an odd number of pages apart: their first pages, which all workers use,
+/// fall into different sets of the processor's address translation caches (TLBs), which the lowest bits of a page's number choose. A power of two
+/// would put all of them into the same one or two sets, and each call would wait for its page to be looked up.
+const MEMORY_GUARD_BYTES: u64 = (32 << 20) + (4 << 10);
 /// Bytes of a worker's memory, from its start, that are cleared by hand when it is dropped, rather than given back to the kernel: page
 /// faults at the next fork cost more than clearing. It is also what an unused place may keep.
 const MEMORY_BYTES_KEPT: usize = 256 << 10;
@@ -203,6 +207,7 @@ fn config(options: &EngineOptions) -> Config {
         .async_stack_zeroing(false)
         // 4 GiB of address space and a guard behind it: no access needs a bounds check.
         .memory_reservation(4 << 30)
+        .memory_guard_size(MEMORY_GUARD_BYTES)
         .memory_may_move(false)
         .compiler_inlining(Inlining::No)
         .wasm_backtrace_max_frames(None)

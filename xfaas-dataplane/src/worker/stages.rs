@@ -48,6 +48,13 @@ pub struct Stages {
 }
 
 impl Stages {
+    /// It waited until `now_ns` for others that came with it: as if the shard turned to it that much later.
+    pub fn wait_until(&mut self, now_ns: u64) {
+        let waited_ns = now_ns.saturating_sub(self.decoded_ns);
+        self.begun_ns += waited_ns;
+        self.decoded_ns += waited_ns;
+    }
+
     /// The guest ran from one time to the other.
     pub fn note_slice(&mut self, entered_ns: u64, left_ns: u64) {
         if self.slices == 0 {
@@ -56,5 +63,25 @@ impl Stages {
         self.slices += 1;
         self.left_ns = left_ns;
         self.guest_ns += left_ns.saturating_sub(entered_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_others_is_no_part_of_decoding_or_of_finding_a_worker() {
+        let decoded = Stages { handed_ns: 100, begun_ns: 130, decoded_ns: 150, ..Stages::default() };
+        let mut stages = decoded;
+        stages.wait_until(400);
+        stages.note_slice(410, 500);
+        assert_eq!(
+            (stages.begun_ns - stages.handed_ns, stages.decoded_ns - stages.begun_ns, stages.entered_ns - stages.decoded_ns),
+            (280, 20, 10)
+        );
+        let mut stages = decoded;
+        stages.wait_until(140); // the turn's clock has not moved since
+        assert_eq!(stages, decoded);
     }
 }

@@ -104,55 +104,11 @@ impl Proxy {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::session::{Outcome, ProxyOptions};
-    use crate::state::ShardState;
+    use super::super::testing::{TABLE_HASH, call, proxy};
+    use crate::session::Outcome;
     use crate::sys::clock::monotonic_ns;
-    use crate::worker::{Engine, EngineOptions, Function, FunctionManifest, StateAt};
-    use std::sync::Arc;
-    use xfaas_common::ids::FunctionHash;
-
-    const TABLE_HASH: u32 = 7;
-    /// Writes a key, or with a body runs for many slices.
-    const GUEST: &str = r#"(module
-      (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
-      (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
-      (memory (export "memory") 1)
-      (data (i32.const 0) "n\00")
-      (func (export "handle") (result i32)
-        (local $left i32)
-        (if (i32.eqz (call $read_input (i32.const 0) (i32.const 8) (i32.const 1)))
-          (then (return (call $write_state (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0)))))
-        (local.set $left (i32.const 20000000))
-        (loop $spin
-          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
-          (br_if $spin (local.get $left)))
-        (i32.const 0)))"#;
-
-    fn proxy(directory: &std::path::Path) -> Proxy {
-        let engine = Engine::new(&EngineOptions { workers_live_max: 4, tick_us: 200, ..EngineOptions::default() }).unwrap();
-        let manifest = FunctionManifest { memory_mib: 1, deadline_ms: 60_000, ..FunctionManifest::named("f") };
-        let program = engine.load(&manifest, &wat::parse_str(GUEST).unwrap()).unwrap();
-        let options = ProxyOptions {
-            workers_live_max: 4,
-            keep_warm_ns: u64::MAX,
-            lock_wait_ns: 1,
-            is_secondary: false,
-            namespace_queue_calls_max: 4,
-            queued_calls_max: 4,
-        };
-        let mut proxy = Proxy::new(options, Box::new(ShardState::new(directory.to_owned(), 0, 16 << 20)));
-        let function = Function { manifest, program, hook: None, index: 0, app: 0, hash: FunctionHash::of(b"f"), generation: 1 };
-        proxy.install(Arc::new(function)).unwrap();
-        proxy
-    }
-
-    fn call(session: &SessionId, body: &[u8], state_at: StateAt) -> Box<Call> {
-        let mut call = Box::<Call>::default();
-        call.request.set_datagram(*session, body);
-        (call.session, call.table_hash, call.state_at, call.received_ns) = (*session, TABLE_HASH, state_at, monotonic_ns());
-        call
-    }
+    use crate::worker::StateAt;
+    use xfaas_common::ids::SessionId;
 
     /// It may begin beside the new owner before this shard has left the session, and end after that.
     #[test]
