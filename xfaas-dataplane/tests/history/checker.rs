@@ -104,7 +104,10 @@ fn steps_of(history: &[Operation]) -> Vec<Step> {
     let counts = history.iter().any(|operation| operation.action == Action::Increment);
     let mut steps: Vec<Step> = Vec::new();
     let mut last_unknown_increment = None;
-    for (index, operation) in history.iter().enumerate() {
+    // By time: a history is one client's operations behind another's.
+    let mut by_call: Vec<(usize, &Operation)> = history.iter().enumerate().collect();
+    by_call.sort_by_key(|(_, operation)| operation.called_ns);
+    for (index, operation) in by_call {
         let (told, answered_ns) = match operation.outcome {
             Outcome::Answered { at_ns, value } => (Some(value), Some(at_ns)),
             Outcome::Unknown => (None, None),

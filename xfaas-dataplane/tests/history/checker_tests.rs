@@ -216,6 +216,17 @@ fn a_lost_increment_is_refused() {
     assert!(check(INITIAL, &[a, Operation { outcome: Outcome::Unknown, ..b }]).is_ok());
 }
 
+/// Histories are put together client by client.
+#[test]
+fn increments_without_an_answer_are_taken_by_time_whoever_made_them() {
+    let lost = |called_ns| Operation { action: Action::Increment, called_ns, outcome: Outcome::Unknown };
+    let counted = operation(Action::Increment, 20, 30, 2);
+    for history in [[lost(10), lost(50), counted], [lost(50), lost(10), counted]] {
+        assert!(check(INITIAL, &history).is_ok(), "{history:?}");
+    }
+    assert!(check(INITIAL, &[lost(50), counted, lost(31)]).is_err(), "neither had been called");
+}
+
 #[test]
 fn a_weak_write_may_fall_into_a_section_and_a_strong_one_may_not() {
     // The swap read the first value and its write came last: the other write fell in between.
