@@ -26,9 +26,11 @@ const GUEST: &str = r#"(module
 
 /// Four workers, function 0 of app 0.
 pub(super) fn proxy(directory: &std::path::Path) -> Proxy {
-    let engine = Engine::new(&EngineOptions { workers_live_max: 4, tick_us: 200, ..EngineOptions::default() }).unwrap();
+    let engine = Engine::new(&EngineOptions { workers_live_max: 4, tick_us: 200, ..EngineOptions::default() });
+    let engine = engine.expect("its options are in range, and four memories are little address space");
     let manifest = FunctionManifest { memory_mib: 1, deadline_ms: 60_000, ..FunctionManifest::named("f") };
-    let program = engine.load(&manifest, &wat::parse_str(GUEST).unwrap()).unwrap();
+    let program =
+        engine.load(&manifest, &wat::parse_str(GUEST).expect("the text above is a module")).expect("it keeps the rules for guests");
     let options = ProxyOptions {
         workers_live_max: 4,
         keep_warm_ns: u64::MAX,
@@ -39,7 +41,7 @@ pub(super) fn proxy(directory: &std::path::Path) -> Proxy {
     };
     let mut proxy = Proxy::new(options, Box::new(ShardState::new(directory.to_owned(), 0, 16 << 20)));
     let function = Function { manifest, program, hook: None, index: 0, app: 0, hash: FunctionHash::of(b"f"), generation: 1 };
-    proxy.install(Arc::new(function)).unwrap();
+    proxy.install(Arc::new(function)).expect("a region can be made in a new folder");
     proxy
 }
 
