@@ -38,7 +38,7 @@ const KEEP_WARM_S: u64 = 60;
 const REPLAY_BYTES_MAX: usize = 64 << 20;
 /// Draining answers 503 for at least so long before the sockets close.
 const DRAIN_MS_MIN: u64 = 200;
-/// How often the epoch ticks: the slice of a guest, and the grain of its deadline.
+/// How often the epoch ticks while guests run for long: their slice, and the grain of their deadlines.
 const TICK_US: u64 = 1_000;
 const MS_NS: u64 = 1_000_000;
 
@@ -281,6 +281,7 @@ fn engine(config: &Config) -> Result<Engine, EngineError> {
         cache_directory: Some(config.compiled_dir()),
         workers_live_max: config.limits.workers_live_max,
         memory_mib_max: config.limits.memory_mib_max,
+        guest_memory_mib: config.limits.guest_memory_mib(),
         tick_us: TICK_US,
         perf_map: config.perf_map,
         realtime: config.realtime,

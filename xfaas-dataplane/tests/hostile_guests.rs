@@ -146,6 +146,30 @@ fn a_growing_guest_stops_at_its_memory_limit() {
 }
 
 #[test]
+fn the_guests_of_many_sessions_share_the_nodes_memory_limit() {
+    let _core = CORE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    const LIMIT_BYTES: f64 = (64 << 20) as f64;
+    let node = Node::builder()
+        .guests(&["counter-rmw"])
+        .function(Function::guest("grow").with("memory_mib = 16"))
+        .limit("guest_memory_mib = 64")
+        .shards(1)
+        .start();
+    let bytes = || node.metrics().sum("xfaas_guest_memory_bytes", &[]);
+    node.post("counter-rmw", "kept", b"").assert_ok(b"1");
+    for session in 0..12 {
+        let reply = node.post("grow", &format!("s{session}"), b"");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let pages = u32::from_le_bytes(reply.body[..4].try_into().unwrap());
+        assert_eq!(pages, 16 * 16, "those that are idle made room for session {session}");
+        assert!(bytes() <= LIMIT_BYTES);
+    }
+    assert_eq!(node.metrics().sum("xfaas_guest_memory_limit_bytes", &[]), LIMIT_BYTES);
+    node.post("counter-rmw", "kept", b"").assert_ok(b"2");
+    eventually("workers that rest leave before their time", || bytes() <= LIMIT_BYTES / 4.0 * 3.0);
+}
+
+#[test]
 fn traps_without_end_leave_no_workers() {
     let _core = CORE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     let node = node();

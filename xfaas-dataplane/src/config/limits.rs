@@ -1,11 +1,17 @@
 //! `[limits]`: what an operator may lower or raise, each with its range. Ceilings come from `xfaas_common::limits`.
 
 use super::ConfigError;
+use crate::sys::memory;
 use serde::Deserialize;
 use xfaas_common::limits::{
     BODY_BYTES_MAX_DEFAULT, CONNECTIONS_MAX, LOCK_WAIT_MS_DEFAULT, LOG_MIB_DEFAULT, NAMESPACE_QUEUE_CALLS_MAX, SHARD_CALLS_MAX,
     STATE_MIB_DEFAULT,
 };
+
+const GUEST_MEMORY_MIB_MIN: u32 = 64;
+const GUEST_MEMORY_MIB_MAX: u32 = 1 << 24;
+/// Half of a small machine.
+const GUEST_MEMORY_MIB_UNKNOWN: u64 = 2_048;
 
 /// Checked by `check`; the ranges are in each field's text.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -27,6 +33,8 @@ pub struct Limits {
     pub lock_wait_ms: u32,
     /// Workers of the whole process that live at once, 1..=10_000. Each reserves 4 GiB of address space.
     pub workers_live_max: u32,
+    /// What the memories of all workers may take together, by their size, MiB, 64..=16_777_216. 0: half of what this process may use.
+    pub guest_memory_mib: u32,
     /// The most a function may ask for as `memory_mib`, 1..=4_096.
     pub memory_mib_max: u32,
     /// From the first byte of a head to its end, milliseconds, 10..=600_000.
@@ -51,7 +59,8 @@ impl Default for Limits {
             region_mib: 1_024,
             log_mib: LOG_MIB_DEFAULT,
             lock_wait_ms: LOCK_WAIT_MS_DEFAULT,
-            workers_live_max: 1_000,
+            workers_live_max: 4_000,
+            guest_memory_mib: 0,
             memory_mib_max: 1_024,
             head_timeout_ms: 10_000,
             body_stall_ms: 30_000,
@@ -63,9 +72,18 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// `guest_memory_mib`, or what is meant by its 0.
+    pub fn guest_memory_mib(&self) -> u32 {
+        if self.guest_memory_mib != 0 {
+            return self.guest_memory_mib;
+        }
+        let half_mib = memory::available_bytes().map_or(GUEST_MEMORY_MIB_UNKNOWN, |bytes| bytes >> 21);
+        u32::try_from(half_mib).unwrap_or(u32::MAX).clamp(GUEST_MEMORY_MIB_MIN, GUEST_MEMORY_MIB_MAX)
+    }
+
     /// Errors: the first key outside its range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let ranges: [(&str, u32, u32, u32); 14] = [
+        let ranges: [(&str, u32, u32, u32); 15] = [
             ("body_bytes_max", self.body_bytes_max, 1_024, 64 << 20),
             ("connections_max", self.connections_max, 1, CONNECTIONS_MAX as u32),
             ("shard_calls_max", self.shard_calls_max, 1, SHARD_CALLS_MAX as u32),
@@ -74,6 +92,7 @@ impl Limits {
             ("log_mib", self.log_mib, 1, 1 << 20),
             ("lock_wait_ms", self.lock_wait_ms, 1, 600_000),
             ("workers_live_max", self.workers_live_max, 1, 10_000),
+            ("guest_memory_mib", self.guest_memory_mib(), GUEST_MEMORY_MIB_MIN, GUEST_MEMORY_MIB_MAX),
             ("memory_mib_max", self.memory_mib_max, 1, 4_096),
             ("head_timeout_ms", self.head_timeout_ms, 10, 600_000),
             ("body_stall_ms", self.body_stall_ms, 10, 600_000),

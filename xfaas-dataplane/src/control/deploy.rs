@@ -120,6 +120,11 @@ impl Deployer {
         }
     }
 
+    /// Sizes of all live workers' memories, and their limit.
+    pub fn guest_memory_bytes(&self) -> (u64, u64) {
+        self.engine.guest_memory_bytes()
+    }
+
     /// Loads the functions of the configuration, then the stored ones of other names.
     /// Errors: a configured function does not load, or the store cannot be listed. A stored one that does not load is logged, reported and kept.
     pub fn start(&self, configured: &[ConfiguredFunction]) -> Result<StartReport, DeployError> {

@@ -44,6 +44,7 @@ impl Container {
             cache_directory: Some(config.state_dir.join("compiled")),
             workers_live_max: config.limits.workers_live_max,
             memory_mib_max: config.limits.memory_mib_max,
+            guest_memory_mib: config.limits.guest_memory_mib(),
             tick_us: TICK_US,
             perf_map: false,
             realtime: false,

@@ -4,6 +4,7 @@
 mod ahead;
 mod beside;
 mod cancel;
+mod eviction;
 mod limits;
 mod moving;
 mod packing;
@@ -325,10 +326,7 @@ impl Proxy {
         let is_hook = self.namespaces.get(id).is_hook();
         // Replaced while the call waited: `sweep` answers it.
         let program = if is_hook { function.hook.as_ref().ok_or(ForkError::PoolFull)? } else { &function.program };
-        let worker = match Worker::fork(program) {
-            Err(ForkError::PoolFull) if self.evict_oldest(id) => Worker::fork(program)?,
-            forked => forked?,
-        };
+        let worker = self.fork_with_room(program, id)?;
         self.stats.forks += 1;
         self.stats.fork_ns += crate::sys::clock::monotonic_ns().saturating_sub(now_ns);
         let slot = WorkerSlot {
@@ -399,8 +397,7 @@ impl Proxy {
                 None
             }
             Progress::SliceOver => {
-                self.workers[id as usize].call = Some(call);
-                self.enqueue(id, now_ns);
+                self.end_slice(id, call, now_ns);
                 None
             }
             Progress::Waiting => {
@@ -496,38 +493,6 @@ impl Proxy {
         }
     }
 
-    /// Drops the longest idle worker of the shard, for the good of `keep`, which stays even if empty. False: none is idle.
-    fn evict_oldest(&mut self, keep: NamespaceId) -> bool {
-        let Some(id) = self.idle.oldest() else { return false };
-        let namespace = self.workers[id as usize].namespace;
-        self.drop_idle(id);
-        if namespace != keep {
-            self.namespaces.remove_if_empty(namespace);
-        }
-        self.stats.evictions += 1;
-        true
-    }
-
-    fn drop_idle(&mut self, id: u32) {
-        self.idle.remove(id);
-        let slot = self.workers.remove(id as usize);
-        self.namespaces.get_mut(slot.namespace).idle.remove(id);
-    }
-
-    fn drop_stale(&mut self) {
-        let mut next = self.idle.oldest();
-        while let Some(id) = next {
-            let slot = &self.workers[id as usize];
-            next = self.idle.newer(id);
-            let current = self.functions[usize::from(slot.function)].as_ref();
-            if current.is_none_or(|current| current.generation != slot.generation) {
-                let namespace = slot.namespace;
-                self.drop_idle(id);
-                self.namespaces.remove_if_empty(namespace);
-            }
-        }
-    }
-
     /// Timed work, some forty times a second: lock waits that lasted too long, calls that nothing will start, workers idle for too long.
     pub fn sweep(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         if self.parked > 0 {
@@ -542,16 +507,7 @@ impl Proxy {
         if self.namespaces.is_cooling() {
             self.namespaces.cool_down(now_ns);
         }
-        while let Some(id) = self.idle.oldest() {
-            let slot = &self.workers[id as usize];
-            let Phase::Idle { since_ns } = slot.phase else { unreachable!("the idle list holds idle workers") };
-            if now_ns.saturating_sub(since_ns) < self.options.keep_warm_ns {
-                break;
-            }
-            let namespace = slot.namespace;
-            self.drop_idle(id);
-            self.namespaces.remove_if_empty(namespace);
-        }
+        self.drop_long_idle(now_ns);
         let (state, namespaces) = (self.state.as_mut().expect("no guest runs now"), &self.namespaces);
         state.compact_some(COMPACT_BYTES_MAX, &mut |app, session, table_hash| namespaces.contains(app, session, table_hash));
     }

@@ -17,7 +17,7 @@ struct Waiting {
 /// Calls in the order in which they run.
 pub(super) struct Line {
     calls: VecDeque<Waiting>,
-    /// The turn takes what completed: more calls may come, and what is in line runs before anything else is done.
+    /// The turn takes what completed and the mail: more calls may come, and what is in line runs before anything else is done.
     is_open: bool,
     /// The request that is being understood is the last of its connection's input.
     pub(super) is_last: bool,
@@ -60,10 +60,10 @@ impl Shard {
         }
     }
 
-    /// Runs the first in line, if enough others stand behind it.
+    /// Runs the first in line, as long as enough others stand behind it.
     #[inline]
     pub(super) fn step_line(&mut self) {
-        if self.line.calls.len() > LINE_CALLS {
+        while self.line.calls.len() > LINE_CALLS {
             self.run_first();
         }
     }

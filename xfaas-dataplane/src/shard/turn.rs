@@ -232,11 +232,12 @@ impl Shard {
             self.on_completion(completion);
             self.step_line();
         }
-        self.close_line();
+        self.run_line();
         if let Some(inflow) = &mut self.inflow {
             inflow.end_turn(self.view.counters.datagrams.get(), self.now_ns);
         }
         self.take_mail();
+        self.close_line();
         self.fire_timers();
         self.run_slices();
         let chores_from_ns = clock::quick_ns();
@@ -372,25 +373,36 @@ impl Shard {
     fn take_mail(&mut self) {
         for from in 0..self.post.shards() {
             for _ in 0..MAIL_MESSAGES_MAX {
-                match self.post.receive(from) {
-                    Some(Message::Invoke(call)) => self.on_invoke(call),
-                    Some(Message::Cancel(name)) => self.cancel(&name),
-                    Some(Message::Done(finished)) => self.deliver_now(finished), // held where it ran, if at all
-                    Some(Message::ReadSession(question)) => self.on_session_question(question),
-                    Some(Message::SessionRead(answer)) => self.on_session_answer(&answer),
-                    Some(Message::Moved(state)) => self.on_moved(state),
-                    Some(Message::RpcMoved(moved)) => self.on_rpc_moved(moved),
-                    Some(Message::Move(message)) => self.on_move_message(from, message),
-                    Some(Message::Secondary(message)) => self.on_secondary_message(from, message),
-                    None => break,
+                let Some(message) = self.post.receive(from) else { break };
+                if !matches!(message, Message::Invoke(_) | Message::Done(_)) {
+                    self.run_line(); // those in line came before it
                 }
+                self.on_message(from, message);
+                self.step_line();
             }
+        }
+    }
+
+    fn on_message(&mut self, from: usize, message: Message) {
+        match message {
+            Message::Invoke(call) => self.on_invoke(call),
+            Message::Cancel(name) => self.cancel(&name),
+            Message::Done(finished) => self.deliver_now(finished), // held where it ran, if at all
+            Message::ReadSession(question) => self.on_session_question(question),
+            Message::SessionRead(answer) => self.on_session_answer(&answer),
+            Message::Moved(state) => self.on_moved(state),
+            Message::RpcMoved(moved) => self.on_rpc_moved(moved),
+            Message::Move(message) => self.on_move_message(from, message),
+            Message::Secondary(message) => self.on_secondary_message(from, message),
         }
     }
 
     /// A neighbour's request for a session of ours.
     pub(super) fn on_invoke(&mut self, call: Box<Call>) {
         let Some(call) = self.keep_own(call) else { return };
+        if self.line.is_open() {
+            return self.line_up(call);
+        }
         if let Origin::Datagram { peer, request_id, .. } = call.origin {
             return self.run_datagram(call, peer, request_id);
         }

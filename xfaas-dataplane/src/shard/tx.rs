@@ -128,13 +128,15 @@ impl Shard {
         connection.sending = false;
         connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
         let is_whole = completion.result >= 0 && completion.result as usize >= bytes;
+        if is_whole && connection.is_at_rest(core) {
+            return;
+        }
         if !is_whole {
             connection.closing = Closing::Shut; // the client is gone
             self.run_line(); // what is given up is where it is looked for
-        }
-        let Some(connection) = self.connection(id, generation) else { return };
-        if connection.is_at_rest(core) {
-            return;
+            if self.connection(id, generation).is_none() {
+                return;
+            }
         }
         self.flush(id);
         self.resume(id, u32::from(generation));

@@ -3,6 +3,7 @@
 pub mod affinity;
 mod buffers;
 pub mod clock;
+pub mod memory;
 pub mod open_files;
 mod peer;
 mod prefetch;

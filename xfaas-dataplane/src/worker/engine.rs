@@ -3,12 +3,11 @@
 
 use super::abi;
 use super::fiber::WorkerData;
-use crate::sys::realtime::{self, Children, PRIORITY_TICKER, RealtimeError};
+use super::memory_budget::{GuestMemory, MemoryBudget};
+use super::ticker::{Ticker, TickerError};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::{Cache, CacheConfig, Config, Enabled, Inlining, Linker, PoolingAllocationConfig, ProfilingStrategy};
 use xfaas_common::limits::MEMORY_MIB_DEFAULT;
@@ -44,7 +43,10 @@ pub struct EngineOptions {
     pub workers_live_max: u32,
     /// The largest `memory_mib` of a manifest, 1..=4096.
     pub memory_mib_max: u32,
-    /// Time slice of a guest while others wait, and how exactly its deadline is kept. Microseconds, 100..=100_000.
+    /// What the memories of all workers may take together, MiB, from 1.
+    pub guest_memory_mib: u32,
+    /// Time slice of a guest while others wait, and how exactly its deadline is kept; both four times as long for the first guest that runs for long in a
+    /// second. Microseconds, 100..=100_000.
     pub tick_us: u64,
     /// Compiled functions are told to perf, in `/tmp/perf-<pid>.map`.
     pub perf_map: bool,
@@ -56,8 +58,9 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             cache_directory: None,
-            workers_live_max: 1_000,
+            workers_live_max: 4_000,
             memory_mib_max: MEMORY_MIB_DEFAULT,
+            guest_memory_mib: 4_096,
             tick_us: 1_000,
             perf_map: false,
             realtime: false,
@@ -82,10 +85,8 @@ pub enum EngineError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("start the epoch ticker")]
-    Ticker(#[source] std::io::Error),
-    #[error("the thread that counts guests' time cannot run beside shards of the real-time class")]
-    Realtime(#[from] RealtimeError),
+    #[error(transparent)]
+    Ticker(#[from] TickerError),
 }
 
 /// The engine, shared by all threads. The ticker stops with the last clone.
@@ -99,8 +100,9 @@ struct Inner {
     linker: Linker<WorkerData>,
     options: EngineOptions,
     workers_live: Arc<AtomicU32>,
+    guest_memory: Arc<MemoryBudget>,
     load: Mutex<()>,
-    _ticker: Ticker,
+    ticker: Ticker,
 }
 
 /// The right to one worker of the pool.
@@ -125,6 +127,11 @@ impl LoadGuard<'_> {
     pub(super) fn worker_slot(&self) -> WorkerSlot {
         WorkerSlot { workers_live: None }
     }
+
+    /// Beside the budget of all: a function can be deployed on a node whose guests' memory is at its limit.
+    pub(super) fn guest_memory(&self, bytes_max: usize) -> GuestMemory {
+        GuestMemory::new(Arc::new(MemoryBudget::new(u64::MAX)), bytes_max)
+    }
 }
 
 impl Engine {
@@ -133,6 +140,7 @@ impl Engine {
         let EngineOptions { workers_live_max, memory_mib_max, tick_us, .. } = *options;
         check("workers_live_max", u64::from(workers_live_max), 1, 10_000)?;
         check("memory_mib_max", u64::from(memory_mib_max), 1, 4_096)?;
+        check("guest_memory_mib", u64::from(options.guest_memory_mib), 1, u64::from(u32::MAX))?;
         check("tick_us", tick_us, 100, 100_000)?;
         let mut config = config(options);
         config.cache(cache(options)?);
@@ -140,15 +148,35 @@ impl Engine {
         let wasmtime = wasmtime::Engine::new(&config).map_err(make)?;
         let mut linker = Linker::new(&wasmtime);
         abi::link(&mut linker).map_err(make)?;
-        let ticker = Ticker::start(wasmtime.clone(), Duration::from_micros(tick_us), options.realtime)?;
+        let ticking = wasmtime.clone();
+        let ticker = Ticker::start(Duration::from_micros(tick_us), options.realtime, move || ticking.increment_epoch())?;
         let options = options.clone();
-        let inner = Inner { wasmtime, linker, options, workers_live: Arc::default(), load: Mutex::new(()), _ticker: ticker };
+        let guest_memory = Arc::new(MemoryBudget::new(u64::from(options.guest_memory_mib) << 20));
+        let inner = Inner { wasmtime, linker, options, workers_live: Arc::default(), guest_memory, load: Mutex::new(()), ticker };
         Ok(Engine { inner: Arc::new(inner) })
     }
 
     /// Workers alive now, in the whole process.
     pub fn workers_live(&self) -> u32 {
         self.inner.workers_live.load(Ordering::Relaxed)
+    }
+
+    /// Sizes of all live workers' memories, and their limit. Bytes.
+    pub fn guest_memory_bytes(&self) -> (u64, u64) {
+        (self.inner.guest_memory.taken(), self.inner.guest_memory.bytes_max())
+    }
+
+    /// True while workers that nobody needs at the moment should go.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.inner.guest_memory.is_short()
+    }
+
+    pub(super) fn guest_memory_has_room(&self, bytes: usize) -> bool {
+        self.inner.guest_memory.has_room(bytes as u64)
+    }
+
+    pub(super) fn guest_memory(&self, bytes_max: usize) -> GuestMemory {
+        GuestMemory::new(Arc::clone(&self.inner.guest_memory), bytes_max)
     }
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -161,6 +189,16 @@ impl Engine {
 
     pub(super) fn options(&self) -> &EngineOptions {
         &self.inner.options
+    }
+
+    /// An invocation's slice is over that began `taken` ago. To be called each time: it is what chooses how finely time is counted.
+    pub fn note_slice(&self, taken: Duration) {
+        self.inner.ticker.note_slice(taken);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn ticks_coarsely(&self) -> bool {
+        self.inner.ticker.is_coarse()
     }
 
     /// `None`: `workers_live_max` workers are alive.
@@ -228,45 +266,4 @@ fn cache(options: &EngineOptions) -> Result<Option<Cache>, EngineError> {
         .with_optimized_compression_level(CACHE_COMPRESSION_LEVEL);
     let cache = Cache::new(config).map_err(|source| EngineError::Cache { directory: directory.clone(), source: source.into() })?;
     Ok(Some(cache))
-}
-
-/// The thread that advances the epoch, so that running guests see time pass.
-struct Ticker {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Ticker {
-    fn start(engine: wasmtime::Engine, tick: Duration, realtime: bool) -> Result<Ticker, EngineError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let (is_ready, ready) = channel();
-        let run = move || {
-            let entered = if realtime { realtime::enter(PRIORITY_TICKER, Children::Ordinary) } else { Ok(()) };
-            let may_run = entered.is_ok();
-            is_ready.send(entered).ok(); // who started it waits for this
-            if !may_run {
-                return;
-            }
-            while !stopped.load(Ordering::Acquire) {
-                // A wake-up without reason makes one tick short, which harms nobody.
-                thread::park_timeout(tick);
-                engine.increment_epoch();
-            }
-        };
-        let thread = thread::Builder::new().name("xfaas-ticker".to_owned()).spawn(run).map_err(EngineError::Ticker)?;
-        ready.recv().map_err(|ended| EngineError::Ticker(std::io::Error::other(ended)))??;
-        Ok(Ticker { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // Its loop cannot panic; if it did, time has stopped, and so has the engine.
-            drop(thread.join());
-        }
-    }
 }

@@ -4,12 +4,13 @@
 use super::abi::{self, DeadlinePassed, NeedsOwner};
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
+use super::memory_budget::{BudgetSpent, GuestMemory};
 use super::program::Program;
 use super::trap::TrapKind;
 use crate::sys::{LINE_BYTES, prefetch_span};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use wasmtime::{Memory, PoolConcurrencyLimitError, Store, StoreLimits, StoreLimitsBuilder};
+use wasmtime::{Memory, PoolConcurrencyLimitError, Store};
 use xfaas_common::guest_abi::OVER_LIMIT;
 
 /// A fiber's stack ends at a page's end, and a guest that calls a host function uses about so much of it.
@@ -18,7 +19,9 @@ const PAGE_BYTES: usize = 4_096;
 
 /// Where calls look at a store, seen from our data in it, and at an instance, seen from its function: read off the addresses that a call touches, with this
 /// version of wasmtime. Wrong ones do no harm but the time that they would save.
-const STORE_WARM: [usize; 8] = [0x40, 0x118, 0x140, 0x2b0, 0x2f0, 0x330, 0x3d0, 0x400];
+const STORE_WARM: [isize; 6] = [0x40, -0xa0, -0xe0, -0x120, -0x290, -0x2b8];
+/// The compiler orders a store's parts by the size of our data in it: with another size the offsets are to be read off anew.
+const _: () = assert!(size_of::<WorkerData>() == 64);
 const INSTANCE_BYTES_BEFORE: usize = 0x218;
 const INSTANCE_BYTES_WARM: usize = 0x180;
 
@@ -53,7 +56,7 @@ pub enum Progress {
 /// Why there is no new worker.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
-    #[error("all places for live workers are taken")]
+    #[error("all places for live workers, or all memory for guests, are taken")]
     PoolFull,
     #[error("make an instance of the program")]
     Instantiate(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -63,7 +66,7 @@ pub enum ForkError {
 pub(super) struct WorkerData {
     /// The guest's memory, known once the instance is there.
     pub(super) memory: Option<Memory>,
-    limits: StoreLimits,
+    limits: GuestMemory,
 }
 
 /// Where the last host call of a worker found its stack and the guest's buffer: addresses that are never looked at, only named to the processor.
@@ -103,14 +106,14 @@ pub struct Worker {
 
 impl Worker {
     /// Makes a worker from the program's image. Runs no guest code.
-    /// Errors: `PoolFull` when `workers_live_max` workers are alive.
+    /// Errors: `PoolFull` when `workers_live_max` workers are alive, or its memory does not fit beside theirs.
     pub fn fork(program: &Program) -> Result<Worker, ForkError> {
         let slot = program.engine.claim_worker().ok_or(ForkError::PoolFull)?;
-        Worker::fork_into(program, slot)
+        Worker::fork_into(program, slot, program.engine.guest_memory(program.memory_bytes_max))
     }
 
-    pub(super) fn fork_into(program: &Program, slot: WorkerSlot) -> Result<Worker, ForkError> {
-        let data = WorkerData { memory: None, limits: limits(program.memory_bytes_max) };
+    pub(super) fn fork_into(program: &Program, slot: WorkerSlot, limits: GuestMemory) -> Result<Worker, ForkError> {
+        let data = WorkerData { memory: None, limits };
         let mut store = Store::new(program.engine.wasmtime(), data);
         store.limiter(|data| &mut data.limits);
         store.epoch_deadline_callback(abi::on_epoch);
@@ -119,6 +122,7 @@ impl Worker {
         let instance = program.image.instantiate(&mut store).map_err(fork_error)?;
         let memory = instance.get_module_export(&mut store, &program.memory).and_then(wasmtime::Extern::into_memory);
         store.data_mut().memory = memory;
+        store.data_mut().limits.set_running();
         let run = instance.get_module_export(&mut store, &program.run).and_then(wasmtime::Extern::into_func);
         let run = run.expect("load added and looked up this function");
         let run_address = run.to_raw(&mut store).addr();
@@ -142,11 +146,13 @@ impl Worker {
         let guest = (&raw const *self.guest).addr();
         // One line of each page first: where the processor has to look for the pages too, it looks for several at once.
         for place in [self.trail.memory, self.trail.stack, guest, store, instance] {
-            prefetch_span(place, 1);
+            if place != 0 {
+                prefetch_span(place, 1); // 0: no invocation has left a trail yet
+            }
         }
         prefetch_span(guest, size_of_val(&*self.guest));
         for at in STORE_WARM {
-            prefetch_span(store.wrapping_add(at), 1);
+            prefetch_span(store.wrapping_add_signed(at), 1);
         }
         prefetch_span(instance.wrapping_sub(INSTANCE_BYTES_BEFORE), INSTANCE_BYTES_WARM);
     }
@@ -154,6 +160,9 @@ impl Worker {
     /// The same for the fiber's stack and the guest's memory.
     #[inline]
     pub fn warm_stack(&self) {
+        if self.trail.stack == 0 {
+            return; // no invocation told yet
+        }
         let stack_end = self.trail.stack.next_multiple_of(PAGE_BYTES);
         prefetch_span(stack_end.wrapping_sub(STACK_BYTES_WARM), STACK_BYTES_WARM);
         prefetch_span(self.trail.memory.wrapping_sub(LINE_BYTES), 2 * LINE_BYTES);
@@ -211,11 +220,10 @@ fn finish(lent: &mut Lent, code: i32) -> Progress {
     Progress::Finished(if committed.is_ok() { code } else { OVER_LIMIT })
 }
 
-/// Limits of a store that holds one instance.
-pub(super) fn limits(memory_bytes_max: usize) -> StoreLimits {
-    StoreLimitsBuilder::new().memory_size(memory_bytes_max).instances(1).build()
-}
-
 fn fork_error(error: wasmtime::Error) -> ForkError {
-    if error.is::<PoolConcurrencyLimitError>() { ForkError::PoolFull } else { ForkError::Instantiate(error.into()) }
+    if error.is::<PoolConcurrencyLimitError>() || error.is::<BudgetSpent>() {
+        ForkError::PoolFull
+    } else {
+        ForkError::Instantiate(error.into())
+    }
 }

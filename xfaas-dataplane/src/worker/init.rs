@@ -3,14 +3,13 @@
 
 use super::abi::{HOST_FUNCTIONS, HostFunction};
 use super::engine::{Engine, LoadGuard};
-use super::fiber::limits;
 use super::program::LoadError;
 use super::shape::{EXPORT_INITIALIZE, Shape};
 use super::trap::TrapKind;
 use crate::sys::clock::monotonic_ns;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-use wasmtime::{FuncType, Instance, Linker, Module, Store, StoreLimits, UpdateDeadline, Val, ValType};
+use wasmtime::{FuncType, Instance, Linker, Module, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline, Val, ValType};
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 use xfaas_common::guest_abi::{EXPORT_INIT, IMPORT_MODULE};
 
@@ -42,7 +41,8 @@ pub(super) fn run(
     let module = Module::new(engine.wasmtime(), &instrumented).map_err(|error| LoadError::Compile { source: error.into() })?;
     // Before the store, so that it is given back after it.
     let _slot = load.worker_slot();
-    let mut store = Store::new(engine.wasmtime(), limits(memory_bytes_max));
+    let limits = StoreLimitsBuilder::new().memory_size(memory_bytes_max).instances(1).build();
+    let mut store = Store::new(engine.wasmtime(), limits);
     store.limiter(|limits| limits);
     let started_ns = monotonic_ns();
     store.epoch_deadline_callback(move |_| match monotonic_ns() - started_ns > INIT_DEADLINE_NS {

@@ -17,6 +17,7 @@ mod host_calls;
 mod init;
 mod lend;
 mod manifest;
+mod memory_budget;
 mod overlay;
 mod prepared;
 mod program;
@@ -26,6 +27,7 @@ mod rewrite;
 mod shape;
 mod snapshot;
 mod stages;
+mod ticker;
 mod timers;
 mod trap;
 

@@ -93,6 +93,18 @@ pub struct Program {
     pub(super) memory_bytes_max: usize,
 }
 
+impl Program {
+    /// The engine it was made by.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// True when a worker of it could grow as far as it may, if nobody else did.
+    pub fn has_room_to_grow(&self) -> bool {
+        self.engine.guest_memory_has_room(self.memory_bytes_max)
+    }
+}
+
 /// A deployed function, shared by all shards.
 pub struct Function {
     pub manifest: FunctionManifest,
@@ -179,7 +191,7 @@ impl Engine {
     /// What only an instance shows, a data segment outside memory for one, is found here rather than at the first request.
     fn try_fork(&self, program: &Program) -> Result<(), LoadError> {
         let load = self.begin_load();
-        match Worker::fork_into(program, load.worker_slot()) {
+        match Worker::fork_into(program, load.worker_slot(), load.guest_memory(program.memory_bytes_max)) {
             Ok(worker) => {
                 drop(worker);
                 Ok(())

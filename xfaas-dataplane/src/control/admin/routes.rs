@@ -61,6 +61,9 @@ impl Shared {
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         samples.gauge("xfaas_build_info", "The version, as a label", version, 1.0);
         samples.gauge("xfaas_functions", "Functions that run", vec![], self.deployer.count_running() as f64);
+        let (guest_memory, guest_memory_max) = self.deployer.guest_memory_bytes();
+        samples.gauge("xfaas_guest_memory_bytes", "Sizes of all live workers' memories", vec![], guest_memory as f64);
+        samples.gauge("xfaas_guest_memory_limit_bytes", "What they may take together", vec![], guest_memory_max as f64);
         samples.gauge("xfaas_shards", "Shards of this process", vec![], self.shards.count() as f64);
         samples.gauge("xfaas_uptime_seconds", "Since the control thread started", vec![], self.started_at.elapsed().as_secs_f64());
         samples.add_steering(&(self.steering)());

@@ -2,7 +2,8 @@
 
 use super::Proxy;
 use crate::session::namespace::NamespaceId;
-use crate::worker::CpuShare;
+use crate::worker::{Call, CpuShare};
+use std::time::Duration;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// A namespace may use its share of this time at once.
@@ -38,6 +39,18 @@ impl Proxy {
         self.namespaces.get_mut(id).core_time.charge(cost_ns, SHARE_DEBT_NS_MAX, now_ns);
     }
 
+    /// A slice of a worker is over: it waits for its next one.
+    pub(super) fn end_slice(&mut self, worker: u32, call: Box<Call>, now_ns: u64) {
+        let taken = Duration::from_nanos(call.taken_ns(crate::sys::clock::monotonic_ns()));
+        let slot = &mut self.workers[worker as usize];
+        slot.call = Some(call);
+        let function = slot.function;
+        if let Some(function) = self.function(function) {
+            function.program.engine().note_slice(taken);
+        }
+        self.enqueue(worker, now_ns);
+    }
+
     /// Lets a worker wait for the core: behind everybody else while its namespace is over its share.
     pub(super) fn enqueue(&mut self, worker: u32, now_ns: u64) {
         match self.is_over_share(self.workers[worker as usize].namespace, now_ns) {
@@ -56,5 +69,28 @@ impl Proxy {
             self.enqueue(worker, now_ns);
         }
         self.run_queue.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{call, proxy};
+    use crate::sys::clock::monotonic_ns;
+    use crate::worker::StateAt;
+    use xfaas_common::ids::SessionId;
+
+    #[test]
+    fn time_is_counted_finely_once_a_guest_runs_for_many_slices() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut proxy, session) = (proxy(directory.path()), SessionId::new(b"s").unwrap());
+        let engine = proxy.function(0).unwrap().program.engine().clone();
+        while !engine.ticks_coarsely() {
+            std::thread::yield_now();
+        }
+        let mut finished = proxy.submit(call(&session, b"spin", StateAt::Here), monotonic_ns());
+        while finished.is_none() {
+            finished = proxy.run_next(monotonic_ns());
+        }
+        assert!(proxy.stats().slices > 2 && !engine.ticks_coarsely());
     }
 }

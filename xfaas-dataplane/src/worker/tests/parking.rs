@@ -213,6 +213,21 @@ fn a_worker_dropped_in_a_call_gives_its_place_back() {
 }
 
 #[test]
+fn workers_whose_memories_do_not_fit_together_are_refused_and_the_next_fits_when_one_is_gone() {
+    let engine = Engine::new(&EngineOptions { workers_live_max: 64, guest_memory_mib: 1, ..EngineOptions::default() }).unwrap();
+    let program = engine.load(&super::manifest(), &wat::parse_str(script::WAT).unwrap()).unwrap();
+    let one = Worker::fork(&program).unwrap();
+    let (bytes, bytes_max) = engine.guest_memory_bytes();
+    let mut others: Vec<Worker> = (1..bytes_max / bytes).map(|_| Worker::fork(&program).unwrap()).collect();
+    assert!(matches!(Worker::fork(&program), Err(ForkError::PoolFull)) && engine.is_short_of_memory());
+    drop(one);
+    others.push(Worker::fork(&program).unwrap());
+    engine.load(&super::manifest(), &wat::parse_str(script::WAT).unwrap()).expect("it is loaded beside the limit");
+    drop(others);
+    assert_eq!((engine.guest_memory_bytes(), engine.workers_live()), ((0, 1 << 20), 0));
+}
+
+#[test]
 fn a_worker_moves_to_another_thread_between_polls() {
     let mut shard = Shard::new();
     let mut guest = holder(&mut shard, script::program(), 1, "k", "gate");
