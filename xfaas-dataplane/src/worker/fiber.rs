@@ -67,6 +67,8 @@ pub(super) struct WorkerData {
     /// The guest's memory, known once the instance is there.
     pub(super) memory: Option<Memory>,
     limits: GuestMemory,
+    /// Makes the size what `STORE_WARM` was read off with.
+    _rest: usize,
 }
 
 /// Where the last host call of a worker found its stack and the guest's buffer: addresses that are never looked at, only named to the processor.
@@ -113,7 +115,7 @@ impl Worker {
     }
 
     pub(super) fn fork_into(program: &Program, slot: WorkerSlot, limits: GuestMemory) -> Result<Worker, ForkError> {
-        let data = WorkerData { memory: None, limits };
+        let data = WorkerData { memory: None, limits, _rest: 0 };
         let mut store = Store::new(program.engine.wasmtime(), data);
         store.limiter(|data| &mut data.limits);
         store.epoch_deadline_callback(abi::on_epoch);

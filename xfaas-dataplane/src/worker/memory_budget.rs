@@ -55,14 +55,14 @@ pub(super) struct BudgetSpent;
 pub(super) struct GuestMemory {
     budget: Arc<MemoryBudget>,
     bytes_max: usize,
+    /// What it has of the budget: its size, or more after a growth that was permitted and failed.
     bytes: usize,
-    bytes_before: usize,
     is_running: bool,
 }
 
 impl GuestMemory {
     pub(super) fn new(budget: Arc<MemoryBudget>, bytes_max: usize) -> GuestMemory {
-        GuestMemory { budget, bytes_max, bytes: 0, bytes_before: 0, is_running: false }
+        GuestMemory { budget, bytes_max, bytes: 0, is_running: false }
     }
 
     /// It is instantiated: from now on the guest itself asks for more, and is told that there is none as by any `memory.grow`.
@@ -73,22 +73,19 @@ impl GuestMemory {
 
 impl ResourceLimiter for GuestMemory {
     /// Errors: `BudgetSpent`, at the worker's start.
-    fn memory_growing(&mut self, _current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         if desired > self.bytes_max || maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
+        // A growth that failed goes back here. Not when it fails: that is also told of growths that were never asked for here.
+        self.budget.give_back(self.bytes.saturating_sub(current) as u64);
+        self.bytes = self.bytes.min(current);
         let more = desired.saturating_sub(self.bytes);
         if !self.budget.take(more as u64) {
             return if self.is_running { Ok(false) } else { Err(BudgetSpent.into()) };
         }
-        (self.bytes_before, self.bytes) = (self.bytes, self.bytes + more);
+        self.bytes += more;
         Ok(true)
-    }
-
-    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        self.budget.give_back((self.bytes - self.bytes_before) as u64);
-        self.bytes = self.bytes_before;
-        Ok(())
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
@@ -129,8 +126,12 @@ mod tests {
         assert!(other.memory_growing(30, 40, Some(40)).unwrap());
         assert!(guest(&budget).memory_growing(0, 1, None).is_err_and(|error| error.is::<BudgetSpent>()));
         assert_eq!(budget.taken(), 100);
-        other.memory_grow_failed(wasmtime::Error::msg("the kernel refused")).unwrap();
-        assert_eq!((budget.taken(), budget.has_room(10), budget.has_room(11)), (90, true, false));
+        other.memory_grow_failed(wasmtime::Error::msg("more than any memory")).unwrap();
+        assert_eq!(budget.taken(), 100, "that was another growth than the one that was permitted");
+        assert!(other.memory_growing(30, 35, None).unwrap());
+        assert_eq!(budget.taken(), 95, "the permitted one failed too: it has 30 still, and now 35");
+        assert!(other.memory_growing(35, 30, None).unwrap());
+        assert_eq!((budget.taken(), budget.has_room(5), budget.has_room(6)), (95, true, false));
         drop((one, other));
         assert_eq!(budget.taken(), 0);
     }

@@ -1,4 +1,5 @@
-//! Limits of a namespace that its app asks for: requests in a second, and a share of the core. CONTRACT.md section 4. Called by `proxy` for apps with such a limit only.
+//! Limits of a namespace that its app asks for, requests in a second and a share of the core (CONTRACT.md section 4), and the order in which workers that
+//! are not done take turns, which a share changes. Called by `proxy`.
 
 use super::Proxy;
 use crate::session::namespace::NamespaceId;
