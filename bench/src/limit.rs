@@ -111,8 +111,8 @@ struct Echo {
 /// thread. Errors: the address is taken, or the kernel lacks a feature of the ring.
 pub fn serve(address: SocketAddr, reply: Vec<u8>, ready: impl FnOnce()) -> Result<(), LimitError> {
     let ring = Ring::new(&RingOptions {
-        submission_entries: 2_048,
-        completion_entries: 8_192,
+        submission_entries: 256, // as a shard's: larger rings leave the caches
+        completion_entries: 1_024,
         files: LIMIT_CONNECTIONS_MAX,
         groups: vec![GroupOptions { buffers: RECEIVE_BUFFERS, buffer_bytes: RECEIVE_BUFFER_BYTES }],
         polls: false,

@@ -108,6 +108,8 @@ pub struct Proxy {
     options: ProxyOptions,
     functions: Vec<Option<Arc<Function>>>,
     workers: Slab<WorkerSlot>,
+    /// With so many workers what their calls touch stays in the core's cache.
+    workers_near: usize,
     idle: IdleList,
     namespaces: NamespaceTable,
     run_queue: VecDeque<u32>,
@@ -140,6 +142,7 @@ impl Proxy {
             options,
             functions: Vec::new(),
             workers: Slab::new(),
+            workers_near: 0,
             idle,
             namespaces: NamespaceTable::new(),
             run_queue,
@@ -306,7 +309,7 @@ impl Proxy {
         let namespace = self.namespaces.get_mut(id);
         let workers = &self.workers;
         if let Some(worker) = namespace.idle.take(|worker| workers[worker as usize].function == function) {
-            if !is_near {
+            if !is_near && self.looks_ahead() {
                 let worker = &self.workers[worker as usize].worker;
                 worker.warm_instance();
                 worker.warm_stack();

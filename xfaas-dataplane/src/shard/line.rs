@@ -1,5 +1,6 @@
 //! The line: calls that are understood and run in a moment. While one runs, what the next ones will touch is on its way to the caches, so that a
 //! shard with many sessions does not wait for memory at each step of each call. Nobody waits longer for it: replies leave at the turn's end anyway.
+//! A shard whose sessions all stay in its core's cache opens no line: each call runs as soon as it is understood.
 
 use super::turn::Shard;
 use crate::session::Ahead;

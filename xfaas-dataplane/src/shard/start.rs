@@ -10,7 +10,7 @@ use crate::state::ShardState;
 use crate::steering::{FlowTable, Gate};
 use crate::sys::affinity::{AffinityError, pin_to};
 use crate::sys::realtime::{self, Children, PRIORITY_SHARD, RealtimeError};
-use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions};
+use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptions, core_cache_bytes};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -31,8 +31,10 @@ const RECEIVED_BYTES_MAX: usize = 65_527;
 const _: () = assert!(RECEIVED_BYTES_MAX >= DATAGRAM_BYTES_MAX);
 /// Few: they bound what containers can make one turn do, however much they send.
 const RPC_BUFFERS: u16 = 32;
-const SUBMISSION_ENTRIES: u32 = 2_048;
-const COMPLETION_ENTRIES: u32 = 16_384;
+/// The ring goes round through all of them, so with many each lies in memory that no cache holds any more. A turn takes some twenty completions
+/// (IO_LOCAL_TW_DEFAULT_MAX of io_uring); what does not fit is handed over early, or kept by the kernel until there is room.
+const SUBMISSION_ENTRIES: u32 = 256;
+const COMPLETION_ENTRIES: u32 = 1_024;
 /// Direct descriptors besides those of clients' connections: containers have some, and one that closes and one that comes may overlap.
 pub const FILES_SPARE: u32 = 256 + RPC_CONNECTIONS_MAX as u32;
 
@@ -222,6 +224,7 @@ impl Seed {
         let mut state = ShardState::new(self.options.region_directory.clone(), self.core.0, self.options.region_bytes_max);
         state.set_hash_tag(self.options.hash_tag);
         let mut proxy = Proxy::new(self.options.proxy.clone(), Box::new(state));
+        proxy.set_cache_bytes(core_cache_bytes(self.plan.cpu));
         if self.plan.container.is_none() {
             proxy.set_places(Box::new(NodePlaces::new(
                 Arc::clone(&self.placement),

@@ -227,7 +227,9 @@ impl Shard {
         self.now_ns = clock::anchor_ns();
         self.tail.begin_turn(self.now_ns, &self.view.tail);
         self.refresh_date();
-        self.line.open();
+        if self.proxy.looks_ahead() {
+            self.line.open();
+        }
         while let Some(completion) = self.ring.next_completion() {
             self.on_completion(completion);
             self.step_line();

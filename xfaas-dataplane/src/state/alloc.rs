@@ -452,8 +452,12 @@ impl Allocator {
 
     /// Pages of a list that its other pages have room for.
     pub fn spare_pages(&self, list: usize) -> u32 {
+        let free = self.free_blocks[list].saturating_sub(self.evacuated_blocks[list]);
+        if free == 0 {
+            return 0; // as in most lists
+        }
         let blocks = Class::from_index((list % CLASSES) as u8).expect("a list belongs to a class").page_blocks();
-        self.free_blocks[list].saturating_sub(self.evacuated_blocks[list]) / blocks as u32
+        free / blocks as u32
     }
 
     /// True when moving the blocks of these lists would set enough pages free. Cost: a division a list.

@@ -49,6 +49,16 @@ const BYTES: [u32; CLASSES] = {
     table
 };
 
+/// Blocks in a page: looked up, because each write asks for it and a division takes longer than the rest of the question.
+const PAGE_BLOCKS: [u32; CLASSES] = {
+    let (mut table, mut class) = ([0; CLASSES], 0);
+    while class < CLASSES {
+        table[class] = PAGE_BYTES as u32 / BYTES[class];
+        class += 1;
+    }
+    table
+};
+
 const CLASS_OF: [u8; BLOCK_BYTES_MAX / BLOCK_ALIGN_BYTES + 1] = {
     let mut table = [0; BLOCK_BYTES_MAX / BLOCK_ALIGN_BYTES + 1];
     let (mut unit, mut class) = (0, 0);
@@ -97,7 +107,7 @@ impl Class {
     /// Blocks in one page.
     #[inline(always)]
     pub const fn page_blocks(self) -> usize {
-        PAGE_BYTES / self.block_bytes()
+        PAGE_BLOCKS[self.0 as usize] as usize
     }
 }
 

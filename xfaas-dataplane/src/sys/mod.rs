@@ -17,6 +17,6 @@ mod wake;
 
 pub use self::buffers::{GroupOptions, ReceivedBuffer};
 pub use self::peer::{LocalAddress, Peer};
-pub use self::prefetch::{LINE_BYTES, prefetch_span};
+pub use self::prefetch::{LINE_BYTES, core_cache_bytes, prefetch_span};
 pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};
 pub use self::wake::Waker;

@@ -386,6 +386,7 @@ impl Ring {
 
     /// Hands over what was pushed and waits for `at_least` completions, at most `timeout`. One system call.
     pub fn wait(&mut self, at_least: usize, timeout: Option<Duration>) -> Result<(), RingError> {
+        self.end_turn();
         self.enters += 1;
         let waited = match timeout {
             Some(timeout) => {
@@ -404,6 +405,7 @@ impl Ring {
 
     /// Hands over what was pushed and takes what is there, without waiting. A system call only where there is either; for a ring that `polls`.
     pub fn poll(&mut self) -> Result<(), RingError> {
+        self.end_turn();
         match self.ring.submit() {
             Ok(_) => Ok(()),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
@@ -427,10 +429,17 @@ impl Ring {
         }
     }
 
+    fn end_turn(&mut self) {
+        for group in &mut self.groups {
+            group.end_turn();
+        }
+    }
+
     /// The next completion that is already there; makes no system call.
     pub fn next_completion(&mut self) -> Option<Completion> {
         loop {
             if self.completed.is_empty() {
+                self.completed.clear(); // starts over at its first places, which the caches hold
                 self.completed.extend(self.ring.completion());
                 self.completions += self.completed.len() as u64;
             }
@@ -450,6 +459,13 @@ impl Ring {
         if entry.user_data() & RING_OWNED == 0 {
             let group = ((entry.user_data() & GROUP_MASK) >> GROUP_SHIFT) as u16;
             let received = cqueue::buffer_select(entry.flags()).map(|id| ReceivedBuffer { group, id, bytes: result.max(0) as u32 });
+            if let Some(buffers) = self.groups.get_mut(usize::from(group)) {
+                if received.is_some() {
+                    buffers.on_taken();
+                } else if result == -libc::ENOBUFS {
+                    buffers.on_exhausted();
+                }
+            }
             return Some(Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None });
         }
         let mut sent = self.in_flight.remove((entry.user_data() & !RING_OWNED) as usize);
@@ -480,7 +496,7 @@ impl Ring {
 
     /// Gives a received buffer back to the kernel.
     pub fn recycle(&mut self, buffer: ReceivedBuffer) {
-        self.groups[usize::from(buffer.group)].give(buffer.id);
+        self.groups[usize::from(buffer.group)].recycle(buffer.id);
     }
 }
 

@@ -1,14 +1,21 @@
-//! Sends of datagrams that the kernel cuts, and of those that it refuses to.
+//! Sends of datagrams that the kernel cuts, and of those that it refuses to; receives into few buffers.
 
-use super::{FixedFile, Peer, Ring, RingOptions, Tag};
+use super::{FixedFile, GroupOptions, Peer, Ring, RingOptions, Tag};
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 const SENT: Tag = Tag(1);
 
+const RECEIVED: Tag = Tag(2);
+
 fn ring() -> Ring {
-    Ring::new(&RingOptions { submission_entries: 64, completion_entries: 1_024, files: 1, groups: Vec::new(), polls: false })
+    ring_with(Vec::new())
+}
+
+fn ring_with(groups: Vec<GroupOptions>) -> Ring {
+    Ring::new(&RingOptions { submission_entries: 64, completion_entries: 1_024, files: 1, groups, polls: false })
         .expect("io_uring, without which nothing here works")
 }
 
@@ -60,4 +67,45 @@ fn what_is_refused_as_segments_leaves_one_by_one() {
         assert_eq!(came, bytes.chunks(5).map(<[u8]>::to_vec).collect::<Vec<_>>());
         assert_eq!(sends, 150);
     }
+}
+
+#[test]
+fn what_is_held_stays_as_it_came_while_more_arrives_than_the_kernel_had_buffers_for() {
+    const DATAGRAMS: usize = 200;
+    const HELD: usize = 100;
+    let mut ring = ring_with(vec![GroupOptions { buffers: 128, buffer_bytes: 2_048 }]);
+    let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("the kernel picks a free port");
+    let (receiver, sender) = (socket(), socket());
+    sender.connect(receiver.local_addr().expect("a bound socket has an address")).expect("a datagram socket asks nobody");
+    for number in 0..DATAGRAMS {
+        sender.send(format!("datagram {number}").as_bytes()).expect("its buffer has room for all");
+    }
+    ring.recvmsg_multi(RECEIVED, receiver.as_fd(), 0);
+    let (mut came, mut exhausted, mut held) = (0, 0, VecDeque::new());
+    while came < DATAGRAMS {
+        ring.wait(1, Some(Duration::from_secs(5))).expect("a wait that is too long is no error");
+        let mut is_armed = true;
+        while let Some(completion) = ring.next_completion() {
+            is_armed = completion.more;
+            let Some(buffer) = completion.received else {
+                assert_eq!(completion.result, -libc::ENOBUFS, "after {came} datagrams");
+                exhausted += 1;
+                continue;
+            };
+            held.push_back((came, buffer));
+            came += 1;
+            if held.len() > HELD {
+                let (number, buffer) = held.pop_front().expect("more than none");
+                assert_eq!(ring.datagram(&buffer).expect("whole").1, format!("datagram {number}").as_bytes());
+                ring.recycle(buffer);
+            }
+        }
+        if !is_armed {
+            ring.recvmsg_multi(RECEIVED, receiver.as_fd(), 0);
+        }
+    }
+    for (number, buffer) in held {
+        assert_eq!(ring.datagram(&buffer).expect("whole").1, format!("datagram {number}").as_bytes());
+    }
+    assert!(exhausted > 0, "the kernel had all buffers at once");
 }

@@ -7,6 +7,10 @@ use crate::state::NamespaceRef;
 use crate::sys::prefetch_span;
 use crate::worker::Call;
 
+/// What a warm call touches that no other session's call does: some 60 lines of its worker, its session's record and values, its connection. Measured:
+/// with more live workers than half a core's cache of 2 MiB holds, looking ahead begins to gain; with fewer it costs 2% and gains nothing.
+const CALL_BYTES: usize = 5 << 10;
+
 /// What is known of a call that runs soon. May be out of date by then: it is good for hints only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ahead {
@@ -26,6 +30,17 @@ pub enum Ahead {
 }
 
 impl Proxy {
+    /// Tells how large the cache of this shard's core is (`sys::core_cache_bytes`). Half of it is reckoned to be the kernel's.
+    pub fn set_cache_bytes(&mut self, bytes: usize) {
+        self.workers_near = bytes / 2 / CALL_BYTES;
+    }
+
+    /// True when so many workers live that what a call touches has probably left the cache since the last one.
+    #[inline]
+    pub fn looks_ahead(&self) -> bool {
+        self.workers.len() > self.workers_near
+    }
+
     /// Takes the next step for a call that runs soon; what the step before asked for should have come meanwhile. To be called with other work between the steps.
     pub fn look_ahead(&self, call: &Call, ahead: Ahead) -> Ahead {
         let next = match ahead {
@@ -79,6 +94,25 @@ mod tests {
             steps.push(proxy.look_ahead(&call, steps[steps.len() - 1]));
         }
         steps
+    }
+
+    #[test]
+    fn few_workers_stay_in_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut proxy = proxy(directory.path());
+        let run = |proxy: &mut Proxy, name: &[u8]| {
+            let session = SessionId::new(name).unwrap();
+            let mut finished = proxy.submit(call(&session, b"", StateAt::Here), monotonic_ns());
+            while finished.is_none() {
+                finished = proxy.run_next(monotonic_ns());
+            }
+        };
+        run(&mut proxy, b"a");
+        assert!(proxy.looks_ahead(), "nobody said that there is a cache");
+        proxy.set_cache_bytes(2 * CALL_BYTES);
+        assert!(!proxy.looks_ahead());
+        run(&mut proxy, b"b");
+        assert!(proxy.looks_ahead());
     }
 
     #[test]
