@@ -136,6 +136,8 @@ impl Server {
             Ended::Code(code) => (ErrorCode::GuestError, "handle returned a non-zero code".into(), Some(*code)),
             Ended::Trapped => (ErrorCode::GuestTrapped, "the guest trapped".into(), None),
             Ended::Fault(fault @ (StateFault::LockWait | StateFault::LockLost)) => (ErrorCode::LockWait, fault.to_string().into(), None),
+            // 503 would say that nothing was done, and whoever counts updates would count wrong.
+            Ended::Fault(fault) if fault.may_have_written() => (ErrorCode::GuestTrapped, chain(fault).into(), None),
             // Whoever runs this host wants to know what its store said.
             Ended::Fault(fault @ StateFault::Store { .. }) => (ErrorCode::NoPrimary, chain(fault).into(), None),
             Ended::Full => (ErrorCode::Overloaded, "all workers are busy".into(), None),

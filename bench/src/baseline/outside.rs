@@ -47,6 +47,11 @@ impl StateFault {
     pub(super) fn store<E: std::error::Error + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> StateFault {
         move |source| StateFault::Store { operation, source: Box::new(source) }
     }
+
+    /// The store may have taken a write although it did not say so, or had taken it before something else failed.
+    pub(super) fn may_have_written(&self) -> bool {
+        matches!(self, StateFault::Store { operation: "write" | "release" | "write and release", .. })
+    }
 }
 
 /// A key of a session.
@@ -191,6 +196,14 @@ mod tests {
 
     fn key(session: &str, key: &[u8]) -> StateKey {
         StateKey { session: SessionId::new(session.as_bytes()).unwrap(), key: key.to_vec() }
+    }
+
+    #[test]
+    fn only_what_comes_after_a_write_began_may_have_written() {
+        let fault = |operation| StateFault::store(operation)(std::io::Error::other("gone"));
+        assert!(["write", "release", "write and release"].into_iter().all(|operation| fault(operation).may_have_written()));
+        assert!(!["connect", "read", "lock"].into_iter().any(|operation| fault(operation).may_have_written()));
+        assert!(!StateFault::LockWait.may_have_written() && !StateFault::LockLost.may_have_written());
     }
 
     #[test]
