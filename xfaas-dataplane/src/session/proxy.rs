@@ -108,7 +108,7 @@ pub struct Proxy {
     options: ProxyOptions,
     functions: Vec<Option<Arc<Function>>>,
     workers: Slab<WorkerSlot>,
-    /// With so many workers what their calls touch stays in the core's cache.
+    /// With up to so many live workers, what their calls touch stays in the core's cache.
     workers_near: usize,
     idle: IdleList,
     namespaces: NamespaceTable,
