@@ -137,8 +137,10 @@ impl<'a> Ledger<'a> {
 
     /// ns from now until a request is due; `None` if an answer must come first, or nothing is left to send.
     pub(super) fn due_in_ns(&self, now_ns: u64) -> Option<u64> {
-        let schedule = self.schedule.as_ref().filter(|_| !self.idle.is_empty() && self.tally.sent < self.requests_max)?;
-        let due_ns = schedule.due_ns();
+        if self.idle.is_empty() || self.tally.sent == self.requests_max {
+            return None;
+        }
+        let due_ns = self.schedule.as_ref().map_or(now_ns, Schedule::due_ns);
         (due_ns < self.window.to_ns).then(|| due_ns.saturating_sub(now_ns))
     }
 
@@ -375,8 +377,9 @@ mod tests {
         let run = run(Arrivals::Closed, "x");
         let mut ledger = run.ledger(1);
         for (sent_ms, answered_ms) in [(5, 9), (9, 12), (12, 14), (109, 111)] {
+            assert_eq!(ledger.due_in_ns(sent_ms * MS), Some(0));
             let place = ledger.next(sent_ms * MS).unwrap();
-            assert_eq!(ledger.next(sent_ms * MS), None, "one place, one request");
+            assert_eq!((ledger.next(sent_ms * MS), ledger.due_in_ns(sent_ms * MS)), (None, None), "one place, one request");
             answer(&mut ledger, place, Outcome::Good, answered_ms * MS);
         }
         assert_eq!(ledger.next(110 * MS), None);

@@ -21,6 +21,9 @@ const SLEEP_MAX: Duration = Duration::from_millis(20);
 
 /// A turn that takes so long was not ours: the machine or the process was stopped, and the server perhaps as well.
 const STOPPED_NS_MIN: u64 = 1_000_000_000;
+/// A turn sends no more: a generator that is late must take answers meanwhile, or they stand in its sockets, where they cost the server, which
+/// makes them, more than answers that are taken at once.
+const SEND_MAX: usize = 128;
 /// A turn in vain takes less; if not, others had the core, and that is no CPU time of ours.
 const IDLE_TURN_NS_MAX: u64 = 2_000;
 
@@ -167,7 +170,9 @@ fn send_due<W: Wire>(wire: &mut W, ring: &mut Ring, ledger: &mut Ledger<'_>, off
     let mut now_ns = monotonic_ns();
     look(off_cpu, ledger, now_ns);
     let mut sent = 0;
-    while let Some(place) = ledger.next(now_ns) {
+    while sent < SEND_MAX
+        && let Some(place) = ledger.next(now_ns)
+    {
         wire.send(ring, ledger, place);
         sent += 1;
         if sent % W::SEND_BATCH == 0 {
