@@ -11,16 +11,40 @@ pub struct SessionId {
 }
 
 impl SessionId {
+    /// One to put a text into.
+    pub const PLACEHOLDER: SessionId = {
+        let mut bytes = [0; SESSION_ID_BYTES_MAX];
+        bytes[0] = b'-';
+        SessionId { length: 1, bytes }
+    };
+
     /// Input: any bytes. Output: `None` when empty, longer than 64 bytes, or holding a byte outside 0x21-0x7E.
+    #[inline]
     pub fn new(text: &[u8]) -> Option<SessionId> {
-        if text.is_empty() || text.len() > SESSION_ID_BYTES_MAX {
-            return None;
+        let mut session = SessionId::PLACEHOLDER;
+        session.set(text).then_some(session)
+    }
+
+    /// As `new`, in its place. Output: false, and nothing is changed, where `new` gives `None`.
+    #[inline]
+    pub fn set(&mut self, text: &[u8]) -> bool {
+        let length = text.len();
+        if length == 0 || length > SESSION_ID_BYTES_MAX || !are_visible(text) {
+            return false;
         }
-        let mut bytes = [0_u8; SESSION_ID_BYTES_MAX];
-        bytes[..text.len()].copy_from_slice(text);
-        // Of the padded form, whose length is fixed: that compiles to a few vector instructions. The padding is not visible.
-        let visible = bytes.iter().fold(0_u8, |visible, byte| visible + u8::from(byte.is_ascii_graphic()));
-        (usize::from(visible) == text.len()).then_some(SessionId { length: text.len() as u8, bytes })
+        self.length = length as u8;
+        self.bytes = [0; SESSION_ID_BYTES_MAX];
+        match (text.first_chunk::<8>(), text.last_chunk::<8>()) {
+            // The usual ones, put together in registers and stored in the words in which they are hashed: what is stored in other pieces than it is
+            // loaded in has to get to the cache first.
+            (Some(first), Some(last)) if length <= 16 => {
+                let second = u64::from_le_bytes(*last).checked_shr(8 * (16 - length as u32)).unwrap_or(0);
+                self.bytes[..8].copy_from_slice(first);
+                self.bytes[8..16].copy_from_slice(&second.to_le_bytes());
+            }
+            _ => self.bytes[..length].copy_from_slice(text),
+        }
+        true
     }
 
     pub fn as_bytes(&self) -> &[u8] {
@@ -41,6 +65,20 @@ impl SessionId {
     pub const fn length(&self) -> u8 {
         self.length
     }
+}
+
+/// True if all bytes are 0x21-0x7E.
+#[inline]
+fn are_visible(text: &[u8]) -> bool {
+    let Some(last) = text.last_chunk::<8>() else { return text.iter().all(u8::is_ascii_graphic) };
+    text.as_chunks::<8>().0.iter().chain([last]).all(|eight| are_eight_visible(u64::from_le_bytes(*eight)))
+}
+
+/// The same of a word's bytes: none is below 0x21, which takes from the byte above, and none above 0x7E, which adds to it. A byte that another one
+/// spoils so is not the first that is outside.
+const fn are_eight_visible(word: u64) -> bool {
+    const ONES: u64 = u64::MAX / 0xFF;
+    (word.wrapping_sub(ONES * 0x21) | word.wrapping_add(ONES) | word) & (ONES * 0x80) == 0
 }
 
 impl core::fmt::Debug for SessionId {
@@ -125,6 +163,28 @@ mod tests {
         let longest = SessionId::new(&[b'~'; 64]).unwrap();
         assert_eq!(longest.as_bytes(), [b'~'; 64]);
         assert_eq!(SessionId::new(b"!").unwrap().as_str(), "!");
+    }
+
+    #[test]
+    fn a_byte_outside_is_seen_wherever_it_stands_and_changes_nothing() {
+        let mut session = SessionId::new(b"before").unwrap();
+        for length in 1..=64 {
+            let text: Vec<u8> = (0..length).map(|i| 0x21 + (i * 7 % 94) as u8).collect();
+            let padded: Vec<u8> = text.iter().copied().chain(std::iter::repeat_n(0, 64 - length)).collect();
+            let whole = SessionId::new(&text).unwrap();
+            assert_eq!((whole.as_bytes(), &whole.padded()[..]), (&text[..], &padded[..]));
+            for at in 0..length {
+                for byte in 0..=255 {
+                    let mut text = text.clone();
+                    text[at] = byte;
+                    let is_visible = byte.is_ascii_graphic();
+                    assert_eq!(session.set(&text), is_visible, "{byte} at {at} of {length}");
+                    let is = if is_visible { &text[..] } else { b"before" };
+                    assert_eq!(session.as_bytes(), is);
+                    session = SessionId::new(b"before").unwrap();
+                }
+            }
+        }
     }
 
     #[test]

@@ -76,14 +76,18 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead<'_>, body: &[u8], head_o
         _ => (body, true),
     };
     out.reserve(HEAD_BYTES_TYPICAL + head.content_type.len() + head.extra.len() + body.len());
-    push_status_line(out, head.status);
+    if head.status == 200 && head.content_type == CONTENT_TYPE_DEFAULT {
+        push_usual_lines(out, head);
+    } else {
+        push_status_line(out, head.status);
+        push_content_type(out, head.content_type);
+        push_date(out, head.date);
+        push_invocation_id(out, head.invocation_id);
+    }
+    push_session(out, head.session_header, head.session);
     if has_length {
         push_content_length(out, body.len());
     }
-    push_content_type(out, head.content_type);
-    push_date(out, head.date);
-    push_session(out, head.session_header, head.session);
-    push_invocation_id(out, head.invocation_id);
     if head.connection != ConnectionHeader::None {
         out.extend_from_slice(head.connection.line());
     }
@@ -159,11 +163,23 @@ pub fn http_date(unix_s: u64) -> [u8; 29] {
     date
 }
 
+/// What nearly all replies begin with: status, type, date and invocation.
+const USUAL_LINES: &[u8; 145] = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
+    x-invocation-id: 00000000000000000000000000000000\r\n";
+const USUAL_DATE_AT: usize = 63;
+const USUAL_ID_AT: usize = 111;
+
+/// Those lines at once, and then what differs in its place in the output: lines made elsewhere would be loaded again in other pieces than they were
+/// stored in, which waits.
+fn push_usual_lines(out: &mut Vec<u8>, head: &ReplyHead<'_>) {
+    let start = out.len();
+    out.extend_from_slice(USUAL_LINES);
+    let lines: &mut [u8; USUAL_LINES.len()] = out[start..].first_chunk_mut().expect("they are there since just now");
+    lines[USUAL_DATE_AT..][..29].copy_from_slice(head.date);
+    lines[USUAL_ID_AT..][..32].copy_from_slice(&hex_digits(head.invocation_id));
+}
+
 fn push_status_line(out: &mut Vec<u8>, status: u16) {
-    if status == 200 {
-        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
-        return;
-    }
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.push(b' ');
@@ -214,7 +230,10 @@ const fn reason(status: u16) -> &'static [u8] {
 
 fn push_content_length(out: &mut Vec<u8>, bytes: usize) {
     out.extend_from_slice(b"content-length: ");
-    out.extend_from_slice(itoa::Buffer::new().format(bytes).as_bytes());
+    match bytes {
+        0..10 => out.push(b'0' + bytes as u8),
+        _ => out.extend_from_slice(itoa::Buffer::new().format(bytes).as_bytes()),
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -238,32 +257,39 @@ fn push_date(out: &mut Vec<u8>, date: &[u8; 29]) {
 fn push_session(out: &mut Vec<u8>, header: &[u8], session: &SessionId) {
     out.extend_from_slice(header);
     out.extend_from_slice(b": ");
-    out.extend_from_slice(session.as_bytes());
+    let end = out.len() + session.as_bytes().len();
+    out.extend_from_slice(session.padded()); // a copy of a fixed length is a few instructions
+    out.truncate(end);
     out.extend_from_slice(b"\r\n");
 }
 
-/// The two hex digits of each byte.
-static HEX_PAIRS: [[u8; 2]; 256] = hex_pairs();
-
-const fn hex_pairs() -> [[u8; 2]; 256] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut pairs = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
-        byte += 1;
-    }
-    pairs
+fn push_invocation_id(out: &mut Vec<u8>, invocation_id: u128) {
+    out.extend_from_slice(b"x-invocation-id: ");
+    out.extend_from_slice(&hex_digits(invocation_id));
+    out.extend_from_slice(b"\r\n");
 }
 
-fn push_invocation_id(out: &mut Vec<u8>, invocation_id: u128) {
-    let mut line = *b"x-invocation-id: 00000000000000000000000000000000\r\n";
-    let bytes = invocation_id.to_be_bytes();
-    let digits: &mut [u8; 32] = line[b"x-invocation-id: ".len()..].first_chunk_mut().expect("the line has 32 digits");
-    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-        *pair = HEX_PAIRS[usize::from(byte)];
+/// The hex digits, the highest first.
+#[inline]
+fn hex_digits(number: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (place, eight) in digits.as_chunks_mut::<8>().0.iter_mut().zip(number.to_be_bytes().as_chunks::<4>().0) {
+        *place = eight_hex_digits(u32::from_be_bytes(*eight));
     }
-    out.extend_from_slice(&line);
+    digits
+}
+
+/// All digits in one word, a byte each.
+#[inline]
+const fn eight_hex_digits(number: u32) -> [u8; 8] {
+    const ONES: u64 = u64::MAX / 0xFF;
+    let spread = number as u64;
+    let spread = (spread | spread << 16) & 0x0000_FFFF_0000_FFFF;
+    let spread = (spread | spread << 8) & 0x00FF_00FF_00FF_00FF;
+    let spread = (spread | spread << 4) & (ONES * 0x0F);
+    // 10 and more are 16 and more when 6 is added.
+    let letters = (spread + ONES * 6) >> 4 & ONES;
+    (spread + ONES * b'0' as u64 + letters * (b'a' - b'0' - 10) as u64).to_be_bytes()
 }
 
 /// True for text that may stand in a header: not empty, no control byte but tab, no white space at its ends.
@@ -345,9 +371,24 @@ mod tests {
     fn a_reply_carries_the_five_headers_and_the_body() {
         assert_eq!(
             reply(200, b"", ConnectionHeader::None, b"42", false),
-            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/octet-stream\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
-             x-session-id: alice\r\nx-invocation-id: 000000000000000000000000000000ab\r\na: b\r\n\r\n42"
+            "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+             x-invocation-id: 000000000000000000000000000000ab\r\nx-session-id: alice\r\ncontent-length: 2\r\na: b\r\n\r\n42"
         );
+    }
+
+    #[test]
+    fn the_usual_reply_is_written_as_any_other() {
+        let body = "x".repeat(10);
+        let usual = reply(200, CONTENT_TYPE_DEFAULT, ConnectionHeader::None, body.as_bytes(), false);
+        assert_eq!(usual, reply(200, b"", ConnectionHeader::None, body.as_bytes(), false));
+        assert!(usual.contains("\r\ncontent-length: 10\r\n"));
+    }
+
+    #[test]
+    fn numbers_are_written_in_hex() {
+        for number in [0, 1, 0x0123_4567_89AB_CDEF_FEDC_BA98_7654_3210, u128::MAX, 0x9A << 40] {
+            assert_eq!(std::str::from_utf8(&hex_digits(number)), Ok(&*format!("{number:032x}")));
+        }
     }
 
     #[test]

@@ -7,16 +7,32 @@ use xfaas_common::ids::SessionId;
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 
 /// One request. The default is an empty one; `clear` makes it that again.
-#[derive(Default)]
 pub struct Request {
     /// The head as it came, from the method to the final empty line; at most `HEAD_BYTES_MAX`.
     head: Vec<u8>,
     body: Vec<u8>,
     parts: HeadParts,
-    session: Option<SessionId>,
+    /// Means something only where `names_session`: an ID is put together in its place, not copied there.
+    session: SessionId,
+    names_session: bool,
     is_head: bool,
     keep_alive: bool,
     is_http10: bool,
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request {
+            head: Vec::new(),
+            body: Vec::new(),
+            parts: HeadParts::default(),
+            session: SessionId::PLACEHOLDER,
+            names_session: false,
+            is_head: false,
+            keep_alive: false,
+            is_http10: false,
+        }
+    }
 }
 
 /// Where the parts lie in the head.
@@ -64,7 +80,7 @@ impl Request {
             self.body.shrink_to(BUFFER_BYTES_KEPT);
         }
         self.parts = HeadParts::default();
-        self.session = None;
+        self.names_session = false;
         self.is_head = false;
         self.keep_alive = false;
         self.is_http10 = false;
@@ -102,7 +118,7 @@ impl Request {
 
     /// The session the client named; `None` when it named none.
     pub fn session(&self) -> Option<&SessionId> {
-        self.session.as_ref()
+        self.names_session.then_some(&self.session)
     }
 
     /// The value of the first header of that name, without the white space around it. Cost: one pass over the head; nothing is indexed
@@ -139,7 +155,7 @@ impl Request {
     /// Makes this the request of a datagram: method, path and query empty, the payload (at most 64 KiB) as body.
     pub fn set_datagram(&mut self, session: SessionId, payload: &[u8]) {
         self.clear();
-        self.session = Some(session);
+        self.set_session(session);
         self.body.extend_from_slice(payload);
     }
 
@@ -150,7 +166,15 @@ impl Request {
 
     /// Names the session where the client did not: the fresh one of this request.
     pub fn set_session(&mut self, session: SessionId) {
-        self.session = Some(session);
+        (self.session, self.names_session) = (session, true);
+    }
+
+    /// The session that the client names. Output: false where the text is no session ID, which is then named no more than before.
+    #[inline]
+    pub(super) fn name_session(&mut self, text: &[u8]) -> bool {
+        let is_session = self.session.set(text);
+        self.names_session |= is_session;
+        is_session
     }
 
     /// Known before anything else of a head is, so that a refused HEAD request gets no body either.
@@ -164,11 +188,10 @@ impl Request {
     }
 
     /// Takes a copy of a checked head. The spans of `parts` lie within `head`.
-    pub(super) fn set_head(&mut self, head: &[u8], parts: HeadParts, session: Option<SessionId>) {
+    pub(super) fn set_head(&mut self, head: &[u8], parts: HeadParts) {
         self.head.clear();
         self.head.extend_from_slice(head);
         self.parts = parts;
-        self.session = session;
     }
 
     /// Adds body bytes; `more_bytes` is what can still follow them. Grows by doubling, but never beyond what can come and never ahead of

@@ -37,14 +37,17 @@ impl AliasTable {
         }
     }
 
-    /// The session that `key` means: an alias of the app wins over one of every app, and what an alias means is not looked up again.
+    /// Puts the session that `key` means in its place: an alias of the app wins over one of every app, and what an alias means is not looked up again.
     /// Cost: two comparisons while there is no alias.
-    pub fn resolve(&self, app: &str, key: SessionId) -> SessionId {
+    #[inline]
+    pub fn resolve(&self, app: &str, key: &mut SessionId) {
         if self.everywhere.is_empty() && self.by_app.is_empty() {
-            return key;
+            return;
         }
-        let own = self.by_app.get(app).and_then(|aliases| aliases.get(&key));
-        own.or_else(|| self.everywhere.get(&key)).copied().unwrap_or(key)
+        let own = self.by_app.get(app).and_then(|aliases| aliases.get(key));
+        if let Some(session) = own.or_else(|| self.everywhere.get(key)) {
+            *key = *session;
+        }
     }
 }
 
@@ -61,7 +64,9 @@ mod tests {
         let mut table = AliasTable::default();
         let mut set = |app: Option<&str>, key: &str, session: Option<&str>, asked: &str| {
             table.apply(&AliasChange { app: app.map(Box::from), key: id(key), session: session.map(id) });
-            table.resolve(asked, id("k")).to_string()
+            let mut key = id("k");
+            table.resolve(asked, &mut key);
+            key.to_string()
         };
         assert_eq!(set(None, "other", Some("x"), "a"), "k");
         assert_eq!(set(None, "k", Some("s"), "a"), "s");

@@ -5,7 +5,7 @@ use super::turn::Shard;
 use crate::net::{ErrorCode, Request};
 use crate::session::{datagram_token, named_session};
 use crate::sys::clock;
-use crate::worker::Function;
+use crate::worker::{Function, Hint};
 use xfaas_common::ids::SessionId;
 
 /// Carries a token over HTTP.
@@ -15,24 +15,26 @@ const TOKEN_HEADER: &[u8] = b"x-session-token";
 pub(super) type Refusal = (ErrorCode, &'static str);
 
 impl Shard {
-    /// Output: the session that an HTTP request names, if it names one and may.
-    pub(super) fn admit_http(&self, function: &Function, request: &Request) -> Result<Option<SessionId>, Refusal> {
-        let named = named_session(request, &function.manifest.rules.hint).map_err(|detail| (ErrorCode::BadSession, detail))?;
-        self.admit_named(function, request, named)
+    /// Puts the session that an HTTP request names into `session`, if it names one and may. Output: whether it names one.
+    #[inline]
+    pub(super) fn admit_http(&self, function: &Function, request: &Request, session: &mut SessionId) -> Result<bool, Refusal> {
+        let is_named = match &function.manifest.rules.hint {
+            Hint::SessionHeader => request.session().map(|named| *session = *named), // as below, with no copy on the way
+            hint => named_session(request, hint).map_err(|detail| (ErrorCode::BadSession, detail))?.map(|named| *session = named),
+        };
+        self.admit_named(function, request, is_named.map(|()| session))
     }
 
     /// The same once it is known which session is named.
-    pub(super) fn admit_named(
-        &self,
-        function: &Function,
-        request: &Request,
-        named: Option<SessionId>,
-    ) -> Result<Option<SessionId>, Refusal> {
-        let named = named.map(|named| self.aliases.resolve(&function.manifest.app, named));
-        if function.manifest.rules.tokens {
-            self.check_http_token(function, request, named.as_ref()).map_err(|detail| (ErrorCode::BadToken, detail))?;
+    #[inline]
+    pub(super) fn admit_named(&self, function: &Function, request: &Request, mut named: Option<&mut SessionId>) -> Result<bool, Refusal> {
+        if let Some(named) = named.as_deref_mut() {
+            self.aliases.resolve(&function.manifest.app, named);
         }
-        Ok(named)
+        if function.manifest.rules.tokens {
+            self.check_http_token(function, request, named.as_deref()).map_err(|detail| (ErrorCode::BadToken, detail))?;
+        }
+        Ok(named.is_some())
     }
 
     fn check_http_token(&self, function: &Function, request: &Request, named: Option<&SessionId>) -> Result<(), &'static str> {

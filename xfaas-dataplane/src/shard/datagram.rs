@@ -53,18 +53,19 @@ impl Shard {
         }
         let index = self.by_hash[&head.function.0];
         let function = self.proxy.function(index).expect("by_hash holds functions in service only");
-        let session = self.aliases.resolve(&function.manifest.app, head.session);
-        let hash = self.placement.hash(&session);
+        let Call { request, session, .. } = &mut *call;
+        *session = head.session;
+        self.aliases.resolve(&function.manifest.app, session);
+        let hash = self.placement.hash(session);
         self.pins.refresh();
-        let owner = self.pins.owner(&*self.placement, &function.manifest.app, &session, hash);
-        if !self.admit_datagram(function, &session, &mut call.request) {
+        let owner = self.pins.owner(&*self.placement, &function.manifest.app, session, hash);
+        if !self.admit_datagram(function, session, request) {
             self.view.counters.tokens_refused.add(1);
             self.keep_call(call);
             return self.send_datagram(peer, |out| encode_datagram_error(out, &head, ErrorCode::BadToken, None));
         }
         call.function = index;
         call.app = function.app;
-        call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
         call.received_ns = self.now_ns;

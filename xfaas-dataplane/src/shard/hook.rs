@@ -52,8 +52,10 @@ impl Shard {
         let Some(function) = self.proxy.function(call.function) else {
             return self.refuse(id, call, ErrorCode::NoFunction, "the function was removed");
         };
-        let admitted = self.admit_named(function, &call.request, Some(named));
+        let mut session = named;
+        let admitted = self.admit_named(function, &call.request, Some(&mut session));
         call.end_hook();
+        call.session = session;
         self.now_ns = clock::monotonic_ns(); // the function's deadline starts now, not with its hook's
         self.on_admitted(id, call, admitted);
     }

@@ -157,7 +157,7 @@ impl Shard {
         if let Some(function) = index.and_then(|index| self.proxy.function(index))
             && has_body
             && function.manifest.rules.may_refuse_a_head()
-            && let Err((code, detail)) = self.admit_http(function, &call.request)
+            && let Err((code, detail)) = self.admit_http(function, &call.request, &mut { SessionId::PLACEHOLDER })
         {
             if code.closes() || expects_continue {
                 self.view.counters.http_requests.add(1);
@@ -206,28 +206,32 @@ impl Shard {
         if function.hook.is_some() {
             return self.run_hook(id, call);
         }
-        let admitted = self.admit_http(function, &call.request);
+        let Call { request, session, .. } = &mut *call;
+        let admitted = self.admit_http(function, request, session);
         self.on_admitted(id, call, admitted);
     }
 
-    /// A request whose session is known, or not to be had: runs it here or sends it to the owner.
-    pub(super) fn on_admitted(&mut self, id: u32, mut call: Box<Call>, admitted: Result<Option<SessionId>, Refusal>) {
-        let named = match admitted {
-            Ok(named) => named,
+    /// A request whose session is known, or not to be had: runs it here or sends it to the owner. `admitted`: whether `call.session` is the one that
+    /// it names.
+    pub(super) fn on_admitted(&mut self, id: u32, mut call: Box<Call>, admitted: Result<bool, Refusal>) {
+        let is_named = match admitted {
+            Ok(is_named) => is_named,
             Err((code, detail)) => {
                 self.view.counters.tokens_refused.add(u64::from(code == ErrorCode::BadToken));
                 return self.refuse(id, call, code, detail);
             }
         };
-        let (session, hash) = match named {
-            Some(session) => (session, self.placement.hash(&session)),
-            None => self.fresh.session(&*self.placement, self.core),
+        let hash = if is_named {
+            self.placement.hash(&call.session)
+        } else {
+            let (fresh, hash) = self.fresh.session(&*self.placement, self.core);
+            call.session = fresh;
+            hash
         };
         self.pins.refresh();
         let function = self.proxy.function(call.function).expect("looked up by the caller");
-        let owner = self.pins.owner(&*self.placement, &function.manifest.app, &session, hash);
+        let owner = self.pins.owner(&*self.placement, &function.manifest.app, &call.session, hash);
         call.app = function.app;
-        call.session = session;
         call.table_hash = hash.table_hash();
         call.invocation_id = self.fresh.invocation();
         let connection = &mut self.connections[id as usize];
@@ -236,7 +240,7 @@ impl Shard {
         let runs_here = self.runs_here(&mut call, owner);
         let connection = &mut self.connections[id as usize];
         let asked_shard = if runs_here { self.core } else { owner };
-        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session });
+        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session: call.session });
         if call.state_at == StateAt::Here {
             // One that runs beside the owner does as well here as there: no reason to move.
             connection.speaks_for = match connection.spoke_for == call.table_hash && self.pins.generation() != 0 {

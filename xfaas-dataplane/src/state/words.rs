@@ -141,7 +141,7 @@ impl<'a> Words<'a> {
         let tail = chunks.into_remainder();
         if let (false, Some(word)) = (tail.is_empty(), span.last()) {
             before_load();
-            tail.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[..tail.len()]);
+            put_part(tail, word.load(Ordering::Relaxed));
         }
         Ok(())
     }
@@ -175,14 +175,38 @@ fn before_load() {
 #[inline(always)]
 pub(super) fn le_words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     let (whole, tail) = bytes.as_chunks::<WORD_BYTES>();
-    let last = (!tail.is_empty()).then(|| {
-        let mut word = 0u64;
-        for (i, byte) in tail.iter().enumerate() {
-            word |= u64::from(*byte) << (8 * i);
-        }
-        word
-    });
+    let last = (!tail.is_empty()).then(|| part_word(tail));
     whole.iter().map(|chunk| u64::from_le_bytes(*chunk)).chain(last)
+}
+
+/// The word that `part`, less than a whole one, begins. Most keys and counters end with one: no loop, no call.
+#[inline(always)]
+fn part_word(part: &[u8]) -> u64 {
+    if let (Some(first), Some(last)) = (part.first_chunk::<4>(), part.last_chunk::<4>()) {
+        return u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << (8 * (part.len() - 4));
+    }
+    match *part {
+        [a] => u64::from(a),
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c] => u64::from(u32::from_le_bytes([a, b, c, 0])),
+        _ => 0,
+    }
+}
+
+/// Fills `part`, less than a whole word, with what `word` begins with.
+#[inline(always)]
+fn put_part(part: &mut [u8], word: u64) {
+    let after_first = part.len().saturating_sub(4);
+    if let Some(first) = part.first_chunk_mut::<4>() {
+        *first = (word as u32).to_le_bytes();
+        if let Some(last) = part.last_chunk_mut::<4>() {
+            *last = ((word >> (8 * after_first)) as u32).to_le_bytes();
+        }
+        return;
+    }
+    for (byte, value) in part.iter_mut().zip(word.to_le_bytes()) {
+        *byte = value;
+    }
 }
 
 #[cfg(test)]

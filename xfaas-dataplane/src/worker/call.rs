@@ -128,7 +128,7 @@ impl Default for Call {
             app: 0,
             function: 0,
             function_hash: FunctionHash(0),
-            session: no_session(),
+            session: SessionId::PLACEHOLDER,
             table_hash: 0,
             token: CallToken(0),
             state_at: StateAt::Here,
@@ -160,11 +160,6 @@ impl Default for Call {
     }
 }
 
-/// Stands in the field until the session is known.
-fn no_session() -> SessionId {
-    SessionId::new(b"-").expect("one visible byte")
-}
-
 impl Call {
     /// Makes the call ready for another invocation. Small buffers are kept, large ones given back.
     pub fn reset(&mut self) {
@@ -172,7 +167,7 @@ impl Call {
         self.origin = Origin::None;
         self.invocation_id = 0;
         self.app = 0;
-        self.session = no_session();
+        self.session = SessionId::PLACEHOLDER;
         self.table_hash = 0;
         self.token = CallToken(0);
         self.state_at = StateAt::Here;

@@ -45,13 +45,13 @@ impl Head {
         Some(self.session.range()).filter(|range| !range.is_empty())
     }
 
-    /// Fills a request from `bytes`: this head, or one that differs in its session ID only.
-    pub(super) fn fill(&self, bytes: &[u8], session: Option<SessionId>, request: &mut Request) {
-        request.clear();
+    /// Fills a cleared request from `bytes`: this head, or one that differs in its session ID only, which is named apart.
+    #[inline]
+    pub(super) fn fill(&self, bytes: &[u8], request: &mut Request) {
         request.set_is_head(self.is_head);
         request.set_connection(self.is_http10, self.keeps_alive);
         let fields = Span::new(self.parts.fields.range().start, bytes.len() - b"\r\n".len());
-        request.set_head(bytes, HeadParts { fields, ..self.parts }, session);
+        request.set_head(bytes, HeadParts { fields, ..self.parts });
     }
 }
 
@@ -98,7 +98,10 @@ pub(super) fn read_head(head: &[u8], limits: &HttpLimits, request: &mut Request)
         query: span(target.query),
         fields: Span::new(fields_start, head.len() - b"\r\n".len()),
     };
-    request.set_head(head, parts, session);
+    request.set_head(head, parts);
+    if let Some(session) = session {
+        request.set_session(session);
+    }
     Ok(Head {
         framing,
         expects_continue: collected.expect == Expect::Continue && !is_http10,

@@ -1,7 +1,6 @@
 //! Knows a head again that came before on its connection: clients that keep a connection mostly send the same bytes, but for the session ID.
 //! Asked by the decoder before a head is scanned. What it says must be what `read_head` would say of the same bytes.
 
-use xfaas_common::ids::SessionId;
 use xfaas_common::limits::SESSION_ID_BYTES_MAX;
 
 use super::head::Head;
@@ -38,17 +37,26 @@ impl Remembered {
     /// A session ID holds neither white space nor a line end, so whatever ID stands there, all else means what it meant the last time.
     #[inline]
     pub(super) fn recognise(&self, piece: &[u8], request: &mut Request) -> Option<(usize, Head)> {
+        request.clear();
         let Some(session_at) = self.head.session_at() else {
-            piece.starts_with(&self.bytes).then(|| self.head.fill(&self.bytes, None, request))?;
+            piece.starts_with(&self.bytes).then(|| self.head.fill(&self.bytes, request))?;
             return Some((self.bytes.len(), self.head));
         };
         let rest = piece.strip_prefix(&self.bytes[..session_at.start])?;
         let after = &self.bytes[session_at.end..];
-        let first_after = *after.first()?;
-        let length = memchr::memchr(first_after, &rest[..rest.len().min(SESSION_ID_BYTES_MAX + 1)])?;
-        let session = SessionId::new(&rest[..length]).filter(|_| rest[length..].starts_with(after))?;
+        // Mostly it is as long as the last one; where it is not, and what follows it stands there all the same, the bytes before are no ID.
+        let is_there = |length: usize| rest.get(length..).is_some_and(|rest| rest.starts_with(after));
+        let length = if is_there(session_at.len()) {
+            session_at.len()
+        } else {
+            let to_look_at = &rest[..rest.len().min(SESSION_ID_BYTES_MAX + 1)];
+            memchr::memchr(*after.first()?, to_look_at).filter(|length| is_there(*length))?
+        };
+        if !request.name_session(&rest[..length]) {
+            return None;
+        }
         let head_bytes = session_at.start + length + after.len();
-        self.head.fill(&piece[..head_bytes], Some(session), request);
+        self.head.fill(&piece[..head_bytes], request);
         Some((head_bytes, self.head))
     }
 }
