@@ -5,6 +5,7 @@ use xfaas_common::wire::Status;
 
 /// Why a request got no reply of its function. The text of `code` is stable: clients match on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)] // outcomes, which hold one, are handed on for each request: as whole words that is a few moves
 pub enum ErrorCode {
     BadRequest,
     BadSession,

@@ -3,6 +3,7 @@
 pub mod affinity;
 mod buffers;
 pub mod clock;
+mod in_flight;
 pub mod memory;
 pub mod open_files;
 mod peer;

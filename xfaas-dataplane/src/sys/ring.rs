@@ -2,10 +2,10 @@
 //! buffers by a token. Called by `shard/` and by the bench's echo limit; decides nothing, knows no protocol.
 
 use super::buffers::{BufferGroup, GroupOptions, ReceivedBuffer};
+use super::in_flight::{InFlight, Sending};
 use super::peer::{CONTROL_BYTES, Outgoing, Peer, Route, local_address, socket_address};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use slab::Slab;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub struct RingOptions {
 pub struct FixedFile(pub u32);
 
 /// The caller's name for an operation; comes back with its completions. The upper four bits belong to the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tag(pub u64);
 
 const RING_OWNED: u64 = 1 << 63;
@@ -82,17 +82,11 @@ const PEERS_AT_START: usize = 256;
 /// How long `wait_past_sends` waits for more than sends.
 const GATHER: Duration = Duration::from_micros(50);
 
-struct InFlight {
-    tag: Tag,
-    buffer: Vec<u8>,
-    peer: Option<Box<Outgoing>>,
-}
-
 pub struct Ring {
     ring: IoUring,
     groups: Vec<BufferGroup>,
     /// Sends under way, boxed addresses and all: the kernel reads them until the completion.
-    in_flight: Slab<InFlight>,
+    in_flight: InFlight,
     /// Address boxes to use again, so that a datagram's answer allocates nothing.
     #[expect(clippy::vec_box, reason = "spare boxes: what the kernel reads must not move while a send is under way")]
     peers: Vec<Box<Outgoing>>,
@@ -151,7 +145,7 @@ impl Ring {
         Ok(Ring {
             ring,
             groups,
-            in_flight: Slab::with_capacity(1_024),
+            in_flight: InFlight::with_capacity(1_024),
             peers: (0..PEERS_AT_START).map(|_| Outgoing::new()).collect(),
             completed: VecDeque::with_capacity(options.completion_entries as usize),
             message,
@@ -233,9 +227,7 @@ impl Ring {
     /// Sends the whole buffer on a stream; it comes back in `Completion::sent`.
     pub fn send(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
         self.sends += 1;
-        let entry = self.in_flight.vacant_entry();
-        let id = entry.key() as u64;
-        let sending = entry.insert(InFlight { tag, buffer, peer: None });
+        let (id, sending) = self.in_flight.put(tag, buffer, None);
         let (address, bytes) = (sending.buffer.as_ptr(), sending.buffer.len() as u32);
         let send = opcode::Send::new(Fixed(file.0), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
         self.push(send.user_data(RING_OWNED | id));
@@ -243,9 +235,7 @@ impl Ring {
 
     /// As `send`, on a socket that was made elsewhere. It must stay open until the completion.
     pub fn send_socket(&mut self, tag: Tag, socket: BorrowedFd<'_>, buffer: Vec<u8>) {
-        let entry = self.in_flight.vacant_entry();
-        let id = entry.key() as u64;
-        let sending = entry.insert(InFlight { tag, buffer, peer: None });
+        let (id, sending) = self.in_flight.put(tag, buffer, None);
         let (address, bytes) = (sending.buffer.as_ptr(), sending.buffer.len() as u32);
         let send = opcode::Send::new(Fd(socket.as_raw_fd()), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
         self.push(send.user_data(RING_OWNED | id));
@@ -274,9 +264,7 @@ impl Ring {
         let mut outgoing = self.peers.pop().unwrap_or_else(Outgoing::new);
         outgoing.set(route, segment_bytes);
         self.sends += 1;
-        let entry = self.in_flight.vacant_entry();
-        let id = entry.key() as u64;
-        let InFlight { buffer, peer: outgoing, .. } = entry.insert(InFlight { tag, buffer, peer: Some(outgoing) });
+        let (id, Sending { buffer, peer: outgoing, .. }) = self.in_flight.put(tag, buffer, Some(outgoing));
         let outgoing = outgoing.as_mut().expect("set just above");
         let flags = libc::MSG_NOSIGNAL;
         let (address, bytes, is_one) = (buffer.as_ptr(), buffer.len() as u32, buffer.len() <= segment_bytes);
@@ -301,7 +289,7 @@ impl Ring {
     }
 
     /// What a send of datagrams came to. Output: false when they were refused as segments and are sent again one by one.
-    fn end_datagrams(&mut self, outgoing: Box<Outgoing>, sent: &InFlight, result: i32) -> bool {
+    fn end_datagrams(&mut self, outgoing: Box<Outgoing>, sent: &Sending, result: i32) -> bool {
         let (route, segment_bytes) = (outgoing.route, outgoing.segment_bytes);
         self.peers.push(outgoing);
         if result >= 0 || sent.buffer.len() <= segment_bytes {
@@ -320,9 +308,7 @@ impl Ring {
     /// Writes the whole buffer at `offset` of a file and has it on the disk, as by `pwrite` and `fdatasync`; it comes back in
     /// `Completion::sent`. On a thread of the kernel's: the caller's loop waits for no disk. The file stays open until then.
     pub fn write_synced(&mut self, tag: Tag, file: BorrowedFd<'_>, offset: u64, buffer: Vec<u8>) {
-        let entry = self.in_flight.vacant_entry();
-        let id = entry.key() as u64;
-        let writing = entry.insert(InFlight { tag, buffer, peer: None });
+        let (id, writing) = self.in_flight.put(tag, buffer, None);
         let (address, bytes) = (writing.buffer.as_ptr(), writing.buffer.len() as u32);
         let write = opcode::Write::new(Fd(file.as_raw_fd()), address, bytes).offset(offset).rw_flags(libc::RWF_DSYNC).build();
         // A file system that takes writes without waiting would wait for the sync here.
@@ -468,7 +454,7 @@ impl Ring {
             }
             return Some(Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None });
         }
-        let mut sent = self.in_flight.remove((entry.user_data() & !RING_OWNED) as usize);
+        let mut sent = self.in_flight.take(entry.user_data() & !RING_OWNED);
         let is_over = sent.peer.take().is_none_or(|outgoing| self.end_datagrams(outgoing, &sent, result));
         is_over.then_some(Completion { tag: sent.tag, result, more, received: None, sent: Some(sent.buffer) })
     }
