@@ -3,9 +3,11 @@
 
 use redis::{Commands, Connection};
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -347,4 +349,84 @@ fn an_object_store_keeps_state_and_locks_too() {
     drop(moto);
     let answer = ask(&mut client, "counter-rmw-linear", "a/b", "");
     assert_eq!((answer.status, code_of(&answer).as_str()), (503, "no_primary"));
+}
+
+/// A way to a server on which a connection can end before a request has come through, or before its answer has.
+#[derive(Default)]
+struct Cuts {
+    request: AtomicBool,
+    answer: AtomicBool,
+}
+
+impl Cuts {
+    /// Output: where to connect to instead of `target`.
+    fn before(target: SocketAddr) -> (Arc<Cuts>, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let cuts = Arc::new(Cuts::default());
+        let of_thread = Arc::clone(&cuts);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(target)) else { return };
+                let ends = || (client.try_clone().expect("a descriptor"), server.try_clone().expect("a descriptor"));
+                for (is_answer, (from, to)) in [(false, ends()), (true, (ends().1, ends().0))] {
+                    let cuts = Arc::clone(&of_thread);
+                    std::thread::spawn(move || pass_on(from, to, if is_answer { &cuts.answer } else { &cuts.request }));
+                }
+            }
+        });
+        (cuts, address)
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(read @ 1..) = from.read(&mut bytes) {
+        if cut.swap(false, Ordering::Relaxed) || to.write_all(&bytes[..read]).is_err() {
+            break;
+        }
+    }
+    for end in [from, to] {
+        end.shutdown(Shutdown::Both).ok(); // it may have ended by itself
+    }
+}
+
+#[test]
+#[ignore = "needs an S3-compatible server: run `cargo xtask setup`, then `cargo xtask test`"]
+fn an_object_store_that_ends_connections_is_asked_again_where_that_does_no_harm() {
+    let moto = Moto::start();
+    let (cuts, way) = Cuts::before(moto.address);
+    let credentials = Some(("test".to_owned(), "test".to_owned()));
+    let place = ObjectPlace { bucket: BUCKET.to_owned(), endpoint: format!("http://{way}"), credentials };
+    runtime().block_on(async {
+        let state = OutsideState::Objects(ObjectState::connect(&place).await.expect("moto is there"));
+        let key = StateKey { session: SessionId::new(b"cut").expect("a session"), key: b"n".to_vec() };
+        let mut value = None;
+        for count in 0..4_u8 {
+            // Each operation of a turn loses its request or its answer.
+            let cut = || [&cuts.request, &cuts.answer][usize::from(count % 2)].store(true, Ordering::Relaxed);
+            let mine = LockToken::fresh();
+            if count % 2 == 1 {
+                cut(); // a request that never came has taken no lock, and that is said instead
+            }
+            assert_eq!(state.lock(&key, &mine, true).await.expect("free"), value);
+            cut();
+            assert_eq!(state.read(&key).await.expect("read again"), value);
+            value = Some(vec![b'0' + count]);
+            cut();
+            match count {
+                0 | 1 => state.write_and_release(&key, value.as_deref().expect("set just above"), &mine).await.expect("written again"),
+                _ => {
+                    state.write(&key, value.as_deref().expect("set just above")).await.expect("written again");
+                    cut();
+                    state.release(&key, &mine).await.expect("released, and only once");
+                }
+            }
+        }
+        let mine = LockToken::fresh();
+        cuts.request.store(true, Ordering::Relaxed);
+        let fault = state.lock(&key, &mine, false).await.expect_err("it never came");
+        assert!(matches!(fault, StateFault::Store { operation: "lock", .. }), "{fault}");
+        state.lock(&key, &mine, false).await.expect("nobody has it");
+    });
 }

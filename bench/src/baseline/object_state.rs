@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const CONNECT_WAIT: Duration = Duration::from_secs(1);
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// What comes to the same when it is done twice is tried so often: a server may end a connection that rested just when the next request leaves on it.
+const TRIES: usize = 3;
 const STATE: &str = "state";
 const LOCK: &str = "lock";
 
@@ -41,7 +43,7 @@ impl ObjectState {
             .with_endpoint(&place.endpoint)
             .with_unsigned_payload(true)
             .with_skip_signature(place.credentials.is_none())
-            // A PUT that took the lock and whose answer was lost must not be tried again: it would wait for itself.
+            // Tried again below, by what each operation means: a PUT that took the lock and whose answer was lost would wait for itself.
             .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
             .with_client_options(client);
         if let Some((key, secret)) = &place.credentials {
@@ -69,17 +71,18 @@ impl ObjectState {
     }
 
     pub(super) async fn read(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StateFault> {
-        let failed = StateFault::store::<Error>;
-        match self.store.get(&key.path(STATE)).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(failed("read"))?.into())),
-            Err(Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(failed("read")(error)),
-        }
+        self.content(&key.path(STATE)).await.map_err(StateFault::store("read"))
     }
 
     pub(super) async fn write(&self, key: &StateKey, value: &[u8]) -> Result<(), StateFault> {
-        let put = self.store.put(&key.path(STATE), PutPayload::from(value.to_vec())).await;
-        put.map(drop).map_err(StateFault::store("write"))
+        let (path, value) = (key.path(STATE), PutPayload::from(value.to_vec()));
+        let mut tries = 1;
+        loop {
+            match self.store.put(&path, value.clone()).await {
+                Err(Error::Generic { .. }) if tries < TRIES => tries += 1,
+                put => return put.map(drop).map_err(StateFault::store("write")),
+            }
+        }
     }
 
     /// `None`: the lock is somebody's.
@@ -87,7 +90,13 @@ impl ObjectState {
         if !self.has_locks {
             return Err(StateFault::store("lock")(std::io::Error::other("this store has no conditional PUT")));
         }
-        if !self.put_new(&key.path(LOCK), token.as_str()).await? {
+        let path = key.path(LOCK);
+        let is_taken = match self.put_new(&path, token.as_str()).await {
+            Err(fault) if !self.is_ours(&path, token).await => return Err(fault),
+            Err(_) => true, // only its answer was lost
+            Ok(is_taken) => is_taken,
+        };
+        if !is_taken {
             return Ok(None);
         }
         if !reads {
@@ -95,13 +104,44 @@ impl ObjectState {
         }
         match self.read(key).await {
             Ok(value) => Ok(Some(value)),
-            Err(fault) => self.release(key).await.and(Err(fault)),
+            Err(fault) => self.release(key, token).await.and(Err(fault)),
         }
     }
 
-    /// Only by the holder: nobody else can have taken the lock, as it has no end.
-    pub(super) async fn release(&self, key: &StateKey) -> Result<(), StateFault> {
-        self.store.delete(&key.path(LOCK)).await.map_err(StateFault::store("release"))
+    /// Only by the holder: nobody else can have taken the lock, as it has no end. Not done again where the lock may be somebody else's already.
+    pub(super) async fn release(&self, key: &StateKey, token: &LockToken) -> Result<(), StateFault> {
+        let path = key.path(LOCK);
+        let (mut released, mut tries) = (self.store.delete(&path).await, 1);
+        while released.is_err() {
+            match self.content(&path).await {
+                Ok(holder) if holder.as_deref() != Some(token.as_str().as_bytes()) => return Ok(()), // only the answer was lost
+                Ok(_) if tries < TRIES => (released, tries) = (self.store.delete(&path).await, tries + 1),
+                _ => break,
+            }
+        }
+        released.map_err(StateFault::store("release"))
+    }
+
+    /// The lock is known to be this token's.
+    async fn is_ours(&self, path: &Path, token: &LockToken) -> bool {
+        self.content(path).await.is_ok_and(|holder| holder.as_deref() == Some(token.as_str().as_bytes()))
+    }
+
+    /// What an object holds; `None`: there is none.
+    async fn content(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+        let mut tries = 1;
+        loop {
+            let found = match self.store.get(path).await {
+                Ok(found) => found.bytes().await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(bytes) => return Ok(Some(bytes.into())),
+                Err(Error::NotFound { .. }) => return Ok(None),
+                Err(Error::Generic { .. }) if tries < TRIES => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// False: there is such an object already.

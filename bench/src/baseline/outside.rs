@@ -144,7 +144,7 @@ impl OutsideState {
             OutsideState::Redis(redis) => redis.write_and_release(key, value, token).await,
             OutsideState::Objects(objects) => {
                 objects.write(key, value).await?;
-                objects.release(key).await
+                objects.release(key, token).await
             }
         }
     }
@@ -153,7 +153,7 @@ impl OutsideState {
     pub async fn release(&self, key: &StateKey, token: &LockToken) -> Result<(), StateFault> {
         match self {
             OutsideState::Redis(redis) => redis.release(key, token).await,
-            OutsideState::Objects(objects) => objects.release(key).await,
+            OutsideState::Objects(objects) => objects.release(key, token).await,
         }
     }
 }
