@@ -11,7 +11,7 @@ pub struct SessionId {
 }
 
 impl SessionId {
-    /// One to put a text into.
+    /// Stands where no session is known yet; a text can be put into it.
     pub const PLACEHOLDER: SessionId = {
         let mut bytes = [0; SESSION_ID_BYTES_MAX];
         bytes[0] = b'-';
