@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use xfaas_bench::baseline::{BaselineHost, LockToken, ObjectPlace, ObjectState, OutsideState, RedisState, StateFault, StateKey, serve};
-use xfaas_bench::generator::{LoadOutcome, LoadSpec, Progress, Transport, Wait, run_load};
+use xfaas_bench::baseline::{
+    BaselineHost, GUEST_TIMES, GuestTimes, LockToken, ObjectPlace, ObjectState, OutsideState, RedisState, StateFault, StateKey, serve,
+};
+use xfaas_bench::generator::{LoadOutcome, LoadSpec, Progress, Transport, Wait, run_load, run_load_marked};
 use xfaas_bench::load::{Client, Fetched, Interrupt, fetch};
 use xfaas_bench::servers::{BUCKET, BaselineStore, Server, XfaasFiles, start_baseline, start_redis};
 use xfaas_common::ids::SessionId;
@@ -74,6 +76,26 @@ fn no_update_of_many_clients_is_lost_and_no_lock_is_left() {
     assert_eq!(outcome.good + outcome.refused, 1_000, "{outcome:?}");
     let left: Vec<String> = keys.keys("*").expect("redis answers");
     assert_eq!(left, ["state:hot-00000000 n"]);
+}
+
+#[test]
+fn guest_times_of_the_warm_up_can_be_taken_away() {
+    let redis = start_redis(cpu(), &Interrupt::default()).expect("redis-server is installed");
+    let host = host(&redis);
+    let request = format!("GET /f/{GUEST_TIMES}/counter-rmw HTTP/1.1\r\nhost: x\r\n\r\n");
+    let take = || {
+        let body = fetch(host.address(), request.as_bytes()).expect("an answer").body;
+        serde_json::from_slice::<GuestTimes>(&body).expect("times").invocations
+    };
+    let mut spec = LoadSpec::new(host.address(), Transport::Http, "timed-".to_owned());
+    (spec.connections, spec.in_flight, spec.wait) = (2, 2, Wait::Sleep);
+    (spec.warm_up, spec.measured) = (Duration::from_millis(300), Duration::from_millis(300));
+    spec.functions = vec!["counter-rmw:1:number".parse().expect("a sample function")];
+    let mut warm_up = 0;
+    let outcome = run_load_marked(&spec, &Interrupt::default(), Progress::Off, || warm_up = take()).expect("the host takes connections");
+    let measured = take();
+    assert_eq!((outcome.fault(), warm_up + measured), (None, outcome.good));
+    assert!(warm_up > 0 && measured > 0, "{warm_up} and {measured}");
 }
 
 #[test]

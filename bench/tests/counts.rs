@@ -25,6 +25,21 @@ fn set(table: &Path, row: &str, count: &str) {
 }
 
 #[test]
+fn names_that_no_row_has_are_refused() {
+    for option in ["--only", "--skip"] {
+        let refused = Command::new(env!("CARGO_BIN_EXE_counts")).args([option, "nosuch/"]).output().unwrap();
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{told}");
+        assert!(told.contains("decode/") && told.contains("allocations/"), "{told}");
+    }
+    // One that begins right is known when all is counted.
+    let refused = Command::new(env!("CARGO_BIN_EXE_counts")).args(["--batches", "10", "--only", "ring/nosuch"]).output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("--only ring/nosuch") && told.contains("decode/datagram, encode/http"), "{told}");
+}
+
+#[test]
 fn a_count_that_grew_fails_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("counts.txt");

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use xfaas_bench::generator::{LoadSpec, Progress, Transport, Wait, run_load_marked};
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::servers::{Server, XfaasFiles, start_xfaas};
 use xfaas_bench::settings::built_beside;
@@ -40,7 +41,9 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 fn load(target: &str, arguments: &[&str]) -> Output {
-    let common = [target, "--json", "--seconds", "1", "--warm-up-s", "0.2", "--wait", "sleep"];
+    // A run that ends by its count may be over before any warm-up is.
+    let warm_up_s = if arguments.contains(&"--requests") { "0" } else { "0.2" };
+    let common = [target, "--json", "--seconds", "1", "--warm-up-s", warm_up_s, "--wait", "sleep"];
     command(&[&common, arguments].concat()).output().expect("a built program starts")
 }
 
@@ -129,7 +132,7 @@ fn a_load_past_what_the_server_takes_is_shed_and_stays_right() {
     assert!(run["p99_us"].as_f64().unwrap() > 100_000.0, "{run}");
 }
 
-/// A server that answers each request on a connection with what `reply` makes of its number.
+/// A server that answers each request on a connection with what `reply` makes of its number, and with a 503 where that is `busy`.
 fn broken_server(reply: impl Fn(u64) -> String + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
@@ -152,7 +155,8 @@ fn answer_all(stream: &TcpStream, reply: &impl Fn(u64) -> String, requests: &Ato
         }
         if line.is_empty() {
             let body = reply(requests.fetch_add(1, Ordering::Relaxed) + 1);
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-session-id: {session}\r\n\r\n", body.len());
+            let status = if body == "busy" { "503 Service Unavailable\r\nretry-after: 1" } else { "200 OK" };
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nx-session-id: {session}\r\n\r\n", body.len());
             if out.write_all((head + &body).as_bytes()).is_err() {
                 return;
             }
@@ -189,6 +193,71 @@ fn a_server_whose_counter_is_behind_in_the_end_is_found_out() {
     let run = document(&load(&format!("http://{forgetful}"), &arguments), 1);
     assert_eq!(count(&run["counters"], "lost_updates"), 10, "{run}");
     assert!(run["counters"]["first_fault"].as_str().unwrap().contains("grew by 990"), "{run}");
+}
+
+#[test]
+fn a_server_whose_answers_run_ahead_of_its_counter_is_found_out() {
+    let ahead = broken_server(|number| if number > 100 { "100".to_owned() } else { (1_000 * number).to_string() });
+    let run = document(&load(&format!("http://{ahead}"), &["--sessions", "1", "--connections", "1", "--requests", "100"]), 1);
+    let counters = &run["counters"];
+    assert_eq!((count(counters, "lost_updates"), count(counters, "doubled_updates")), (99_900, 99_900), "{run}");
+}
+
+#[test]
+fn a_counter_that_cannot_be_read_in_the_end_takes_no_results_away() {
+    let arguments = ["--sessions", "1", "--connections", "1", "--requests", "1000"];
+    let garbled = broken_server(|number| if number > 1_000 { "nonsense".to_owned() } else { number.to_string() });
+    let output = load(&format!("http://{garbled}"), &arguments);
+    let run = document(&output, 1);
+    assert_eq!((count(&run, "good"), run["counters"]["was_read"].as_bool()), (1_000, Some(false)), "{run}");
+    assert_eq!((count(&run["counters"], "acknowledged"), count(&run["counters"], "lost_updates")), (1_000, 0), "{run}");
+    assert!(run["error"].as_str().unwrap().contains("nonsense") && run["p99_us"].is_number(), "{run}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nonsense"), "{output:?}");
+
+    // A server that is busy for a moment is asked again, and one that stays so is told.
+    let busy = |until: u64| {
+        broken_server(move |number| if (1_001..until).contains(&number) { "busy".to_owned() } else { number.min(1_000).to_string() })
+    };
+    let run = document(&load(&format!("http://{}", busy(1_003)), &arguments), 0);
+    assert_eq!(run["counters"]["was_read"], true, "{run}");
+    let run = document(&load(&format!("http://{}", busy(u64::MAX)), &arguments), 1);
+    assert!(run["error"].as_str().unwrap().contains("503"), "{run}");
+}
+
+#[test]
+fn a_run_that_ends_within_its_warm_up_says_that_nothing_was_measured() {
+    let run_as = |form: &[&str]| {
+        let target = format!("http://{}", broken_server(|number| number.to_string()));
+        let arguments = [&[&*target, "--requests", "20", "--warm-up-s", "60"], &ONE_COUNTER[..], form].concat();
+        command(&arguments).output().unwrap()
+    };
+    let output = run_as(&["--json"]);
+    let run = document(&output, 1);
+    assert!(count(&run, "good") == 20 && run["p99_us"].is_null() && run["functions"][0]["p50_us"].is_null(), "{run}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was measured"), "{output:?}");
+    let text = run_as(&[]);
+    let told = String::from_utf8_lossy(&text.stdout);
+    assert!(text.status.code() == Some(1) && told.contains("          -          -\n") && !told.contains("good/s"), "{text:?}");
+}
+
+#[test]
+fn the_end_of_the_warm_up_is_told_while_the_load_goes_on() {
+    let asked = std::sync::Arc::new(AtomicU64::new(0));
+    let seen = asked.clone();
+    let server = broken_server(move |number| {
+        seen.store(number, Ordering::Relaxed);
+        number.to_string()
+    });
+    let mut spec = LoadSpec::new(server, Transport::Http, "marked-".to_owned());
+    (spec.connections, spec.in_flight, spec.wait) = (1, 1, Wait::Sleep);
+    (spec.warm_up, spec.measured) = (Duration::from_millis(300), Duration::from_millis(300));
+    spec.functions = vec!["x:1:number".parse().unwrap()];
+    let mut at_mark = 0;
+    let outcome = run_load_marked(&spec, &Interrupt::default(), Progress::Off, || at_mark = asked.load(Ordering::Relaxed)).unwrap();
+    assert!(at_mark > 0 && at_mark < outcome.good, "{at_mark} of {}", outcome.good);
+    // One that ends before is told nothing.
+    (spec.requests_max, spec.warm_up) = (10, Duration::from_secs(60));
+    run_load_marked(&spec, &Interrupt::default(), Progress::Off, || unreachable!("the run ends in its warm-up")).unwrap();
 }
 
 #[test]
@@ -289,7 +358,7 @@ fn a_target_where_nobody_listens_ends_with_one_and_says_so() {
 fn more_connections_than_a_shell_allows_files_are_made() {
     let node = node();
     let target = format!("http://{}", node.address());
-    let many = ["--connections", "1500", "--rate", "2000", "--requests", "2000", "--threads", "2"];
+    let many = ["--connections", "1500", "--rate", "2000", "--requests", "2000", "--threads", "2", "--warm-up-s", "0"];
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -Sn 1024; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_xfaas-load"), &target, "--json", "--wait", "sleep"]);
     let run = document(&shell.args(many).output().expect("a shell"), 0);
@@ -315,6 +384,7 @@ fn wrong_usage_ends_with_two_and_says_what_is_wrong() {
         (&["http://127.0.0.1:1", "--cpus", "9999"], "CPU 9999"),
         (&["http://127.0.0.1:1", "--session-prefix", "a b"], "visible ASCII"),
         (&["udp://127.0.0.1:1", "--connections", "2000"], "sockets"),
+        (&["http://127.0.0.1:1", "--connections", "8", "--in-flight", "4"], "unused for ever"),
         (&["http://127.0.0.1:1", "--no-such-option"], "--no-such-option"),
     ] {
         let output = command(arguments).output().unwrap();
@@ -336,21 +406,28 @@ fn a_target_that_may_be_anybodys_is_refused() {
 
 #[test]
 fn an_interrupted_run_ends_cleanly_with_its_results_so_far() {
-    let server = broken_server(|number| number.to_string());
-    let arguments = [&*format!("http://{server}"), "--json", "--seconds", "600", "--warm-up-s", "0", "--wait", "sleep", "--progress"];
-    let mut run = command(&[&arguments, &ONE_COUNTER[..]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The first line of progress: it runs.
-    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    let line = lines.next().unwrap().unwrap();
-    assert!(line.contains("good/s") && line.contains("under way"), "{line}");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&run), rustix::process::Signal::INT).unwrap();
-    std::thread::spawn(move || lines.for_each(drop));
-    let asked = Instant::now();
-    let output = run.wait_with_output().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(60));
-    let document = document(&output, 0);
-    assert_eq!(document["interrupted"], true);
-    assert!(count(&document, "good") > 0 && document["measured_s"].as_f64().unwrap() < 300.0, "{document}");
+    // By Ctrl-C, and by a terminal that closes; under `nohup` nobody is to hear of that.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    let is_nohup = u64::from_str_radix(ignored, 16).unwrap() & 1 == 1;
+    let hang_up = (!is_nohup).then_some(rustix::process::Signal::HUP);
+    for signal in [rustix::process::Signal::INT].into_iter().chain(hang_up) {
+        let server = broken_server(|number| number.to_string());
+        let arguments = [&*format!("http://{server}"), "--json", "--seconds", "600", "--warm-up-s", "0", "--wait", "sleep", "--progress"];
+        let mut run = command(&[&arguments, &ONE_COUNTER[..]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The first line of progress: it runs.
+        let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.contains("good/s") && line.contains("under way"), "{line}");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&run), signal).unwrap();
+        std::thread::spawn(move || lines.for_each(drop));
+        let asked = Instant::now();
+        let output = run.wait_with_output().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(60));
+        let document = document(&output, 0);
+        assert_eq!(document["interrupted"], true);
+        assert!(count(&document, "good") > 0 && document["measured_s"].as_f64().unwrap() < 300.0, "{document}");
+    }
 }
 
 #[test]
@@ -387,6 +464,6 @@ fn peers_that_need_no_packages_are_rows_with_the_promised_keys() {
     for row in &rows {
         assert!(["requests_per_second", "p50_us", "rss_bytes"].iter().all(|field| row[*field].as_f64().unwrap() > 0.0), "{row}");
         assert!(row["p999_us"].as_f64() >= row["p99_us"].as_f64() && row["cpu_us_per_request"].as_f64().unwrap() >= 0.0, "{row}");
-        assert_eq!(row.as_object().unwrap().len(), 7);
+        assert_eq!(row.as_object().unwrap().len(), 8);
     }
 }

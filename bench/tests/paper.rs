@@ -26,14 +26,18 @@ fn a_figure_has_all_its_files_and_the_report_tells_where_it_was_made() {
     let xfaas = built_xfaas();
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("paper");
+    std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(out.join("report.html"), "of all figures").unwrap();
     let output = paper(&["--json", "--only", "fig2"], &xfaas, &out);
+    assert_eq!(text_of(&out, "report.html"), "of all figures");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let page = text_of(&out, "report.html");
+    assert!(stderr.contains("paper/report-fig2.html"), "{stderr}");
+    let page = text_of(&out, "report-fig2.html");
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     for part in ["<h1>", "id=\"fig2\"", kernel.trim(), "commit", "cargo xtask bench paper --only fig2"] {
         assert!(page.contains(part), "{part} is not in the page; {stderr}");
     }
-    let report: Value = serde_json::from_str(&text_of(&out, "report.json")).expect("JSON");
+    let report: Value = serde_json::from_str(&text_of(&out, "report-fig2.json")).expect("JSON");
     if !xfaas.is_file() {
         // Only this package is tested: then the figure must be told to be missing.
         assert!(report["failures"][0]["reason"].as_str().unwrap().contains("xfaas"), "{report}");
@@ -48,7 +52,7 @@ fn a_figure_has_all_its_files_and_the_report_tells_where_it_was_made() {
     assert_eq!(figures[0]["table"]["rows"].as_array().map(Vec::len), Some(12));
     assert!(page.contains("<svg") && text_of(&out, "fig2.svg").contains("Mean delay"));
     assert!(std::fs::read(out.join("fig2.png")).unwrap().starts_with(b"\x89PNG"));
-    assert!(text_of(&out, "report.txt").contains("rmw_linear, 8 workers"));
+    assert!(text_of(&out, "report-fig2.txt").contains("rmw_linear, 8 workers"));
 }
 
 #[test]
@@ -58,7 +62,7 @@ fn figures_that_cannot_be_measured_are_told_and_fail_the_run() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("not measured: fig5, fig11"), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(text, text_of(directory.path(), "report.txt"));
+    assert_eq!(text, text_of(directory.path(), "report-fig5-fig11.txt"));
     assert!(text.contains("fig5 WAS NOT MEASURED") && text.contains("/nonexistent/xfaas is missing"), "{text}");
-    assert!(text_of(directory.path(), "report.html").contains("<section id=\"fig11\" class=\"failed\">"));
+    assert!(text_of(directory.path(), "report-fig5-fig11.html").contains("<section id=\"fig11\" class=\"failed\">"));
 }

@@ -6,8 +6,8 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xfaas_bench::counts::{
-    Compared, PROGRAM, Row, UNSTAMPED_PROGRAM, compare, count_allocations, count_instructions, count_ring, count_stamps, from_text, shown,
-    to_text, updated,
+    Compared, PROGRAM, Row, UNSTAMPED_PROGRAM, case_beginnings, compare, count_allocations, count_instructions, count_ring, count_stamps,
+    from_text, shown, to_text, updated,
 };
 use xfaas_bench::load::Interrupt;
 use xfaas_bench::servers::exit_code;
@@ -23,10 +23,10 @@ struct Arguments {
     #[arg(long)]
     update: bool,
     /// Only rows whose name begins so; may be given again. `ring/` starts a node, `stamps/` needs a build of its own, `allocations/` counts by itself, all else is counted under callgrind.
-    #[arg(long = "only", value_name = "NAME")]
+    #[arg(long = "only", value_name = "NAME", value_parser = beginning)]
     only: Vec<String>,
     /// Leave out rows whose name begins so; may be given again.
-    #[arg(long = "skip", value_name = "NAME")]
+    #[arg(long = "skip", value_name = "NAME", value_parser = beginning)]
     skipped: Vec<String>,
     /// Tells which of the programs that are counted must be built, and ends.
     #[arg(long)]
@@ -42,6 +42,15 @@ struct Arguments {
     keep: Option<PathBuf>,
     #[command(flatten)]
     cpus: Cpus,
+}
+
+/// `text` may be longer than what it is held against: then it is seen what it is when all is counted.
+fn beginning(text: &str) -> Result<String, String> {
+    let known = || case_beginnings().chain(PARTS);
+    if !text.is_empty() && known().any(|known| known.starts_with(text) || text.starts_with(known)) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("no row's name begins so; names begin with {}", known().collect::<Vec<_>>().join(", ")))
 }
 
 fn main() -> ExitCode {
@@ -60,6 +69,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Err(error) => return Err(format!("cannot read {}: {error}", arguments.table.display()).into()),
     };
     let counted = arguments.count()?;
+    if let Some(nothing) = arguments.counted_nothing(&counted) {
+        let mut names: Vec<&str> = table.iter().map(|row| row.name.as_str()).collect();
+        names.dedup();
+        return Err(format!("--only {nothing}: nothing was counted whose name begins so; there are {}", names.join(", ")).into());
+    }
     let compared = compare(&counted, &table, |row| arguments.wants(&row.name));
     if arguments.json {
         compared.iter().for_each(|row| println!("{}", to_json(row)));
@@ -82,6 +96,11 @@ impl Arguments {
     fn wants(&self, name: &str) -> bool {
         let begins = |begin: &String| name.starts_with(begin.as_str());
         (self.only.is_empty() || self.only.iter().any(begins)) && !self.skipped.iter().any(begins)
+    }
+
+    /// What was asked for and is not there.
+    fn counted_nothing(&self, counted: &[Row]) -> Option<&str> {
+        self.only.iter().find(|begin| !counted.iter().any(|row| row.name.starts_with(begin.as_str()))).map(String::as_str)
     }
 
     /// Whether some of the part's rows may be wanted.

@@ -13,7 +13,7 @@ use xfaas_bench::settings::{Cpus, chain, second_cpu, seconds, xfaas_files};
 /// Measures the figures of the paper's evaluation again, on this machine: each with its picture, its table and the paper's own values beside ours.
 ///
 /// The report is written as report.html (one file with all pictures), report.txt, report.json and a picture of each figure as SVG and PNG; its
-/// text goes to stdout. A figure that cannot be measured is told in the report, and the others are measured still; the run fails then.
+/// text goes to stdout. A run of some figures writes report-FIGURES.html and so on, and leaves the whole report as it is. A figure that cannot be measured is told in the report, and the others are measured still; the run fails then.
 /// docs/PAPER.md tells the method. `XFAAS_BIN`, `XFAAS_GUESTS` and `XFAAS_PEERS` say where the parts are, if not in `target/`.
 #[derive(Parser)]
 struct Arguments {
@@ -79,13 +79,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let command: Vec<String> = std::env::args().skip(1).collect();
     let command = format!("cargo xtask bench paper {}", command.join(" ")).trim_end().to_owned();
     let report = PaperReport { facts: facts(&xfaas.binary, &packages, [server_cpu, load_cpu, second_cpu]), command, figures, failures };
-    report.save(&arguments.out)?;
+    let page = report.save(&arguments.out)?;
     if arguments.json {
         report.figures.iter().for_each(|figure| println!("{}", figure.to_json()));
     } else {
         print!("{}", report.text());
     }
-    eprintln!("the report is {}", arguments.out.join("report.html").display());
+    eprintln!("the report is {}", page.display());
     if interrupt.is_set() {
         return Err("interrupted: these are the figures so far".into());
     }

@@ -127,6 +127,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if interrupt.is_set() {
         return Err("interrupted: these are the results so far".into());
     }
+    for row in rows.iter().filter(|row| row.arrivals_short) {
+        eprintln!("{}: the generator did not get its CPU, and less was offered than asked for", row.name);
+    }
     if !failed.is_empty() {
         return Err(format!("failed: {}", failed.join(", ")).into());
     }

@@ -1,5 +1,5 @@
 //! `xfaas-load`: the load generator as a program. Results go to stdout, progress and errors to stderr.
-//! Exit codes: 0 a good run, 1 a failed one (a wrong, lost or doubled answer or update, or a server that fails), 2 wrong usage.
+//! Exit codes: 0 a good run, 1 a failed one (a wrong, lost or doubled answer or update, a server that fails, or nothing measured), 2 wrong usage.
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use std::error::Error;
@@ -24,7 +24,9 @@ const DATAGRAM_PAYLOAD_BYTES_MAX: u32 = 1_400;
 ///
 /// Without --rate it is a closed loop: each connection sends its next request when it has the answer to the last one. With --rate it is an
 /// open loop: requests are due at times that no answer changes, and latency is counted from when a request was due, so that a server that
-/// hangs is seen to hang (no coordinated omission).
+/// hangs is seen to hang (no coordinated omission). Requests that never left, and those that are given up without an answer, are in the times
+/// with what they had waited until then, which is the least that they take; those whose connection was cut are failures and have no time.
+/// Where the generator itself does not get its CPU, arrivals pause: the run tells how many a second were due beside what was asked for.
 ///
 /// Every answer must have its status, name its session, and hold what its function answers. Functions that are checked as a `counter` must
 /// never answer the same number twice, and in the end each session must have counted exactly the acknowledged requests: lost or doubled
@@ -54,10 +56,10 @@ struct Arguments {
     /// Requests at the same moment, with --arrivals bursts.
     #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     burst_requests: u32,
-    /// Connections, or sockets of datagrams, of all threads together [default: 32; 256 with --rate over HTTP].
+    /// Connections, or sockets of datagrams, of all threads together [default: 32; 256 with --rate over HTTP; no more than --in-flight].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
     connections: Option<u32>,
-    /// Requests under way at once; over HTTP more than connections are pipelined [default: as many as connections; datagrams with --rate 4096].
+    /// Requests under way at once, at least as many as connections; over HTTP more are pipelined [default: as many as connections; datagrams with --rate 4096].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX as i64))]
     in_flight: Option<u32>,
     /// Sessions that requests are spread over.
@@ -100,7 +102,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = WaitKind::Spin)]
     wait: WaitKind,
     /// Counts answers as late that are late since other programs had the generator's CPU; without, arrivals pause meanwhile, and
-    /// answers that came meanwhile are counted and not timed.
+    /// answers that came meanwhile are counted, and not timed if that was more than an eighth of their time.
     #[arg(long)]
     count_own_stalls: bool,
     /// Milliseconds after which a datagram is given up, and HTTP requests after the end [default: 1000; HTTP 5000].
@@ -239,12 +241,12 @@ fn foreign_to_redis(arguments: &Arguments) -> Option<&str> {
     names.find(|name| arguments.target.0 == Transport::Redis && !["set", "get", "incr"].contains(name))
 }
 
-/// Errors: arguments that are good by themselves and do not go together.
-fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
-    let (transport, target) = arguments.target;
+/// Connections, or sockets, and requests under way at once. Errors: they do not go together.
+fn sizes_of(arguments: &Arguments) -> Result<(usize, usize), String> {
     // Whatever goes over connections.
-    let (is_http, is_open) = (transport != Transport::Datagram, arguments.rate.is_some());
-    let connections = arguments.connections.unwrap_or(if is_http && is_open { 256 } else { 32 }) as usize;
+    let (is_http, is_open) = (arguments.target.0 != Transport::Datagram, arguments.rate.is_some());
+    let usual = if is_http && is_open { 256 } else { 32 };
+    let connections = arguments.connections.unwrap_or(arguments.in_flight.map_or(usual, |in_flight| in_flight.min(usual))) as usize;
     let in_flight = match arguments.in_flight {
         None if !is_http && is_open => 4_096,
         None => connections,
@@ -259,6 +261,19 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
             "{threads} threads need as many connections and requests under way, and there are {connections} and {in_flight}"
         ));
     }
+    if in_flight < connections {
+        return Err(format!(
+            "--in-flight {in_flight} would leave some of {connections} connections unused for ever: give as many at least"
+        ));
+    }
+    Ok((connections, in_flight))
+}
+
+/// Errors: arguments that are good by themselves and do not go together.
+fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
+    let (transport, target) = arguments.target;
+    let (connections, in_flight) = sizes_of(arguments)?;
+    let is_http = transport != Transport::Datagram;
     if !is_http && arguments.payload_bytes > DATAGRAM_PAYLOAD_BYTES_MAX {
         return Err(format!("--payload-bytes: a datagram carries at most {DATAGRAM_PAYLOAD_BYTES_MAX}"));
     }
@@ -298,7 +313,7 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
         warm_up: Duration::from_secs_f64(arguments.warm_up_s),
         measured: Duration::from_secs_f64(arguments.seconds),
         requests_max: arguments.requests.unwrap_or(u64::MAX),
-        threads,
+        threads: usize::from(arguments.threads),
         cpus: arguments.cpus.clone(),
         counts_own_stalls: arguments.count_own_stalls,
         wait: match arguments.wait {
@@ -323,5 +338,5 @@ fn run(arguments: &Arguments, spec: &LoadSpec) -> Result<(), Box<dyn Error>> {
     } else {
         print!("{}", outcome.to_text());
     }
-    outcome.fault().map_or(Ok(()), |fault| Err(fault.into()))
+    outcome.fault().or_else(|| outcome.nothing_measured()).map_or(Ok(()), |fault| Err(fault.into()))
 }

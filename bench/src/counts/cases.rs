@@ -22,6 +22,11 @@ const GROUPS: [Group; 4] = [
     (&["guest/", "proxy/", "path/"], guest_cases),
 ];
 
+/// How the names of all cases begin.
+pub fn case_beginnings() -> impl Iterator<Item = &'static str> {
+    GROUPS.iter().flat_map(|(begins, _)| *begins).copied()
+}
+
 /// Whether a name is asked for: it begins with one of `only`, or that is empty.
 fn is_wanted(name: &str, only: &[String]) -> bool {
     only.is_empty() || only.iter().any(|begin| name.starts_with(begin.as_str()))

@@ -20,7 +20,7 @@ mod wire;
 
 pub use self::allocations::{Measure, count_allocations};
 pub use self::callgrind::CallgrindError;
-pub use self::cases::run_counted;
+pub use self::cases::{case_beginnings, run_counted};
 pub use self::instructions::{PROGRAM, count_instructions};
 pub use self::ring::{RingCountError, count_ring};
 pub use self::stamps::{UNSTAMPED_PROGRAM, count_stamps};

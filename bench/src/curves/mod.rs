@@ -8,7 +8,7 @@ mod report;
 pub use self::plot::CurvesPicture;
 pub use self::report::{CurvePoint, CurveVerdict, curves_table};
 
-use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, Transport, Wait, run_load};
+use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, Transport, Wait, repeat_while_short, run_load};
 use crate::load::Interrupt;
 use crate::network::Network;
 use crate::servers::{Server, ServerError, Steered, XfaasFiles, start_xfaas_steered};
@@ -164,21 +164,30 @@ impl CurveBench<'_> {
     }
 
     /// The median of some rounds, each between two closed loops: a single second says more about the machine than about the server.
+    /// It has the errors of all of them.
     fn past_top(&self, asked: Asked, setting: Setting, server: &Server, offered: (f64, f64)) -> Result<CurvePoint, CurveError> {
-        let closed = || Ok(self.point(asked, setting, server, None)?.requests_per_second);
-        let (mut rounds, mut before) = (Vec::new(), closed()?);
-        for _ in 0..ROUNDS_PAST_TOP {
+        let closed = || self.point(asked, setting, server, None);
+        let (mut rounds, mut loops) = (Vec::new(), vec![closed()?]);
+        for round in 0..ROUNDS_PAST_TOP {
             let point = self.point(asked, setting, server, Some(offered))?;
-            let after = closed()?;
-            rounds.push(CurvePoint { closed_per_second: Some((before + after) / 2.0), ..point });
-            before = after;
+            loops.push(closed()?);
+            let beside = (loops[round].requests_per_second + loops[round + 1].requests_per_second) / 2.0;
+            rounds.push(CurvePoint { closed_per_second: Some(beside), ..point });
         }
         rounds.sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
-        Ok(rounds.swap_remove(ROUNDS_PAST_TOP / 2))
+        let mut median = rounds.swap_remove(ROUNDS_PAST_TOP / 2);
+        rounds.iter().chain(&loops).for_each(|other| median.add_errors(other));
+        Ok(median)
     }
 
+    /// Again where the generator had a core of its own and was short of arrivals all the same.
     /// `offered`: part of the top, and requests a second; `None` for a closed loop.
     fn point(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<(f64, f64)>) -> Result<CurvePoint, CurveError> {
+        let is_short = |point: &CurvePoint| point.arrivals_short && !point.load_shares_cores && !self.interrupt.is_set();
+        repeat_while_short(|_| self.point_once(asked, setting, server, offered), is_short)
+    }
+
+    fn point_once(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<(f64, f64)>) -> Result<CurvePoint, CurveError> {
         let (name, Setting { steering, cores }) = (asked.name(), setting);
         let spec = self.spec(asked, cores, server, offered.map(|(_, per_second)| per_second));
         let outcome = run_load(&spec, self.interrupt, Progress::Off).map_err(|source| CurveError::Load {
@@ -250,7 +259,10 @@ impl CurvePoint {
             offered_per_second: offered.map(|(_, per_second)| per_second.round()),
             requests_per_second: outcome.requests_per_second,
             refused_per_second: outcome.refused_per_second,
+            arrived_per_second: outcome.arrived_per_second,
+            arrivals_short: outcome.arrivals_short,
             unanswered: outcome.unsure,
+            cut: outcome.cut,
             unsent: outcome.unsent,
             other_statuses: other,
             p50_us: outcome.latency.p50_us,

@@ -40,7 +40,10 @@ impl<'a> CurvesPicture<'a> {
         for point in self.points.iter().filter(|point| (point.name, point.cores) == row) {
             let Some(offered) = point.offered_per_second else { continue };
             let value = match figure {
-                Figure::P99Ms => (point.p99_us / 1_000.0).max(0.01),
+                Figure::P99Ms => {
+                    let Some(p99_us) = point.p99_us else { continue };
+                    (p99_us / 1_000.0).max(0.01)
+                }
                 Figure::GoodPerSecond => point.requests_per_second / 1_000.0,
             };
             match lines.iter_mut().find(|(steering, _)| *steering == point.steering) {

@@ -1,5 +1,7 @@
 //! The figures as JSON lines and as text, and what they say. Formats and judges only.
 
+use super::Asked;
+use crate::generator::us_or_dash;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -17,19 +19,26 @@ pub struct CurvePoint {
     /// Null for the closed loop that finds the top.
     pub part_of_top: Option<f64>,
     pub offered_per_second: Option<f64>,
+    /// What was due: less than offered where the generator did not get its CPU, and more or less by chance.
+    pub arrived_per_second: Option<f64>,
+    /// It was short of its CPU, and where it has a core of its own in three tries: the point is of less load.
+    pub arrivals_short: bool,
     /// Good answers.
     pub requests_per_second: f64,
     /// 503 and 429.
     pub refused_per_second: f64,
-    /// Requests that left and got no answer in time.
+    /// Requests that left and got no answer in time. At the top and past it this, `cut` and `other_statuses` are of all rounds and of the closed
+    /// loops beside them.
     pub unanswered: u64,
+    /// Of those: the connection ended.
+    pub cut: u64,
     /// Requests that were due and never left.
     pub unsent: u64,
     /// Answers with other statuses than 2xx and 503.
     pub other_statuses: u64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    pub p999_us: Option<f64>,
     /// At the top and past it: the mean of a closed loop just before and one just after.
     pub closed_per_second: Option<f64>,
 }
@@ -38,7 +47,22 @@ impl CurvePoint {
     /// What is asked and answered a second on a machine that is as fast as it was for the first closed loop, which gave `closed`.
     fn at_speed_of(&self, closed: f64) -> (f64, f64) {
         let speed = self.closed_per_second.filter(|now| *now > 0.0 && closed > 0.0).map_or(1.0, |now| now / closed);
-        (self.offered_per_second.unwrap_or(f64::INFINITY) / speed, self.requests_per_second / speed)
+        // What was due, since a point that was offered less than asked for may lie below the top.
+        let offered = self.arrived_per_second.or(self.offered_per_second).unwrap_or(f64::INFINITY);
+        (offered / speed, self.requests_per_second / speed)
+    }
+
+    /// Takes in those of another run of the same point.
+    pub(super) fn add_errors(&mut self, other: &CurvePoint) {
+        self.unanswered += other.unanswered;
+        self.cut += other.cut;
+        self.other_statuses += other.other_statuses;
+    }
+
+    /// Nothing came but good answers and 503s. Datagrams may be lost where a socket's buffer is full; over HTTP every request has an answer.
+    fn has_only_503(&self) -> bool {
+        let may_lose = self.name == Asked::UdpRmw.name();
+        self.other_statuses == 0 && (may_lose || self.unanswered + self.cut == 0)
     }
 
     /// Good answers for one of the closed loops beside it; 0 without them.
@@ -54,7 +78,9 @@ impl CurvePoint {
     pub(super) fn progress(&self) -> String {
         let offered = self.offered_per_second.map_or("closed loop".to_owned(), |offered| format!("{offered:.0}/s offered"));
         let (name, steering, cores) = (self.name, self.steering, self.cores);
-        format!("{name} {steering} {cores} core(s), {offered}: {:.0}/s, p99 {:.0} us", self.requests_per_second, self.p99_us)
+        let p99_us = us_or_dash(self.p99_us, 0);
+        let short = if self.arrivals_short { "; THE GENERATOR DID NOT GET ITS CPU" } else { "" };
+        format!("{name} {steering} {cores} core(s), {offered}: {:.0}/s, p99 {p99_us} us{short}", self.requests_per_second)
     }
 }
 
@@ -70,8 +96,12 @@ pub struct CurveVerdict {
     /// The fewest where more was offered than that.
     pub least_past_top_per_second: f64,
     pub kept_share: f64,
-    /// Nothing was refused otherwise than by 503.
+    /// Nothing was refused otherwise than by 503, and over HTTP every request got an answer.
     pub only_503: bool,
+    /// Requests of all points that got no answer; datagrams may be lost.
+    pub unanswered: u64,
+    /// Of those: the connection ended.
+    pub cut: u64,
     /// It bends and does not break.
     pub holds: bool,
 }
@@ -87,7 +117,7 @@ impl CurveVerdict {
         let past = open.iter().filter(|(offered, _)| *offered > top * 1.05);
         let least = past.map(|(_, good)| *good).min_by(f64::total_cmp)?;
         let kept_share = if top > 0.0 { (least / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
-        let only_503 = curve.iter().all(|point| point.other_statuses == 0);
+        let only_503 = curve.iter().all(CurvePoint::has_only_503);
         Some(CurveVerdict {
             name: format!("{}_verdict", first.name),
             steering: first.steering,
@@ -97,6 +127,8 @@ impl CurveVerdict {
             least_past_top_per_second: least,
             kept_share,
             only_503,
+            unanswered: curve.iter().map(|point| point.unanswered).sum(),
+            cut: curve.iter().map(|point| point.cut).sum(),
             holds: kept_share >= KEPT_SHARE_MIN && only_503,
         })
     }
@@ -110,7 +142,7 @@ impl CurveVerdict {
 /// All points and verdicts as text.
 pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String {
     let mut text = format!(
-        "{:<10}{:<11}{:>6}{:>9}{:>12}{:>12}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}\n",
+        "{:<10}{:<11}{:>6}{:>9}{:>12}{:>12}{:>12}{:>11}{:>11}{:>11}{:>11}{:>7}{:>11}{:>11}\n",
         "name",
         "steering",
         "cores",
@@ -122,43 +154,42 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
         "p99 us",
         "p99.9 us",
         "unanswered",
+        "cut",
         "unsent",
         "closed/s"
     );
     for point in points {
         let part = point.part_of_top.map_or("closed".to_owned(), |part| format!("{part:.1}"));
-        let offered = point.offered_per_second.map_or(String::new(), |offered| format!("{offered:.0}"));
+        let short = if point.arrivals_short { "!" } else { "" };
+        let offered = point.offered_per_second.map_or(String::new(), |offered| format!("{offered:.0}{short}"));
+        let [p50, p99, p999] = [point.p50_us, point.p99_us, point.p999_us].map(|us| us_or_dash(us, 1));
         let closed = point.closed_per_second.map_or(String::new(), |closed| format!("{closed:.0}"));
         let shared = if point.load_shares_cores { "*" } else { "" };
         let cores = format!("{}{shared}", point.cores);
         writeln!(
             text,
-            "{:<10}{:<11}{cores:>6}{part:>9}{offered:>12}{:>12.0}{:>12.0}{:>11.1}{:>11.1}{:>11.1}{:>11}{:>11}{closed:>11}",
-            point.name,
-            point.steering,
-            point.requests_per_second,
-            point.refused_per_second,
-            point.p50_us,
-            point.p99_us,
-            point.p999_us,
-            point.unanswered,
-            point.unsent
+            "{:<10}{:<11}{cores:>6}{part:>9}{offered:>12}{:>12.0}{:>12.0}{p50:>11}{p99:>11}{p999:>11}{:>11}{:>7}{:>11}{closed:>11}",
+            point.name, point.steering, point.requests_per_second, point.refused_per_second, point.unanswered, point.cut, point.unsent
         )
         .expect("a String takes all");
     }
     for verdict in verdicts {
-        let CurveVerdict { name, steering, cores, load_shares_cores, top_per_second, kept_share, only_503, .. } = verdict;
+        let CurveVerdict { name, steering, cores, load_shares_cores, top_per_second, kept_share, only_503, unanswered, cut, .. } = verdict;
         let shared = if *load_shares_cores { "*" } else { "" };
         let errors = if *only_503 { "refusals are 503s" } else { "OTHER ERRORS THAN 503" };
         let bend = if *kept_share >= KEPT_SHARE_MIN { "bends" } else { "BREAKS" };
         writeln!(
             text,
-            "{name} {steering} {cores}{shared} core(s): {bend}: {:.0}% of the top, {top_per_second:.0}/s, is kept past it; {errors}",
+            "{name} {steering} {cores}{shared} core(s): {bend}: {:.0}% of the top, {top_per_second:.0}/s, is kept past it; {errors}; \
+             {unanswered} unanswered, {cut} of them cut",
             kept_share * 100.0
         )
         .expect("a String takes all");
     }
     text += "closed/s: of closed loops just before and after; how much of the top is kept is told as if the machine had been equally fast all the time\n";
+    if points.iter().any(|point| point.arrivals_short) {
+        text += "! the generator did not get its CPU and offered less than that: these points are of less load\n";
+    }
     if points.iter().any(|point| point.load_shares_cores) {
         text += "* the load had no core of its own: compare these with each other only; they fail nothing\n";
     }
@@ -180,14 +211,17 @@ mod tests {
             load_shares_cores: false,
             part_of_top: offered.map(|offered| offered / 1_000.0),
             offered_per_second: offered,
+            arrived_per_second: offered,
+            arrivals_short: false,
             requests_per_second: good,
             refused_per_second: 0.0,
             unanswered: 0,
+            cut: 0,
             unsent: 0,
             other_statuses: 0,
-            p50_us: 100.0,
-            p99_us,
-            p999_us: p99_us * 2.0,
+            p50_us: Some(100.0),
+            p99_us: Some(p99_us),
+            p999_us: Some(p99_us * 2.0),
             closed_per_second: None,
         }
     }
@@ -207,6 +241,38 @@ mod tests {
         wrong[3].other_statuses = 1;
         let wrong = CurveVerdict::of(&wrong).unwrap();
         assert!(!wrong.holds && !wrong.only_503);
+    }
+
+    #[test]
+    fn over_http_every_request_has_an_answer_and_datagrams_may_be_lost() {
+        let found = |name, unanswered, cut| {
+            let mut curve = curve(980.0);
+            curve.iter_mut().for_each(|point| point.name = name);
+            let round = CurvePoint { unanswered, cut, ..curve[3].clone() };
+            curve[3].add_errors(&round);
+            CurveVerdict::of(&curve).unwrap()
+        };
+        for (unanswered, cut) in [(1, 0), (1, 1)] {
+            let http = found("http_rmw", unanswered, cut);
+            assert!(!http.only_503 && !http.holds && (http.unanswered, http.cut) == (unanswered, cut), "{http:?}");
+            assert!(curves_table(&[], &[http]).contains(&format!("OTHER ERRORS THAN 503; 1 unanswered, {cut} of them cut")));
+        }
+        let udp = found("udp_rmw", 7, 0);
+        assert!(udp.only_503 && udp.holds && udp.unanswered == 7, "{udp:?}");
+        assert!(udp.to_json().contains(r#""unanswered":7,"cut":0,"#));
+    }
+
+    #[test]
+    fn a_point_that_was_offered_less_than_asked_for_is_marked_and_judged_by_what_arrived() {
+        let mut short = curve(700.0);
+        assert!(!CurveVerdict::of(&short).unwrap().holds);
+        (short[3].arrived_per_second, short[3].arrivals_short) = (Some(700.0), true);
+        assert_eq!(CurveVerdict::of(&short), None, "it was never loaded past its top");
+        let text = curves_table(&short, &[]);
+        assert!(text.contains(" 2000! ") && text.contains("\n! the generator did not get its CPU"), "{text}");
+        assert!(short[3].progress().contains("DID NOT GET ITS CPU") && !short[2].progress().contains("CPU"));
+        short[3].p99_us = None;
+        assert!(curves_table(&short, &[]).contains("          -      600.0") && short[3].to_json().contains(r#""p99_us":null"#));
     }
 
     #[test]
@@ -238,6 +304,7 @@ mod tests {
         let verdict = CurveVerdict::of(&points).unwrap();
         let text = curves_table(&points, std::slice::from_ref(&verdict));
         assert_eq!(text.lines().count(), 7, "{text}");
+        assert!(!text.contains('!') && text.contains("cut"), "{text}");
         assert!(text.contains("closed") && text.contains("BREAKS: 82% of the top, 980/s") && !text.contains('*'), "{text}");
         assert!(points[1].to_json().starts_with(
             r#"{"name":"http_rmw","steering":"off","cores":1,"load_shares_cores":false,"part_of_top":0.5,"offered_per_second":500.0,"#

@@ -1,6 +1,6 @@
 //! Reads the sessions' counters before and after a run, with plain blocking sockets.
 
-use super::judge::number;
+use super::judge::{is_refusal, number, status_of_error};
 use super::resp::read_numbers;
 use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
@@ -8,12 +8,15 @@ use crate::load::{Client, FetchError};
 use std::net::UdpSocket;
 use std::time::Duration;
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::wire::{HEADER_BYTES, Header, KIND_INVOKE, KIND_REPLY};
+use xfaas_common::wire::{HEADER_BYTES, Header, KIND_ERROR, KIND_INVOKE, KIND_REPLY};
 
 /// Requests in one write; their replies fit the sockets' buffers.
 const PIPELINED: usize = 32;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 const TRIES: usize = 10;
+/// A server that is overloaded or moves a session refuses for a moment; its `Retry-After` is a second.
+const REFUSED_TRIES: usize = 5;
+const REFUSED_WAIT: Duration = Duration::from_secs(1);
 
 /// The counters of `wanted`, indices into `sessions`, as the function `reader` answers them; in that order.
 /// Errors: it does not answer, or not with a number.
@@ -30,18 +33,31 @@ fn over_http(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[us
     let bare = LoadSpec { payload: Vec::new(), ..spec.clone() };
     let template = Template::http(&bare, reader);
     let mut client = Client::connect(spec.target)?;
-    let mut numbers = Vec::with_capacity(wanted.len());
+    let mut numbers = vec![0; wanted.len()];
     let (mut request, mut requests) = (Vec::new(), Vec::new());
-    for chunk in wanted.chunks(PIPELINED) {
-        requests.clear();
-        for session in chunk {
-            template.fill(&sessions[*session], &mut request);
-            requests.extend_from_slice(&request);
-        }
-        client.send(&requests)?;
-        for _ in chunk {
-            let reply = client.receive()?;
-            numbers.push(number_of(reader, reply.status, &reply.body)?);
+    for (chunk, numbers) in wanted.chunks(PIPELINED).zip(numbers.chunks_mut(PIPELINED)) {
+        let mut left: Vec<usize> = (0..chunk.len()).collect();
+        for tried in 1..=REFUSED_TRIES {
+            requests.clear();
+            for i in &left {
+                template.fill(&sessions[chunk[*i]], &mut request);
+                requests.extend_from_slice(&request);
+            }
+            client.send(&requests)?;
+            let mut refused = Vec::new();
+            for i in left {
+                let reply = client.receive()?;
+                if is_refusal(reply.status) && tried < REFUSED_TRIES {
+                    refused.push(i);
+                } else {
+                    numbers[i] = number_of(reader, reply.status, &reply.body)?;
+                }
+            }
+            left = refused;
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(REFUSED_WAIT);
         }
     }
     Ok(numbers)
@@ -69,12 +85,22 @@ fn by_datagrams(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &
         let (session, request_id) = (&sessions[index], index as u64 + 1);
         let header = Header::new(KIND_INVOKE, 0, session, request_id, function, 0);
         let request = [&header.to_bytes()[..], session.as_bytes()].concat();
+        let mut refused = 0;
         let number = (0..TRIES).find_map(|_| {
             let received = socket.send(&request).and_then(|_| socket.recv(&mut answer));
             let bytes = &answer[..*received.as_ref().ok()?];
             let header = Header::read(bytes).filter(|header| header.request_id() == request_id)?;
             let output = bytes.get(HEADER_BYTES + usize::from(header.session_len)..).unwrap_or_default();
-            let status = if header.kind == KIND_REPLY { 200 } else { 500 };
+            let status = match header.kind {
+                KIND_REPLY => 200,
+                KIND_ERROR => status_of_error(header.status).unwrap_or(500),
+                _ => 500,
+            };
+            refused += usize::from(is_refusal(status));
+            if is_refusal(status) && refused < REFUSED_TRIES {
+                std::thread::sleep(REFUSED_WAIT);
+                return None;
+            }
             Some(number_of(reader, status, output))
         });
         numbers.push(number.ok_or_else(|| FetchError::Io {

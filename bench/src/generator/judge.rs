@@ -47,16 +47,23 @@ pub(super) fn judge_datagram(bytes: &[u8], session: &SessionId, function: Functi
     }
     match (header.kind, header.status) {
         (KIND_REPLY, 0) => judge_output(check, payload, &bytes[output_at..]),
-        (KIND_ERROR, status) => match STATUS_OF_ERROR.get(usize::from(status)) {
-            Some(status) => refused_or_failed(*status),
-            None => Outcome::Wrong("the answer's error status is unknown"),
-        },
+        (KIND_ERROR, status) => status_of_error(status).map_or(Outcome::Wrong("the answer's error status is unknown"), refused_or_failed),
         _ => Outcome::Wrong("the answer is neither a reply nor an error"),
     }
 }
 
+/// The server did not run the request, and may take it later.
+pub(super) const fn is_refusal(status: u16) -> bool {
+    matches!(status, 429 | 503)
+}
+
+/// HTTP's name for the status of an error datagram.
+pub(super) fn status_of_error(status: u8) -> Option<u16> {
+    STATUS_OF_ERROR.get(usize::from(status)).copied()
+}
+
 fn refused_or_failed(status: u16) -> Outcome {
-    if matches!(status, 429 | 503) { Outcome::Refused(status) } else { Outcome::Failed(status) }
+    if is_refusal(status) { Outcome::Refused(status) } else { Outcome::Failed(status) }
 }
 
 fn judge_output(check: Check, payload: &[u8], output: &[u8]) -> Outcome {

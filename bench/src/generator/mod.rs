@@ -2,8 +2,8 @@
 //! in the end held against what they must be.
 //!
 //! An open loop's latency is counted from when a request was due, not from when it left: a server that hangs makes the requests behind
-//! it late, and those are counted as late (no coordinated omission). A thread spins by default, hands its requests to the kernel in
-//! batches, and copies a prepared request for each: one core of it must out-run one core of the server.
+//! it late, and those are counted as late (no coordinated omission), also where they never left or were given up. A thread spins by default,
+//! hands its requests to the kernel in batches, and copies a prepared request for each: one core of it must out-run one core of the server.
 
 mod arrivals;
 mod counters;
@@ -31,8 +31,10 @@ pub use self::guard::{ForeignTarget, check_target};
 pub use self::live::Progress;
 pub use self::mix::{Check, FUNCTIONS_MAX, MixFunction, fault_of_mix};
 pub use self::popularity::Popularity;
+pub(crate) use self::report::us_or_dash;
 pub use self::report::{FunctionOutcome, Latency, LoadOutcome};
-pub use self::run::run_load;
+pub(crate) use self::run::repeat_while_short;
+pub use self::run::{run_load, run_load_marked};
 pub use self::spec::{
     GeneratorError, HttpShape, IN_FLIGHT_MAX, LoadSpec, SESSION_PREFIX_BYTES_MAX, SESSIONS_MAX, SOCKETS_MAX, SpecError, THREADS_MAX,
     Transport, Wait,

@@ -8,15 +8,21 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Times of good answers in us, from when each request was due.
+/// Less of the arrivals that were asked for than this came: the run is of another load.
+const ARRIVED_PART_MIN: f64 = 0.95;
+/// Arrivals that differ by less are not told.
+const ARRIVED_DIFFERENCE_TOLD: f64 = 0.01;
+
+/// Times in us from when each request was due to its good answer, or to when it was given up or the run ended, which is the least that it
+/// takes. Null without any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Latency {
-    pub mean_us: f64,
-    pub p50_us: f64,
-    pub p90_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
-    pub max_us: f64,
+    pub mean_us: Option<f64>,
+    pub p50_us: Option<f64>,
+    pub p90_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    pub p999_us: Option<f64>,
+    pub max_us: Option<f64>,
 }
 
 /// Of one function.
@@ -41,6 +47,11 @@ pub struct LoadOutcome {
     pub arrivals: &'static str,
     /// Asked for; null in a closed loop.
     pub offered_per_second: Option<f64>,
+    /// What was due in the measured time, sent or not: less than asked for where arrivals paused since the generator did not get its CPU, and
+    /// more or less by chance. Null in a closed loop, and without a measured time.
+    pub arrived_per_second: Option<f64>,
+    /// They paused for more than a twentieth of the measured time.
+    pub arrivals_short: bool,
     pub connections: usize,
     pub threads: usize,
     pub sessions: usize,
@@ -59,9 +70,9 @@ pub struct LoadOutcome {
     pub failed: u64,
     /// Answers that break a rule.
     pub wrong: u64,
-    /// Requests without an answer.
+    /// Requests without an answer: in the times with what they had waited when they were given up.
     pub unsure: u64,
-    /// Of those: the connection ended.
+    /// Of those: the connection ended. They are not in the times.
     pub cut: u64,
     /// Due and never sent, since all connections were taken; in the times with what they had waited in the end.
     pub unsent: u64,
@@ -69,9 +80,9 @@ pub struct LoadOutcome {
     pub strays: u64,
     pub reconnects: u64,
     pub statuses: BTreeMap<u16, u64>,
-    /// From when a request was due to when it left; null in a closed loop.
+    /// From when a request was due to when it left; null in a closed loop, and if none was due in the measured time.
     pub send_delay_p99_us: Option<f64>,
-    /// Good answers that are not in the times: the generator's thread was off its CPU when they came.
+    /// Good answers that are not in the times: the generator's thread was off its CPU for more than an eighth of theirs before it found them.
     pub disturbed: u64,
     /// They are, since they are more than the others: the generator had too little CPU to measure with.
     pub times_have_disturbed: bool,
@@ -93,6 +104,11 @@ fn rounded(value: f64, parts: f64) -> f64 {
     (value * parts).round() / parts
 }
 
+/// A time of a table.
+pub(crate) fn us_or_dash(us: Option<f64>, digits: usize) -> String {
+    us.map_or("-".to_owned(), |us| format!("{us:.digits$}"))
+}
+
 fn ratio(value: f64, by: f64) -> f64 {
     if by > 0.0 { value / by } else { 0.0 }
 }
@@ -106,7 +122,7 @@ fn latency(of: &FunctionTally) -> Latency {
     if histogram.is_empty() {
         return Latency::default();
     }
-    let us = |ns: f64| rounded(ns / 1_000.0, 100.0);
+    let us = |ns: f64| Some(rounded(ns / 1_000.0, 100.0));
     let at = |quantile| us(histogram.value_at_quantile(quantile) as f64);
     Latency {
         mean_us: us(histogram.mean()),
@@ -127,6 +143,7 @@ impl LoadOutcome {
         ended: Option<GeneratorError>,
     ) -> LoadOutcome {
         let whole = tally.whole();
+        let (offered, arriving_ns) = (spec.arrivals.per_second(), tally.arriving_ns as f64);
         let (seconds, answers) = (tally.measured_ns as f64 / 1e9, whole.answers() as f64);
         let functions = spec.functions.iter().zip(&tally.functions).map(|(function, tally)| FunctionOutcome {
             name: function.name.clone(),
@@ -146,7 +163,12 @@ impl LoadOutcome {
                 Transport::Datagram => "udp",
             },
             arrivals: spec.arrivals.name(),
-            offered_per_second: spec.arrivals.per_second(),
+            offered_per_second: offered,
+            arrived_per_second: offered
+                .filter(|_| tally.arriving_ns > 0)
+                .map(|_| rounded(tally.arrived as f64 / (arriving_ns / 1e9), 10.0)),
+            // By the pauses and not by the count, which chance changes as much in a short run.
+            arrivals_short: offered.is_some() && ratio(tally.paused_ns as f64, arriving_ns * spec.threads as f64) > 1.0 - ARRIVED_PART_MIN,
             connections: spec.connections,
             threads: spec.threads,
             sessions: spec.sessions,
@@ -167,9 +189,8 @@ impl LoadOutcome {
             strays: tally.strays,
             reconnects: tally.reconnects,
             statuses: tally.statuses,
-            send_delay_p99_us: spec
-                .arrivals
-                .per_second()
+            send_delay_p99_us: offered
+                .filter(|_| !tally.send_delay_ns.is_empty())
                 .map(|_| rounded(tally.send_delay_ns.value_at_quantile(0.99) as f64 / 1_000.0, 100.0)),
             disturbed: whole.disturbed_ns.len(),
             times_have_disturbed: whole.disturbed_ns.len() > whole.latency_ns.len(),
@@ -207,6 +228,19 @@ impl LoadOutcome {
         (self.good == 0 && !self.interrupted).then(|| format!("nothing was answered well{first}"))
     }
 
+    /// Why there are no times, if there are none. An interrupted run says that by itself.
+    pub fn nothing_measured(&self) -> Option<String> {
+        if self.latency.p50_us.is_some() || self.interrupted {
+            return None;
+        }
+        let why = if self.measured_s > 0.0 {
+            "no request that was due after the warm-up was answered well"
+        } else {
+            "the run ended within its warm-up"
+        };
+        Some(format!("nothing was measured: {why}"))
+    }
+
     /// One document, without a line end.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers and names are always JSON")
@@ -242,15 +276,27 @@ impl LoadOutcome {
         for row in &rows {
             let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = row.latency;
             let counts = format!("{:<24}{:>10}{:>9}{:>8}{:>8}{:>8}", row.name, row.good, row.refused, row.failed, row.wrong, row.unsure);
-            line(format!("{counts}{p50_us:>11.1}{p90_us:>11.1}{p99_us:>11.1}{p999_us:>11.1}{max_us:>11.1}"));
+            let times = [p50_us, p90_us, p99_us, p999_us, max_us].map(|us| format!("{:>11}", us_or_dash(us, 1)));
+            line(counts + &times.concat());
         }
-        line(format!("{:.0} good/s, {:.0} refused/s", self.requests_per_second, self.refused_per_second));
+        match self.nothing_measured() {
+            Some(why) => line(why),
+            None => line(format!("{:.0} good/s, {:.0} refused/s", self.requests_per_second, self.refused_per_second)),
+        }
         self.notes(&mut text);
         text
     }
 
     fn notes(&self, text: &mut String) {
         let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
+        if let (Some(offered), Some(arrived)) = (self.offered_per_second, self.arrived_per_second) {
+            if (arrived / offered - 1.0).abs() > ARRIVED_DIFFERENCE_TOLD {
+                line(format!("{arrived:.0} requests/s were due, and {offered:.0}/s asked for"));
+            }
+            if self.arrivals_short {
+                line("WARNING: the generator did not get its CPU and offered too little: give it a CPU of its own".to_owned());
+            }
+        }
         if let Some(delay_us) = self.send_delay_p99_us {
             line(format!("requests left p99 {delay_us:.1} us after they were due; {} never left", self.unsent));
         }
@@ -288,5 +334,58 @@ impl LoadOutcome {
         if self.interrupted {
             line("interrupted: these are the results so far".to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arrivals::Arrivals;
+    use super::*;
+    use std::time::Duration;
+
+    /// Of two threads that were asked for 1,000 requests a second together and measured for 1 s.
+    fn outcome(fill: impl FnOnce(&mut Tally)) -> LoadOutcome {
+        let mut spec = LoadSpec::new(([127, 0, 0, 1], 1).into(), Transport::Http, "p".to_owned());
+        spec.functions.push("x".parse().unwrap());
+        (spec.arrivals, spec.threads, spec.measured) = (Arrivals::Poisson { per_second: 1_000.0 }, 2, Duration::from_secs(1));
+        let mut tally = Tally::new(1);
+        (tally.measured_ns, tally.arriving_ns, tally.arrived, tally.functions[0].good) = (1_000_000_000, 1_000_000_000, 1_000, 5);
+        tally.functions[0].latency_ns.record(2_000_000).unwrap();
+        fill(&mut tally);
+        LoadOutcome::new(&spec, tally, None, false, None)
+    }
+
+    #[test]
+    fn what_arrived_is_told_beside_what_was_asked_for() {
+        let usual = outcome(|tally| tally.arrived = 995);
+        assert_eq!((usual.offered_per_second, usual.arrived_per_second, usual.arrivals_short), (Some(1_000.0), Some(995.0), false));
+        assert!(!usual.to_text().contains("were due") && !usual.to_text().contains("WARNING"), "{}", usual.to_text());
+        // By chance, and since the threads stood still.
+        let fewer = outcome(|tally| (tally.arrived, tally.paused_ns) = (930, 90_000_000));
+        assert!(fewer.to_text().contains("930 requests/s were due, and 1000/s asked for") && !fewer.arrivals_short);
+        let short = outcome(|tally| (tally.arrived, tally.paused_ns) = (600, 800_000_000));
+        assert!(short.arrivals_short && short.to_text().contains("WARNING: the generator did not get its CPU"), "{}", short.to_text());
+        let json: serde_json::Value = serde_json::from_str(&short.to_json()).unwrap();
+        assert_eq!((json["arrived_per_second"].as_f64(), json["arrivals_short"].as_bool()), (Some(600.0), Some(true)));
+    }
+
+    #[test]
+    fn without_a_measured_request_there_are_no_times_and_it_is_told() {
+        assert_eq!(outcome(|_| ()).nothing_measured(), None);
+        let nothing = outcome(|tally| {
+            (tally.measured_ns, tally.arriving_ns, tally.arrived) = (0, 0, 0);
+            tally.functions[0].latency_ns.reset();
+        });
+        assert!(nothing.nothing_measured().unwrap().contains("within its warm-up"));
+        assert_eq!(nothing.fault(), None);
+        let json: serde_json::Value = serde_json::from_str(&nothing.to_json()).unwrap();
+        for field in ["mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "send_delay_p99_us", "arrived_per_second"] {
+            assert!(json.get(field).is_some_and(serde_json::Value::is_null), "{field} of {json}");
+        }
+        assert!(json["functions"][0]["p99_us"].is_null(), "{json}");
+        let text = nothing.to_text();
+        assert!(text.contains("          -          -\n") && text.contains("nothing was measured") && !text.contains("good/s"), "{text}");
+        let late = outcome(|tally| tally.functions[0].latency_ns.reset());
+        assert!(late.nothing_measured().unwrap().contains("due after the warm-up"));
     }
 }

@@ -76,7 +76,7 @@ pub struct LoadSpec {
     pub arrivals: Arrivals,
     /// Connections over HTTP, sockets for datagrams; of all threads together.
     pub connections: usize,
-    /// Requests under way at once; more than connections over HTTP are pipelined.
+    /// Requests under way at once, at least one for each connection; more than that over HTTP are pipelined.
     pub in_flight: usize,
     pub sessions: usize,
     pub popularity: Popularity,
@@ -163,6 +163,9 @@ impl LoadSpec {
         if !is_bounded || least < self.threads {
             return Err(SpecError::Sizes { threads: self.threads, connections: self.connections, in_flight: self.in_flight });
         }
+        if self.in_flight < self.connections {
+            return Err(SpecError::Idle { connections: self.connections, in_flight: self.in_flight });
+        }
         if self.transport == Transport::Datagram && self.connections > SOCKETS_MAX {
             return Err(SpecError::Sockets);
         }
@@ -181,6 +184,8 @@ pub enum SpecError {
          {IN_FLIGHT_MAX} requests are under way"
     )]
     Sizes { threads: usize, connections: usize, in_flight: usize },
+    #[error("with {in_flight} requests under way, some of {connections} connections would never be used")]
+    Idle { connections: usize, in_flight: usize },
     #[error("datagrams use at most {SOCKETS_MAX} sockets")]
     Sockets,
 }
@@ -240,6 +245,11 @@ mod tests {
         assert!(matches!(LoadSpec { connections: IN_FLIGHT_MAX + 1, ..spec() }.check(), Err(SpecError::Sizes { .. })));
         let datagrams = LoadSpec { transport: Transport::Datagram, ..spec() };
         assert!(matches!(LoadSpec { in_flight: 1, threads: 2, ..datagrams.clone() }.check(), Err(SpecError::Sizes { .. })));
-        assert!(matches!(LoadSpec { connections: SOCKETS_MAX + 1, ..datagrams }.check(), Err(SpecError::Sockets)));
+        assert!(matches!(LoadSpec { in_flight: 31, ..datagrams.clone() }.check(), Err(SpecError::Idle { .. })));
+        assert!(LoadSpec { connections: 31, in_flight: 31, ..datagrams.clone() }.check().is_ok());
+        assert!(matches!(
+            LoadSpec { connections: SOCKETS_MAX + 1, in_flight: SOCKETS_MAX + 1, ..datagrams }.check(),
+            Err(SpecError::Sockets)
+        ));
     }
 }

@@ -148,8 +148,7 @@ impl<'a> Streams<'a> {
     fn reconnect(&mut self, ring: &mut Ring, i: usize, ledger: &mut Ledger<'_>) -> Result<(), GeneratorError> {
         let connection = &mut self.connections[i];
         for place in connection.asked.drain(..) {
-            ledger.tally.cut += 1;
-            ledger.given_up(place as usize);
+            ledger.cut(place as usize);
         }
         connection.round = connection.round.wrapping_add(1);
         connection.partial.clear();

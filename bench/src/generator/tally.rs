@@ -10,9 +10,10 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 /// Of one function.
 #[derive(Debug)]
 pub(super) struct FunctionTally {
-    /// From when a request was due (in a closed loop: left) to its good answer, ns; of requests due in the measured time.
+    /// From when a request was due (in a closed loop: left) to its good answer, ns, or to when it was given up; of requests due in the measured
+    /// time.
     pub(super) latency_ns: Histogram<u64>,
-    /// The same of answers that came while the thread was off its CPU, to when it found them.
+    /// The same of answers that the thread found after it had been off its CPU for a good part of that time.
     pub(super) disturbed_ns: Histogram<u64>,
     pub(super) good: u64,
     /// 503 and 429: not run, as promised.
@@ -33,6 +34,11 @@ pub(super) struct Tally {
     /// How often each status other than 2xx came.
     pub(super) statuses: BTreeMap<u16, u64>,
     pub(super) sent: u64,
+    /// Due in the measured time, sent or not, and for how long they were due there. Open loop only.
+    pub(super) arrived: u64,
+    pub(super) arriving_ns: u64,
+    /// For how much of the measured time arrivals paused, of all threads together.
+    pub(super) paused_ns: u64,
     /// Due and never sent: all places were taken until the end.
     pub(super) unsent: u64,
     /// Good and refused answers that came in the measured time.
@@ -87,6 +93,9 @@ impl Tally {
             send_delay_ns: histogram(),
             statuses: BTreeMap::new(),
             sent: 0,
+            arrived: 0,
+            arriving_ns: 0,
+            paused_ns: 0,
             unsent: 0,
             good_in_time: 0,
             refused_in_time: 0,
@@ -114,6 +123,9 @@ impl Tally {
             *self.statuses.entry(status).or_default() += count;
         }
         self.sent += other.sent;
+        self.arrived += other.arrived;
+        self.arriving_ns = self.arriving_ns.max(other.arriving_ns);
+        self.paused_ns += other.paused_ns;
         self.unsent += other.unsent;
         self.good_in_time += other.good_in_time;
         self.refused_in_time += other.refused_in_time;

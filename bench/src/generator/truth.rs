@@ -24,9 +24,9 @@ pub struct CounterVerdict {
     pub acknowledged: u64,
     /// Requests without an answer: each may have counted or not.
     pub unsure: u64,
-    /// How far the counters are behind what was acknowledged.
+    /// How far the counters are behind what was acknowledged, or behind the highest number that they answered.
     pub lost_updates: u64,
-    /// How far they are beyond it and all that is unsure.
+    /// How far they, or the numbers that they answered, are beyond it and all that is unsure.
     pub doubled_updates: u64,
     /// True where the counters were read in the end; else only the answers were held against each other.
     pub was_read: bool,
@@ -88,12 +88,16 @@ impl Truth {
         self.with(session, |counter| counter.acknowledged + counter.unsure > 0)
     }
 
-    /// Holds one session against its counter. `read`: what it is now; without, the highest number that was answered stands for it.
+    /// Holds one session against its counter. `read`: what it is now; without, the highest number that was answered stands for it. Nobody else
+    /// may have written it since the run began.
     pub(super) fn judge(&self, verdict: &mut CounterVerdict, session: usize, name: &str, read: Option<u64>) {
         self.with(session, |counter| {
             let Counter { base, acknowledged, unsure, .. } = *counter;
-            let grown = read.or(counter.seen.highest()).unwrap_or(base).saturating_sub(base);
-            let (lost, doubled) = (acknowledged.saturating_sub(grown), grown.saturating_sub(acknowledged + unsure));
+            let highest = counter.seen.highest().unwrap_or(base);
+            let number = read.unwrap_or(highest);
+            let (grown, answered) = (number.saturating_sub(base), highest.saturating_sub(base));
+            let lost = acknowledged.saturating_sub(grown).max(highest.saturating_sub(number));
+            let doubled = grown.max(answered).saturating_sub(acknowledged + unsure);
             verdict.sessions += 1;
             verdict.acknowledged += acknowledged;
             verdict.unsure += unsure;
@@ -102,7 +106,8 @@ impl Truth {
             if lost + doubled > 0 {
                 verdict.first_fault.get_or_insert_with(|| {
                     format!(
-                        "session {name}: {acknowledged} updates were acknowledged and {unsure} are unsure, and the counter grew by {grown}"
+                        "session {name}: {acknowledged} updates were acknowledged and {unsure} are unsure, the counter grew by {grown}, and the \
+                         highest number that it answered is {answered} more than it was"
                     )
                 });
             }
@@ -155,11 +160,30 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_held_against_the_counter_that_is_right_in_the_end() {
+        let truth = Truth::new(80);
+        truth.set_base(70, 4);
+        for number in [1_004, 2_004, 3_004] {
+            assert_eq!(truth.acknowledge(70, number), None);
+        }
+        let found = verdict(&truth, Some(7));
+        assert_eq!((found.lost_updates, found.doubled_updates), (2_997, 2_997));
+        assert!(found.first_fault.unwrap().contains("answered is 3000 more"));
+        // One that may have counted allows no number that the counter never had.
+        let truth = Truth::new(80);
+        assert_eq!(truth.acknowledge(70, 2), None);
+        truth.unsure(70);
+        let found = verdict(&truth, Some(1));
+        assert_eq!((found.lost_updates, found.doubled_updates), (1, 0));
+        assert_eq!(verdict(&truth, Some(2)).lost_updates, 0);
+    }
+
+    #[test]
     fn a_request_without_an_answer_may_have_counted_or_not() {
         let truth = Truth::new(80);
         assert_eq!(truth.acknowledge(70, 2), None);
         truth.unsure(70);
-        for (read, lost, doubled) in [(0, 1, 0), (1, 0, 0), (2, 0, 0), (3, 0, 1)] {
+        for (read, lost, doubled) in [(0, 2, 0), (1, 1, 0), (2, 0, 0), (3, 0, 1)] {
             let found = verdict(&truth, Some(read));
             assert_eq!((found.lost_updates, found.doubled_updates, found.unsure), (lost, doubled, 1), "read {read}");
         }

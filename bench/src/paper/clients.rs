@@ -1,15 +1,15 @@
 //! Fig. 7 and 8: what accesses take while 1 to 30 clients ask for one session at once, with state in the session, in redis and in an object store.
 
-use super::places::{Access, Asked, Place, Started, at_each_place, us_text};
+use super::places::{Access, Asked, Place, Started, at_each_place, us_order, us_text};
 use super::{Axis, Chart, Figure, Line, LineChart, PaperError, PaperSetup, Table};
 use crate::baseline::GuestTimes;
-use crate::generator::{Arrivals, LoadOutcome};
+use crate::generator::{Arrivals, LoadOutcome, us_or_dash};
 
 const CLIENTS: [usize; 5] = [1, 5, 10, 20, 30];
 const METHOD: &str = "So many clients ask for one session over HTTP, each for its next request when it has its answer. `access` is the time from the guest's first \
                       instruction to its last: one read (RO), a read and a write with mode 0 (RMW), or a section with mode 1 (RMW_Linear) with the wait for its \
-                      lock. xfaas tells it of one request in 128 (the stamps of `xfaas trace`), the baseline's host of each; \
-                      these are of the whole run, warm-up included. `request` is what the client sees. 503: the lock was not free within 5 s.";
+                      lock. xfaas tells it of one request in 128 (the stamps of `xfaas trace`), the baseline's host of each. `request` is what the client \
+                      sees. Both are of the measured time, without the warm-up. 503: the lock was not free within 5 s.";
 
 /// One case.
 struct Point {
@@ -48,10 +48,10 @@ fn points(setup: &PaperSetup<'_>, started: &Started) -> Result<Vec<Point>, Paper
                 let (outcome, guest) = started.load_and_time(setup, &asked)?;
                 rounds.push(Point { place, access, clients, guest, outcome });
             }
-            rounds.sort_by(|a, b| a.outcome.latency.p50_us.total_cmp(&b.outcome.latency.p50_us));
+            rounds.sort_by(|a, b| us_order(a.outcome.latency.p50_us).total_cmp(&us_order(b.outcome.latency.p50_us)));
             let point = rounds.swap_remove((rounds.len() - 1) / 2);
-            let request_us = point.outcome.latency.p50_us;
-            eprintln!("fig7: {}, {} from {clients} clients: request p50 {request_us:.0} us", place.name(), access.name());
+            let request_us = us_or_dash(point.outcome.latency.p50_us, 0);
+            eprintln!("fig7: {}, {} from {clients} clients: request p50 {request_us} us", place.name(), access.name());
             points.push(point);
         }
     }

@@ -1,8 +1,8 @@
 //! Fig. 9 and 10: requests from end to end, and how many of them one CPU serves, with state in the session, in redis and in an object store.
 
-use super::places::{Access, Asked, Place, Started, above_zero, at_each_place, us_text};
+use super::places::{Access, Asked, Place, Started, at_each_place, us_order, us_text};
 use super::{Axis, BarChart, BarSeries, Chart, Comparison, Figure, PaperError, PaperSetup, Table};
-use crate::generator::{Arrivals, LoadOutcome};
+use crate::generator::{Arrivals, LoadOutcome, us_or_dash};
 
 const SESSIONS: usize = 80;
 /// Of the closed loop that finds how much is served at most.
@@ -20,7 +20,7 @@ const METHOD_10: &str = "32 connections, each with its next request when it has 
 
 type Outcomes = Vec<(Access, LoadOutcome)>;
 /// What is drawn of an outcome.
-type Pick = fn(&LoadOutcome) -> f64;
+type Pick = fn(&LoadOutcome) -> Option<f64>;
 
 /// Fig. 9.
 pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
@@ -41,6 +41,14 @@ pub fn fig9(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
             let times = [latency.mean_us, latency.p50_us, latency.p99_us].map(us_text);
             let name = format!("{}, {}", access.name(), place.name());
             figure.table.push([vec![name, format!("{:.0}", rate_of(access))], times.to_vec()].concat());
+            if outcomes[i].1.arrivals_short {
+                let arrived = outcomes[i].1.arrived_per_second.unwrap_or_default();
+                figure.notes.push(format!(
+                    "{}, {}: the load generator did not get its CPU, and only {arrived:.0}/s were offered.",
+                    access.name(),
+                    place.name()
+                ));
+            }
         }
     }
     let charts: [(&str, Pick); 3] =
@@ -54,7 +62,7 @@ pub fn fig10(setup: &PaperSetup<'_>) -> Result<Figure, PaperError> {
     let mut figure = Figure::new("fig10", "Fig. 10: throughput at saturation", METHOD_10);
     let measured = at_each_place(setup, &mut figure, |started| outcomes(setup, started, |_| Arrivals::Closed, setup.rounds))?;
     let rate = |outcome: &LoadOutcome| outcome.requests_per_second;
-    figure.charts = vec![bars("one CPU", Axis::log("requests/s"), &measured, rate)];
+    figure.charts = vec![bars("one CPU", Axis::log("requests/s"), &measured, |outcome| Some(rate(outcome)).filter(|rate| *rate > 0.0))];
     figure.table = Table::new(["access and place", "requests/s", "over redis", "p50 us", "p99 us"]);
     for (i, access) in Access::ALL.into_iter().enumerate() {
         let redis = measured.iter().find(|(place, _)| *place == Place::Redis).map_or(0.0, |(_, outcomes)| rate(&outcomes[i].1));
@@ -91,23 +99,24 @@ fn outcomes(
             setup.check_interrupt()?;
             found.push(started.load(setup, &asked)?);
         }
-        let by = |outcome: &LoadOutcome| if is_closed { outcome.requests_per_second } else { outcome.latency.p99_us };
+        let by = |outcome: &LoadOutcome| if is_closed { outcome.requests_per_second } else { us_order(outcome.latency.p99_us) };
         found.sort_by(|a, b| by(a).total_cmp(&by(b)));
         let outcome = found.swap_remove((found.len() - 1) / 2);
-        let (place, rate, p50_us) = (started.place().name(), outcome.requests_per_second, outcome.latency.p50_us);
+        let (place, rate) = (started.place().name(), outcome.requests_per_second);
         eprintln!(
-            "{}: {place}, {}: {rate:.0} requests/s, p50 {p50_us:.0} us",
+            "{}: {place}, {}: {rate:.0} requests/s, p50 {} us",
             if is_closed { "saturation" } else { "fig9" },
-            access.name()
+            access.name(),
+            us_or_dash(outcome.latency.p50_us, 0)
         );
         all.push((access, outcome));
     }
     Ok((started.place(), all))
 }
 
-fn bars(title: &str, y: Axis, measured: &[(Place, Outcomes)], pick: impl Fn(&LoadOutcome) -> f64) -> Chart {
+fn bars(title: &str, y: Axis, measured: &[(Place, Outcomes)], pick: impl Fn(&LoadOutcome) -> Option<f64>) -> Chart {
     let series = measured.iter().map(|(place, outcomes)| {
-        let values = outcomes.iter().map(|(_, outcome)| above_zero(pick(outcome)));
+        let values = outcomes.iter().map(|(_, outcome)| pick(outcome));
         BarSeries::new(place.name(), values.collect())
     });
     let groups = Access::ALL.map(|access| access.name().to_owned()).to_vec();

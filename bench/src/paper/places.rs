@@ -3,13 +3,16 @@
 
 use super::{Figure, PaperError, PaperSetup};
 use crate::baseline::{BaselineError, GUEST_TIMES, GuestTimes};
-use crate::generator::{Arrivals, Check, GeneratorError, LoadOutcome, LoadSpec, MixFunction, Progress, Transport, run_load};
+use crate::generator::{
+    Arrivals, Check, GeneratorError, LoadOutcome, LoadSpec, MixFunction, Progress, Transport, run_load, run_load_marked,
+};
 use crate::load::{FetchError, fetch};
 use crate::servers::{
     BUCKET, BaselineStore, NodeFunction, NodePlace, ObjectServer, Server, ServerError, start_baseline, start_objects, start_redis,
 };
 use crate::settings::chain;
 use std::net::SocketAddr;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use xfaas_dataplane::control::{AdminClient, ClientError, TRACE_SECONDS_MAX, TracedRequest};
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
@@ -173,6 +176,11 @@ impl Started {
 
     /// Errors: wrong answers, lost or doubled updates.
     pub(super) fn load(&self, setup: &PaperSetup<'_>, asked: &Asked) -> Result<LoadOutcome, PlaceError> {
+        self.load_marked(setup, asked, || ())
+    }
+
+    /// The same; calls `measuring` when the warm-up is over.
+    fn load_marked(&self, setup: &PaperSetup<'_>, asked: &Asked, measuring: impl FnOnce()) -> Result<LoadOutcome, PlaceError> {
         let Asked { access, connections, sessions, arrivals } = *asked;
         // New sessions for each run.
         let prefix = format!("{:x}-{connections}-", unix_ms());
@@ -189,7 +197,7 @@ impl Started {
         }
         spec.warm_up = Duration::from_secs_f64(WARM_UP_S_MAX.min(setup.seconds / 2.0));
         spec.measured = Duration::from_secs_f64(setup.seconds);
-        self.good(run_load(&spec, setup.interrupt, Progress::Off)?, asked)
+        self.good(run_load_marked(&spec, setup.interrupt, Progress::Off, measuring)?, asked)
     }
 
     fn good(&self, outcome: LoadOutcome, asked: &Asked) -> Result<LoadOutcome, PlaceError> {
@@ -198,18 +206,23 @@ impl Started {
         Err(PlaceError::Run { place: self.place.name(), what, fault, log: self.server.log_excerpt() })
     }
 
-    /// The same, and what the guests took meanwhile; of xfaas a sample, `None` if that is empty.
+    /// The same, and what the guests took in the measured time; of xfaas a sample, `None` if that is empty.
     pub(super) fn load_and_time(&self, setup: &PaperSetup<'_>, asked: &Asked) -> Result<(LoadOutcome, Option<GuestTimes>), PlaceError> {
         let Some(admin) = self.admin else {
-            self.guest_times(asked.access)?;
-            let outcome = self.load(setup, asked)?;
+            // Looking takes them: those of the warm-up go.
+            let mut warm_up = Ok(None);
+            let outcome = self.load_marked(setup, asked, || warm_up = self.guest_times(asked.access))?;
+            warm_up?;
             return Ok((outcome, self.guest_times(asked.access)?));
         };
-        let seconds = ((setup.seconds + WARM_UP_S_MAX).ceil() as u32).min(TRACE_SECONDS_MAX);
+        let seconds = (setup.seconds.ceil() as u32).clamp(1, TRACE_SECONDS_MAX);
         std::thread::scope(|scope| {
-            let trace = scope.spawn(|| AdminClient::new(&admin.to_string()).trace(seconds));
-            let outcome = self.load(setup, asked)?;
-            let trace = trace.join().map_err(|_| PlaceError::Panicked)??;
+            let (begin, has_begun) = channel();
+            // A run that ends in its warm-up drops the sender, and nothing is traced.
+            let trace =
+                scope.spawn(move || has_begun.recv().ok().map(|()| AdminClient::new(&admin.to_string()).trace(seconds)).transpose());
+            let outcome = self.load_marked(setup, asked, move || begin.send(()).unwrap_or_default())?;
+            let Some(trace) = trace.join().map_err(|_| PlaceError::Panicked)?? else { return Ok((outcome, None)) };
             let of_function = |request: &&TracedRequest| request.function == asked.access.function() && request.is_ok;
             let sample = trace.shards.iter().flat_map(|shard| &shard.sample).filter(of_function);
             Ok((outcome, guest_times_of(sample.map(|request| request.guest_us + request.parked_us).collect())))
@@ -247,13 +260,13 @@ pub(super) fn at_each_place<T: Send>(
 }
 
 /// Microseconds of a table; nothing where no request was measured, as happens in short runs.
-pub(super) fn us_text(us: f64) -> String {
-    above_zero(us).map_or(String::new(), |us| format!("{us:.0}"))
+pub(super) fn us_text(us: Option<f64>) -> String {
+    us.map_or(String::new(), |us| format!("{us:.0}"))
 }
 
-/// `None`: nothing was measured.
-pub(super) fn above_zero(us: f64) -> Option<f64> {
-    (us > 0.0).then_some(us)
+/// Of two times the longer one last, and none after all.
+pub(super) fn us_order(us: Option<f64>) -> f64 {
+    us.unwrap_or(f64::INFINITY)
 }
 
 /// What a figure says of the object store where it could not be had.

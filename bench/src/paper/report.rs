@@ -4,7 +4,7 @@ use super::figure::{Comparison, Figure, Table};
 use super::html::html;
 use super::machine::Fact;
 use super::plot::FigurePicture;
-use super::{EVALUATION, command_of};
+use super::{EVALUATION, SOURCES, command_of};
 use crate::picture::{PictureError, save};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -45,8 +45,20 @@ pub struct PaperReport {
 }
 
 impl PaperReport {
-    /// Writes `report.html`, `report.txt`, `report.json`, and each figure's picture as `ID.svg` and `ID.png` into `folder`, which is made.
-    pub fn save(&self, folder: &Path) -> Result<(), ReportError> {
+    /// The report's file names without their ends: `report` of a whole run. One of some figures has their names in its own, or it would take the
+    /// place of a report that has all of them.
+    fn name(&self) -> String {
+        let ids = || self.figures.iter().map(|figure| figure.id.as_str()).chain(self.failures.iter().map(|failure| failure.id.as_str()));
+        if SOURCES.iter().all(|source| ids().any(|id| id == source.id)) {
+            return "report".to_owned();
+        }
+        let some: Vec<&str> = SOURCES.iter().map(|source| source.id).filter(|source| ids().any(|id| id == *source)).collect();
+        format!("report-{}", if some.is_empty() { "none".to_owned() } else { some.join("-") })
+    }
+
+    /// Writes the report as HTML, text and JSON, and each figure's picture as `ID.svg` and `ID.png` into `folder`, which is made.
+    /// Output: the path of the HTML.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf, ReportError> {
         let failed = |operation, path: &Path| {
             let path = path.to_owned();
             move |source| ReportError::File { operation, path, source }
@@ -58,11 +70,11 @@ impl PaperReport {
             save(&FigurePicture(&figure.charts), &svg)?;
             pictures.insert(figure.id.as_str(), std::fs::read_to_string(&svg).map_err(failed("read", &svg))?);
         }
-        for (name, text) in [("report.html", html(self, &pictures)), ("report.txt", self.text()), ("report.json", self.to_json())] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(failed("write", &path))?;
+        let path = |end: &str| folder.join(format!("{}.{end}", self.name()));
+        for (end, text) in [("html", html(self, &pictures)), ("txt", self.text()), ("json", self.to_json())] {
+            std::fs::write(path(end), text).map_err(failed("write", &path(end)))?;
         }
-        Ok(())
+        Ok(path("html"))
     }
 
     /// The whole report as one line of JSON, without a line end.
@@ -195,13 +207,27 @@ mod tests {
     }
 
     #[test]
+    fn only_a_run_of_all_figures_is_the_report() {
+        let mut report = sample();
+        let others = SOURCES.iter().filter(|source| !["fig7", "fig9"].contains(&source.id));
+        report.failures.extend(others.map(|source| Failure { id: source.id.to_owned(), reason: String::new() }));
+        assert_eq!(report.name(), "report");
+        report.failures.pop();
+        assert_eq!(report.name(), "report-fig1-fig2-fig5-fig7-fig9-fig10-fig11");
+        (report.figures, report.failures) = (Vec::new(), Vec::new());
+        assert_eq!(report.name(), "report-none");
+    }
+
+    #[test]
     fn all_files_are_written() {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("deep/paper");
-        sample().save(&folder).unwrap();
-        for name in ["report.html", "report.txt", "report.json", "fig7.svg", "fig7.png"] {
+        let page = sample().save(&folder).unwrap();
+        assert_eq!(page, folder.join("report-fig7-fig9.html"));
+        for name in ["report-fig7-fig9.html", "report-fig7-fig9.txt", "report-fig7-fig9.json", "fig7.svg", "fig7.png"] {
             assert!(std::fs::metadata(folder.join(name)).unwrap().len() > 100, "{name}");
         }
+        assert!(!folder.join("report.html").exists());
         let json: serde_json::Value = serde_json::from_str(&sample().to_json()).unwrap();
         assert_eq!(json["figures"][0]["charts"][0]["kind"], "lines");
         assert_eq!(json["failures"][0]["id"], "fig9");

@@ -4,7 +4,7 @@
 use super::case::{PeerCase, Running};
 use super::report::{PeerRow, Point};
 use super::usage::{UsageError, usage_of};
-use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress, run_load};
+use crate::generator::{Arrivals, GeneratorError, Latency, LoadOutcome, LoadSpec, Progress, repeat_while_short, run_load};
 use crate::load::Interrupt;
 use crate::servers::{ServerError, XfaasFiles};
 use std::path::Path;
@@ -165,7 +165,7 @@ impl PeersBench<'_> {
                 }
             }
         }
-        Ok(found.into_iter().filter_map(|rows| median(rows, |row| row.p99_us)).collect())
+        Ok(found.into_iter().filter_map(|rows| median(offered_or_all(rows), |row| row.p99_us)).collect())
     }
 
     /// Starts the server with everything of it on its CPU: what a process starts inherits where it may run. This thread goes there to start it,
@@ -184,9 +184,15 @@ impl PeersBench<'_> {
         Ok(started?)
     }
 
-    /// `run`: no other run on this server has that number, so that its sessions are new.
+    /// Again where the generator was short of arrivals. `run`: no other run on this server has that number.
     fn run(&self, case: &PeerCase, running: &Running, point: Point, arrivals: Arrivals, run: usize) -> Result<PeerRow, PeerError> {
-        let mut spec = LoadSpec::new(running.address(), case.transport(), format!("peer-{run}-"));
+        let once = |tried| self.run_once(case, running, point, arrivals, &format!("peer-{run}-{tried}-"));
+        repeat_while_short(once, |row| row.arrivals_short && !self.interrupt.is_set())
+    }
+
+    /// `prefix`: of no other run on this server, so that its sessions are new.
+    fn run_once(&self, case: &PeerCase, running: &Running, point: Point, arrivals: Arrivals, prefix: &str) -> Result<PeerRow, PeerError> {
+        let mut spec = LoadSpec::new(running.address(), case.transport(), prefix.to_owned());
         spec.shape = case.shape();
         (spec.sessions, spec.cpus, spec.reader) = (self.sessions, vec![self.load_cpu], case.reader());
         (spec.answer_timeout, spec.connections, spec.in_flight) = (ANSWER_TIMEOUT, self.connections, self.connections);
@@ -206,15 +212,20 @@ impl PeersBench<'_> {
         let before = usage_of(&running.pids())?;
         let outcome = good(run_load(&spec, self.interrupt, Progress::Off)?, running)?;
         let after = usage_of(&running.pids())?;
+        let Latency { p50_us: Some(p50_us), p99_us: Some(p99_us), p999_us: Some(p999_us), .. } = outcome.latency else {
+            let run = |fault| PeerError::Run { fault, log: running.log_excerpt() };
+            return Err(outcome.nothing_measured().map_or(PeerError::Nothing, run));
+        };
         let row = PeerRow {
             name: String::new(),
             requests_per_second: outcome.requests_per_second,
-            p50_us: outcome.latency.p50_us,
-            p99_us: outcome.latency.p99_us,
-            p999_us: outcome.latency.p999_us,
+            p50_us,
+            p99_us,
+            p999_us,
             // Answers of the warm-up too: the time is that of the whole run.
             cpu_us_per_request: ((after.cpu_us - before.cpu_us) / outcome.good.max(1) as f64 * 100.0).round() / 100.0,
             rss_bytes: after.rss_bytes,
+            arrivals_short: outcome.arrivals_short,
             point,
         };
         Ok(row.named(case.name))
@@ -227,6 +238,11 @@ fn good(outcome: LoadOutcome, running: &Running) -> Result<LoadOutcome, PeerErro
         Some(fault) => Err(PeerError::Run { fault, log: running.log_excerpt() }),
         None => Ok(outcome),
     }
+}
+
+/// Rounds with less load than asked for count only where there are no others.
+fn offered_or_all(rows: Vec<PeerRow>) -> Vec<PeerRow> {
+    if rows.iter().all(|row| row.arrivals_short) { rows } else { rows.into_iter().filter(|row| !row.arrivals_short).collect() }
 }
 
 /// The row in the middle; of an even number the lower one.
@@ -253,9 +269,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_median_is_a_row_that_was_measured() {
-        let rows = [5.0, 1.0, 3.0].map(|requests_per_second| PeerRow {
+    fn row(requests_per_second: f64) -> PeerRow {
+        PeerRow {
             name: "x".to_owned(),
             requests_per_second,
             p50_us: 0.0,
@@ -263,8 +278,21 @@ mod tests {
             p999_us: 0.0,
             cpu_us_per_request: 0.0,
             rss_bytes: 0,
+            arrivals_short: false,
             point: Point::Saturation,
-        });
+        }
+    }
+
+    #[test]
+    fn a_round_with_too_little_load_counts_only_where_all_are_such() {
+        let short = |rate| PeerRow { arrivals_short: true, ..row(rate) };
+        assert_eq!(offered_or_all(vec![short(1.0), row(2.0), short(3.0)]), [row(2.0)]);
+        assert_eq!(offered_or_all(vec![short(1.0), short(3.0)]).len(), 2);
+    }
+
+    #[test]
+    fn the_median_is_a_row_that_was_measured() {
+        let rows = [5.0, 1.0, 3.0].map(row);
         let of = |rows: &[PeerRow]| median(rows.to_vec(), |row| row.requests_per_second).map(|row| row.requests_per_second);
         assert_eq!((of(&rows), of(&rows[..2]), of(&[])), (Some(3.0), Some(1.0), None));
     }

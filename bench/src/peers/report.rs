@@ -50,6 +50,9 @@ pub struct PeerRow {
     /// CPU time of the server's processes for each answer.
     pub cpu_us_per_request: f64,
     pub rss_bytes: u64,
+    /// The generator did not get its CPU, in three tries: less was offered than asked for, and the times are of less load.
+    #[serde(skip)]
+    pub arrivals_short: bool,
     #[serde(skip)]
     pub point: Point,
 }
@@ -89,7 +92,8 @@ pub fn peers_table(rows: &[PeerRow]) -> String {
         )
         .expect("a String takes all");
         for row in rows {
-            let name = row.name.strip_suffix(point.suffix()).unwrap_or(&row.name);
+            let mark = if row.arrivals_short { "!" } else { "" };
+            let name = format!("{}{mark}", row.name.strip_suffix(point.suffix()).unwrap_or(&row.name));
             let PeerRow { requests_per_second, p50_us, p99_us, p999_us, cpu_us_per_request, .. } = row;
             let rss_mib = row.rss_bytes as f64 / f64::from(1 << 20);
             writeln!(
@@ -99,6 +103,9 @@ pub fn peers_table(rows: &[PeerRow]) -> String {
             .expect("a String takes all");
         }
         text.push('\n');
+    }
+    if rows.iter().any(|row| row.arrivals_short) {
+        text += "! the generator did not get its CPU and offered less than was asked for: these times are of less load\n";
     }
     text
 }
@@ -116,6 +123,7 @@ mod tests {
             p999_us: 120_000.0,
             cpu_us_per_request: 227.0,
             rss_bytes: 100 << 20,
+            arrivals_short: false,
             point,
         };
         row.named("workerd_rmw")
@@ -136,6 +144,8 @@ mod tests {
         let text = peers_table(&[row(Point::Saturation), row(Point::Common)]);
         assert_eq!(text.lines().count(), 8);
         assert!(text.contains("workerd_rmw               4400       6200     113000     120000          227.00     100.0\n"), "{text}");
-        assert!(!text.contains("50%"));
+        assert!(!text.contains("50%") && !text.contains('!'));
+        let text = peers_table(&[row(Point::Saturation), PeerRow { arrivals_short: true, ..row(Point::Common) }]);
+        assert!(text.contains("workerd_rmw!              4400") && text.ends_with("these times are of less load\n"), "{text}");
     }
 }
