@@ -28,7 +28,7 @@ enum {
 /* Modes of `read_state` and `write_state`. */
 enum {
     XFAAS_WEAK = 0,  /* atomic per key, no order promised, never waits */
-    XFAAS_STRONG = 1 /* the read opens a critical section on the key, the write closes it */
+    XFAAS_STRONG = 1 /* the read opens a critical section on the key, the write closes it; over 1,024 open ones are XFAAS_OVER_LIMIT */
 };
 
 /* Results below zero. */

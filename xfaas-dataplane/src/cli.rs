@@ -13,14 +13,14 @@ use crate::control::{
     self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, MoveRequest, SessionsQuery, TokenRequest,
 };
 use crate::ebpf_object::ebpf_object;
-use crate::worker::attach_hook;
+use crate::worker::{MODULE_BYTES_MAX, attach_hook};
 use clap::Parser;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const EXIT_DONE: u8 = 0;
@@ -44,6 +44,8 @@ enum CliError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{} has {bytes} bytes: a module, with the hook that it brings, has at most {MODULE_BYTES_MAX} ({} MiB); strip its debug information", path.display(), MODULE_BYTES_MAX >> 20)]
+    ModuleTooLarge { path: PathBuf, bytes: u64 },
     #[error("{0}")]
     Invoke(String),
     #[error("{0}")]
@@ -149,7 +151,7 @@ where
     E: Display,
 {
     let admin = arguments.admin;
-    let client = || AdminClient::new(admin.as_deref().unwrap_or(ADMIN_ADDRESS_DEFAULT));
+    let client = || admin_to_connect(admin.as_deref());
     match arguments.command {
         Command::Run {
             settings,
@@ -181,26 +183,26 @@ where
             let config = load(settings, admin.as_deref(), environment)?;
             doctor(&config, (hooks.probe)(&config), terminal)
         }
-        Command::Deploy(deploy) => run_deploy(&client(), deploy, terminal),
-        Command::Undeploy { name } => run_undeploy(&client(), &name, terminal),
+        Command::Deploy(deploy) => run_deploy(&client()?, deploy, terminal),
+        Command::Undeploy { name } => run_undeploy(&client()?, &name, terminal),
         Command::Functions => {
-            let reply = client().functions()?;
+            let reply = client()?.functions()?;
             terminal.show(&reply, || show::functions(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_session(&client(), command, terminal),
+        Command::Sessions(SessionsArguments { command: Some(command), .. }) => run_session(&client()?, command, terminal),
         Command::Sessions(SessionsArguments { app, prefix, limit, command: None }) => {
-            let reply = client().sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
+            let reply = client()?.sessions(&SessionsQuery { app, prefix, limit: usize::from(limit) })?;
             terminal.show(&reply, || show::sessions(&reply))?;
             Ok(EXIT_DONE)
         }
         Command::Stats => {
-            let reply = client().stats()?;
+            let reply = client()?.stats()?;
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
-        Command::Trace { tail: _, seconds } => run_trace(&client(), seconds, terminal),
-        Command::Token(arguments) => run_token(&client(), arguments, terminal),
+        Command::Trace { tail: _, seconds } => run_trace(&client()?, seconds, terminal),
+        Command::Token(arguments) => run_token(&client()?, arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),
     }
 }
@@ -234,14 +236,21 @@ fn load(settings: ConfigArguments, admin: Option<&str>, environment: &Environmen
     Ok(config::load(path.as_deref(), overrides, environment)?)
 }
 
+fn admin_to_connect(admin: Option<&str>) -> Result<AdminClient, CliError> {
+    let address = admin.unwrap_or(ADMIN_ADDRESS_DEFAULT);
+    match args::host_and_port(address) {
+        Ok(address) => Ok(AdminClient::new(&address)),
+        Err(reason) => Err(CliError::Usage(format!("--admin is {address:?}, and {reason}: give HOST:PORT"))),
+    }
+}
+
 fn admin_to_listen(admin: Option<&str>) -> Result<Option<SocketAddr>, CliError> {
     admin.map(|text| text.parse().map_err(|_| CliError::Usage(format!("--admin is {text:?}: give IP:PORT to listen on")))).transpose()
 }
 
 fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| CliError::Read { path: path.clone(), source });
-    let mut wasm = read(&deploy.file)?;
-    let (name, hook) = (deploy.name.clone(), deploy.hook.clone());
+    let mut wasm = read_module(&deploy.file)?;
+    let (name, file, hook) = (deploy.name.clone(), deploy.file.clone(), deploy.hook.clone());
     let mut flags = deploy.into_flags();
     if let Some(hook) = hook {
         let mut hint = flags.hint.unwrap_or_default();
@@ -249,12 +258,24 @@ fn run_deploy(client: &AdminClient, deploy: DeployArguments, terminal: &mut Term
             return Err(CliError::Usage(format!("--hook brings a hook, and --hint {hint} says otherwise: leave one of them out")));
         }
         flags.hint = Some(hint);
-        wasm = attach_hook(&wasm, &read(&hook)?);
+        wasm = attach_hook(&wasm, &read_module(&hook)?);
+        check_module_bytes(&file, wasm.len() as u64)?;
     }
     let info = client.deploy(&name, &flags, &wasm)?;
     terminal.show(&info, || format!("deployed {name} (app {}, generation {})\n", info.manifest.app, info.generation))?;
     info.note.iter().for_each(|note| terminal.complain(note));
     Ok(EXIT_DONE)
+}
+
+/// Its size is looked at first: the server closes the connection of one that is too large, and its words may be lost with that.
+fn read_module(path: &Path) -> Result<Vec<u8>, CliError> {
+    let failed = |source| CliError::Read { path: path.to_owned(), source };
+    check_module_bytes(path, std::fs::metadata(path).map_err(failed)?.len())?;
+    std::fs::read(path).map_err(failed)
+}
+
+fn check_module_bytes(path: &Path, bytes: u64) -> Result<(), CliError> {
+    if bytes > MODULE_BYTES_MAX as u64 { Err(CliError::ModuleTooLarge { path: path.to_owned(), bytes }) } else { Ok(()) }
 }
 
 fn run_session(client: &AdminClient, command: SessionCommand, terminal: &mut Terminal<'_>) -> Result<u8, CliError> {
@@ -286,6 +307,8 @@ fn doctor(config: &Config, probes: Vec<Check>, terminal: &mut Terminal<'_>) -> R
         http: config.http,
         udp: config.udp,
         admin: config.admin,
+        rpc: config.rpc,
+        realtime: config.realtime,
         steering_mode: config.steering_mode,
         steering_iface: config.steering_iface.as_deref(),
         state_dir: &config.state_dir,

@@ -27,6 +27,25 @@ use xfaas_common::map_layout::SESSION_HEADER_DEFAULT;
 pub const CONFIG_FILE_DEFAULT: &str = "xfaas.toml";
 /// Bytes of a header's name in `listen.session_header`.
 const SESSION_HEADER_BYTES_MAX: usize = 64;
+/// What a request's framing, HTTP itself or xfaas already says in a header of that name, in a request or a reply.
+const HEADERS_TAKEN: [&str; 16] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "date",
+    "expect",
+    "host",
+    "keep-alive",
+    "retry-after",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "www-authenticate",
+    "x-invocation-id",
+    "x-session-token",
+    "x-xfaas-core",
+];
 /// `IFNAMSIZ` of include/uapi/linux/if.h, less the NUL.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
@@ -105,6 +124,10 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{} is no regular file: give the path of the configuration file with --config", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{} is not UTF-8 text at byte {at}: correct it", path.display())]
+    NotText { path: PathBuf, at: usize },
     #[error("{} is not a valid configuration: correct the line below", path.display())]
     Parse {
         path: PathBuf,
@@ -119,6 +142,8 @@ pub enum ConfigError {
     SameAddress { first: &'static str, second: &'static str, address: SocketAddr },
     #[error("`listen.session_header` is {name:?}: give a header name of 1 to 64 letters, digits and `-`")]
     BadSessionHeader { name: String },
+    #[error("`listen.session_header` is {name:?}, a header that has a meaning of its own: give another name")]
+    SessionHeaderTaken { name: String },
     #[error("`shards.cpus` is empty: name at least one CPU, or leave the key out to use all of them")]
     NoCpus,
     #[error("`shards.cpus` names {count} CPUs: at most {CORES_MAX} shards are possible")]
@@ -147,7 +172,7 @@ pub enum ConfigError {
     #[error("`checkpoints.{key}` is for buckets: set `checkpoints.url` to s3://bucket/prefix, or leave it out")]
     NotABucket { key: &'static str },
     #[error("`checkpoints.url` is {url:?}: give s3://bucket/prefix or the path of a folder")]
-    NoBucket { url: String },
+    BadStore { url: String },
     #[error("give both `checkpoints.access_key_id` and `checkpoints.secret_access_key`, or neither: then the environment's are used")]
     HalfAKey,
     #[error("function {name:?} of the configuration is refused: correct its [[function]] entry")]
@@ -174,9 +199,19 @@ pub fn load(path: Option<&Path>, overrides: Overrides, environment: &Environment
     let Some(path) = path.or_else(|| default.exists().then_some(default)) else {
         return resolve(FileConfig::default(), Path::new(""), overrides, environment);
     };
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = read_text(path)?;
     let file = toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
     resolve(file, path.parent().unwrap_or(Path::new("")), overrides, environment)
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    // A pipe may never end, and would not even open until someone writes to it.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(ConfigError::NotAFile { path: path.to_owned() });
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| ConfigError::NotText { path: path.to_owned(), at: error.utf8_error().valid_up_to() })
 }
 
 /// File and flags put together; `base` is the file's directory, where relative paths start.
@@ -250,7 +285,8 @@ fn session_header(name: Option<String>) -> Result<String, ConfigError> {
     if !plain || !(1..=SESSION_HEADER_BYTES_MAX).contains(&name.len()) {
         return Err(ConfigError::BadSessionHeader { name });
     }
-    Ok(name.to_ascii_lowercase())
+    let name = name.to_ascii_lowercase();
+    if HEADERS_TAKEN.contains(&name.as_str()) { Err(ConfigError::SessionHeaderTaken { name }) } else { Ok(name) }
 }
 
 fn check_cpus(cpus: Option<Vec<u16>>, allowed: &[u16]) -> Result<Vec<u16>, ConfigError> {

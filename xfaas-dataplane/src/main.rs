@@ -1,8 +1,9 @@
 //! The `xfaas` binary: the command line, and the node that `xfaas run`, or the container that `xfaas container` starts.
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tracing::level_filters::LevelFilter;
@@ -17,17 +18,28 @@ use xfaas_dataplane::node::container::Container;
 const WATCH_MS: u64 = 50;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_max_level(LevelFilter::INFO).init();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // A line that cannot be written is let go: to say so on stderr, which is gone too, would panic.
+    log.log_internal_errors(false).with_target(false).with_max_level(LevelFilter::INFO).init();
     cli::run(std::env::args_os(), Hooks { serve, probe: |_: &Config| Vec::new() })
 }
 
-/// Runs a node or a container until SIGINT or SIGTERM; a second signal ends it without draining.
+/// Runs a node or a container until SIGINT, SIGTERM or, unless it began with that ignored, SIGHUP; a second signal ends it without draining.
 fn serve(role: Role) -> anyhow::Result<()> {
-    let signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).context("cannot listen for signals")?;
     match role {
         Role::Node(config) => serve_node(&config, signals),
         Role::Container(config) => serve_container(&config, signals),
     }
+}
+
+/// As `nohup` leaves it. Where the system does not tell, it is not.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 fn serve_node(config: &Config, mut signals: Signals) -> anyhow::Result<()> {
@@ -71,11 +83,11 @@ fn serve_container(config: &ContainerConfig, mut signals: Signals) -> anyhow::Re
     failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
 }
 
-/// A second signal ends the process at once.
+/// A second signal ends the process at once; not SIGHUP, of which a terminal that goes may send several.
 fn announce_stop(mut signals: Signals) {
     tracing::info!("stopping: new requests are refused, running ones finish");
     std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
+        if signals.forever().any(|signal| signal != SIGHUP) {
             std::process::exit(130);
         }
     });

@@ -166,7 +166,7 @@ impl Node {
         })?;
         let report = deployer.start(&config.functions)?;
         addresses.start(&*door)?;
-        checkpoints::wait(&checkpoints);
+        checkpoints::wait(&checkpoints, &deployer);
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
@@ -295,6 +295,7 @@ fn bring_up_regions(
     placement: &LocalPlacement,
 ) -> Result<(Arc<Recovered>, Arc<PinBoard>), NodeError> {
     make_directory(region_directory)?;
+    reshard::renew_fingerprints(config, placement)?;
     let pins = moves::settle(config, placement.keys())?;
     let whole = whole_apps(config, placement)?;
     reshard::bring_home(config, placement, &pins)?;

@@ -124,6 +124,41 @@ fn no_kill_with_loss_of_memory_loses_an_acknowledged_write() {
 }
 
 #[test]
+fn without_what_says_which_segments_count_the_node_does_not_start_and_takes_none_away() {
+    let mut node = sync_counters().start();
+    (0..3).for_each(|_| assert_eq!(node.post("counter-rmw-linear", "s", b"").status, 200));
+    node.kill();
+    lose_memory(&node);
+    let log = node.directory.path().join("state/log");
+    let (current, kept) = (log.join("current"), node.directory.path().join("current"));
+    std::fs::rename(&current, &kept).unwrap();
+    let segments = || {
+        let mut names: Vec<_> = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.retain(|name| name != "current");
+        names.sort();
+        names
+    };
+    let before = segments();
+    assert!(!before.is_empty());
+    let config = node.config();
+    let refused = || {
+        let ended = harness::xfaas(&["run", "--steering", "off", "--config", config.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(1), "{text}");
+        assert!(text.contains(current.to_str().unwrap()) && text.contains("restore it") && text.contains("move "), "{text}");
+        assert_eq!(segments(), before);
+    };
+    refused();
+    for damaged in ["", "xfaas-log 1 x 2\n"] {
+        std::fs::write(&current, damaged).unwrap();
+        refused();
+    }
+    std::fs::rename(&kept, &current).unwrap();
+    node.start();
+    assert_eq!(value(&node, "s"), 3);
+}
+
+#[test]
 fn the_log_gives_way_to_snapshots_while_the_node_runs() {
     let mut node = sync_counters().limit("log_mib = 1").shards(1).start();
     let mut client = node.connect();
@@ -270,6 +305,41 @@ fn an_app_that_becomes_sync_brings_its_state_along() {
     node.start();
     assert_eq!(node.post("counter-rmw", &session(0), b"").body, b"3");
     assert!((1..20).all(|number| node.post("counter-rmw", &session(number), b"").body == b"2"));
+}
+
+#[test]
+fn a_function_serves_on_while_its_deployment_as_sync_fails() {
+    let node = Node::builder().shards(1).start();
+    let module = guest("counter-rmw");
+    let deploy = |durability: &str| node.cli(&["deploy", "counter-rmw", module.to_str().unwrap(), "--durability", durability]);
+    assert!(deploy("memory").status.success());
+    let log = node.directory.path().join("state/log");
+    std::fs::remove_dir_all(&log).ok();
+    std::fs::write(&log, b"in the way").unwrap();
+    let (is_over, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = node.connect();
+                while !is_over.load(Ordering::Relaxed) {
+                    let reply = client.call("POST", "/f/counter-rmw", &[("x-session-id", "s")], b"");
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let refused: Vec<_> = (0..20).map(|_| deploy("sync")).collect();
+        is_over.store(true, Ordering::Relaxed);
+        for refused in refused {
+            let text = String::from_utf8_lossy(&refused.stderr);
+            assert!(refused.status.code() == Some(1) && text.contains("state/log"), "{text}");
+        }
+    });
+    let next = answered.into_inner() + 1;
+    assert_eq!(node.post("counter-rmw", "s", b"").body, next.to_string().as_bytes());
+    std::fs::remove_file(&log).unwrap();
+    assert!(deploy("sync").status.success());
+    assert_eq!(node.post("counter-rmw", "s", b"").body, (next + 1).to_string().as_bytes());
 }
 
 #[test]

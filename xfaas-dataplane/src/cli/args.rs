@@ -7,6 +7,7 @@ use crate::worker::{CpuShare, Durability, Hint, KeepAliveRule};
 use clap::{Args, Parser, Subcommand};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use ureq::http::HeaderName;
 use xfaas_common::ids::{SessionId, is_name};
 
 /// A stateful serverless dataplane: wasm functions that run beside their sessions' state.
@@ -154,8 +155,8 @@ impl ContainerArguments {
 }
 
 /// `HOST:PORT`, `1.2.3.4:PORT` or `[::1]:PORT`; names are looked up when it is connected to.
-fn host_and_port(text: &str) -> Result<String, String> {
-    let (host, port) = text.rsplit_once(':').ok_or("give HOST:PORT")?;
+pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
     if !port.parse::<u16>().is_ok_and(|port| port != 0) {
         return Err(format!("{port:?} is not a port"));
     }
@@ -345,7 +346,7 @@ pub(super) struct InvokeArguments {
     #[arg(long, value_name = "ID", value_parser = session)]
     pub session: Option<SessionId>,
     /// The header that carries the session's ID
-    #[arg(long, value_name = "NAME", default_value = "x-session-id", conflicts_with = "udp")]
+    #[arg(long, value_name = "NAME", default_value = "x-session-id", conflicts_with = "udp", value_parser = header_name)]
     pub session_header: String,
     /// The body: a text, @FILE, or - for stdin [default: empty]
     #[arg(long, value_name = "DATA", allow_hyphen_values = true)]
@@ -357,13 +358,13 @@ pub(super) struct InvokeArguments {
     #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true, conflicts_with = "udp")]
     pub path: String,
     /// The query, without the question mark
-    #[arg(long, conflicts_with = "udp")]
+    #[arg(long, conflicts_with = "udp", value_parser = query)]
     pub query: Option<String>,
     /// Send a datagram instead of an HTTP request
     #[arg(long)]
     pub udp: bool,
     /// Where the node serves
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = host_and_port)]
     pub addr: String,
     /// How long to wait for each answer
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=600_000))]
@@ -397,6 +398,20 @@ fn steering(text: &str) -> Result<SteeringMode, String> {
 
 fn name(text: &str) -> Result<String, String> {
     if is_name(text.as_bytes()) { Ok(text.to_owned()) } else { Err("a name has 1 to 64 of A-Z a-z 0-9 _ . -".to_owned()) }
+}
+
+fn header_name(text: &str) -> Result<String, String> {
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| "a header's name has letters, digits and -, no space")?;
+    Ok(name.as_str().to_owned())
+}
+
+/// RFC 3986 section 3.4, but for what clients and servers let pass beyond it.
+fn query(text: &str) -> Result<String, String> {
+    let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    match text.chars().find(|char| !u8::try_from(*char).is_ok_and(is_good)) {
+        Some(bad) => Err(format!("a query cannot carry {bad:?}: write each of its bytes as %XX")),
+        None => Ok(text.to_owned()),
+    }
 }
 
 fn session(text: &str) -> Result<SessionId, String> {

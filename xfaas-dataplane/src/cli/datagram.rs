@@ -25,7 +25,7 @@ impl DatagramClient {
         let address = arguments.addr.clone();
         let resolved = address.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
         let Some(peer) = resolved else {
-            return Err(CliError::Usage(format!("--addr is {address:?}: give HOST:PORT")));
+            return Err(CliError::Invoke(format!("{address} has no address that the system knows: check --addr")));
         };
         let any: SocketAddr = if peer.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         let connect = || {

@@ -146,6 +146,9 @@ impl HttpClient {
         if !arguments.path.is_empty() && !arguments.path.starts_with('/') {
             return Err(CliError::Usage(format!("--path is {:?}: begin it with /", arguments.path)));
         }
+        if arguments.path.contains('#') {
+            return Err(CliError::Usage(format!("--path is {:?}: write # as %23, no request carries it", arguments.path)));
+        }
         let query = arguments.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
         let uri = format!("http://{}/f/{}{}{query}", arguments.addr, arguments.name, arguments.path);
         let uri: Uri = uri.parse().map_err(|_| usage("--addr, --path or --query", &uri))?;

@@ -96,6 +96,16 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["invoke", "echo", "--session", "a b"],
         &["invoke", "echo", "--udp", "--path", "/x"],
         &["invoke", "echo", "--path", "x"],
+        &["invoke", "echo", "--path", "/x#y"],
+        &["invoke", "echo", "--query", "a#b"],
+        &["invoke", "echo", "--query", "a b"],
+        &["invoke", "echo", "--query", "\u{e4}"],
+        &["invoke", "echo", "--session-header", "a b"],
+        &["invoke", "echo", "--addr", "nonsense"],
+        &["invoke", "echo", "--udp", "--addr", "nonsense"],
+        &["functions", "--admin", "nonsense"],
+        &["stats", "--admin", "127.0.0.1:99999"],
+        &["token", "--app", "a", "--session", "s", "--admin", ":1"],
         &["run", "--steering", "fast"],
         &["run", "--cpus", "2-1"],
         &["run", "--admin", "localhost", "--check"],
@@ -171,6 +181,13 @@ fn functions_come_and_go_by_the_admin_api() {
     assert_eq!(code, 1);
     assert!(errors.contains("belongs to app \"shop\""), "{errors}");
     assert!(xfaas(&["deploy", "echo", "/nonexistent.wasm", "--admin", &admin]).2.contains("check the path"));
+    let large = directory.path().join("large.wasm");
+    std::fs::File::create(&large).unwrap().set_len((64 << 20) + 1).unwrap();
+    let large = large.to_str().unwrap();
+    for line in [&["deploy", "echo", large, "--admin", &admin][..], &["deploy", "echo", module, "--hook", large, "--admin", &admin]] {
+        let (code, _, errors) = xfaas(line);
+        assert!(code == 1 && errors.contains("64 MiB") && errors.contains(large), "{errors}");
+    }
     let (_, out, _) = xfaas(&["functions", "--admin", &admin]);
     assert!(out.starts_with("NAME") && out.contains("echo") && out.contains("runs"), "{out}");
     let (_, out, _) = xfaas(&["functions", "--json", "--admin", &admin]);

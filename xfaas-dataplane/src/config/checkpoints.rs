@@ -7,6 +7,7 @@ use std::path::Path;
 
 const FOLDER: &str = "checkpoints";
 const S3_SCHEME: &str = "s3://";
+const FILE_SCHEME: &str = "file://";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -26,16 +27,25 @@ impl CheckpointsSection {
     pub(super) fn resolve(self, base: &Path, state_dir: &Path, environment: &Environment) -> Result<StorePlace, ConfigError> {
         let CheckpointsSection { url, endpoint, region, access_key_id, secret_access_key } = self;
         let Some(place) = url.as_deref().and_then(|url| url.strip_prefix(S3_SCHEME)) else {
-            let others = [("endpoint", &endpoint), ("region", &region), ("access_key_id", &access_key_id)];
+            let others = [
+                ("endpoint", &endpoint),
+                ("region", &region),
+                ("access_key_id", &access_key_id),
+                ("secret_access_key", &secret_access_key),
+            ];
             if let Some((key, _)) = others.iter().find(|(_, value)| value.is_some()) {
                 return Err(ConfigError::NotABucket { key });
             }
-            let folder = url.map_or_else(|| state_dir.join(FOLDER), |url| base.join(url.strip_prefix("file://").unwrap_or(&url)));
+            let folder = match url.as_deref().map(|url| url.strip_prefix(FILE_SCHEME).unwrap_or(url)) {
+                None => state_dir.join(FOLDER),
+                Some(path) if path.is_empty() || has_scheme(path) => return Err(ConfigError::BadStore { url: url.unwrap_or_default() }),
+                Some(path) => base.join(path),
+            };
             return Ok(StorePlace::Folder(super::paths::absolute("checkpoints.url", folder)?));
         };
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         if bucket.is_empty() {
-            return Err(ConfigError::NoBucket { url: url.unwrap_or_default() });
+            return Err(ConfigError::BadStore { url: url.unwrap_or_default() });
         }
         if access_key_id.is_some() != secret_access_key.is_some() {
             return Err(ConfigError::HalfAKey);
@@ -54,6 +64,15 @@ impl CheckpointsSection {
     }
 }
 
+/// `gs://bucket`, or `S3://bucket`: nobody means a folder by that.
+fn has_scheme(url: &str) -> bool {
+    // RFC 3986 section 3.1.
+    url.split_once("://").is_some_and(|(scheme, _)| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,7 +89,13 @@ mod tests {
         let place = resolve("url = \"s3://b/p/q/\"\nendpoint = \"http://h:1\"\naccess_key_id = \"a\"\nsecret_access_key = \"s\"").unwrap();
         let StorePlace::S3(place) = place else { panic!("{place:?}") };
         assert_eq!((place.bucket.as_str(), place.prefix.as_str(), place.endpoint.as_deref()), ("b", "p/q", Some("http://h:1")));
-        assert!(matches!(resolve("url = \"s3:///p\""), Err(ConfigError::NoBucket { .. })));
+        assert_eq!(resolve("url = \"file:///x/y\"").unwrap(), StorePlace::Folder("/x/y".into()));
+        for bad in ["s3:///p", "gs://x", "http://x/y", "S3://b/p", "file://", ""] {
+            let refused = resolve(&format!("url = \"{bad}\"")).unwrap_err();
+            assert!(matches!(&refused, ConfigError::BadStore { url } if url == bad), "{bad}: {refused}");
+        }
+        let lone = resolve("secret_access_key = \"s\"").unwrap_err();
+        assert!(matches!(lone, ConfigError::NotABucket { key: "secret_access_key" }), "{lone}");
         assert!(matches!(resolve("url = \"s3://b\"\naccess_key_id = \"a\""), Err(ConfigError::HalfAKey)));
         assert!(matches!(resolve("endpoint = \"http://h\""), Err(ConfigError::NotABucket { key: "endpoint" })));
     }

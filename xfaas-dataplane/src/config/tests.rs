@@ -58,6 +58,10 @@ fn bad_values_are_refused_with_what_to_do() {
     assert!(message("[listen]\nhttp = \"127.0.0.1:0\"\n").contains("listen.http"));
     assert!(message("[listen]\nadmin = \"127.0.0.1:8080\"\n").contains("another port"));
     assert!(message("[listen]\nsession_header = \"a b\"\n").contains("header name"));
+    for taken in ["Content-Length", "host", "x-session-token", "x-invocation-id", "x-xfaas-core"] {
+        let text = message(&format!("[listen]\nsession_header = \"{taken}\"\n"));
+        assert!(text.contains("`listen.session_header`") && text.contains("another name"), "{text}");
+    }
     assert!(message("[shards]\ncpus = []\n").contains("at least one CPU"));
     assert!(message("[shards]\ncpus = [65535]\n").contains("CPU 65535"));
     let first = allowed_cpus()[0];
@@ -68,6 +72,18 @@ fn bad_values_are_refused_with_what_to_do() {
     assert!(message("[limits]\nbody_bytes_max = 5\n").contains("`limits.body_bytes_max` is 5: give a value in 1024..=67108864"));
     assert!(message("[limits]\nlock_wait_ms = 0\n").contains("1..=600000"));
     assert!(message("[limits]\nconnections_max = 16385\n").contains("1..=16384"));
+}
+
+#[test]
+fn what_is_no_text_or_no_file_is_said_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.toml");
+    let refused = || load(Some(&path), Overrides::default(), &environment()).unwrap_err().to_string();
+    std::fs::write(&path, b"# \xFF\n").unwrap();
+    assert!(refused().contains("not UTF-8 text at byte 2"), "{}", refused());
+    std::fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0).unwrap();
+    assert!(refused().contains("no regular file"), "{}", refused());
 }
 
 #[test]

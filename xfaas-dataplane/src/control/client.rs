@@ -8,6 +8,7 @@ use super::moving::{MoveReply, MoveRequest};
 use super::shards::SessionsQuery;
 use super::trace::TraceReply;
 use serde::de::DeserializeOwned;
+use std::io::ErrorKind;
 use std::time::Duration;
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -24,6 +25,12 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 pub enum ClientError {
     #[error("no xfaas answers on {address}: start one with `xfaas run`, or give its admin address with --admin HOST:PORT")]
     NoServer {
+        address: String,
+        #[source]
+        source: Box<ureq::Error>,
+    },
+    #[error("{address} closed the connection before it had the whole request: see its log, or check --admin")]
+    Cut {
         address: String,
         #[source]
         source: Box<ureq::Error>,
@@ -141,6 +148,9 @@ impl AdminClient {
         let mut response = match result {
             Ok(response) => response,
             Err(ureq::Error::Timeout(_)) => return Err(ClientError::Timeout { address, waited }),
+            Err(ureq::Error::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                return Err(ClientError::Cut { address, source: Box::new(ureq::Error::Io(error)) });
+            }
             Err(source) => return Err(ClientError::NoServer { address, source: Box::new(source) }),
         };
         let bad_reply = || ClientError::BadReply { address: self.address.clone() };
@@ -150,5 +160,26 @@ impl AdminClient {
         }
         let problem = serde_json::from_slice(&body).map_err(|_| bad_reply())?;
         Err(ClientError::Refused { problem })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_server_that_closes_while_a_module_is_sent_is_not_said_to_be_none() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let mut head = [0; 16];
+            listener.accept().unwrap().0.read_exact(&mut head).unwrap(); // closed with bytes unread: the client is reset
+        });
+        let error = AdminClient::new(&address).deploy("f", &DeployFlags::default(), &vec![0; 32 << 20]).unwrap_err();
+        server.join().unwrap();
+        assert!(matches!(error, ClientError::Cut { .. }), "{error}");
+        let error = AdminClient::new(&address).stats().unwrap_err();
+        assert!(matches!(error, ClientError::NoServer { .. }), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use super::api::{FunctionInfo, FunctionSource, UndeployReply};
 use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
 use super::describe;
 use super::shards::{Running, Shards, ShardsError};
-use super::store::{Store, StoreError, Stored};
+use super::store::{Lasting, Store, StoreError, Stored};
 use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError, attach_hook};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -166,19 +166,24 @@ impl Deployer {
         let prepared = deployments.store.prepare(manifest, wasm, function.generation)?;
         let generation = function.generation;
         self.install(&deployments, &function)?;
-        if let Err(error) = prepared.commit() {
-            self.roll_back(&deployments, &function);
-            return Err(error.into());
-        }
+        let lasting = match prepared.commit() {
+            Ok(lasting) => lasting,
+            Err(error) => {
+                self.roll_back(&deployments, &function);
+                return Err(error.into());
+            }
+        };
         deployments.running.insert(name.clone(), Running::new(function, wasm));
         self.offer(&deployments);
         let wasm_bytes = wasm.len() as u64;
         let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault: None };
         tracing::info!(name, generation, wasm_bytes, "deployed");
-        Ok(self.catalog_mut(|catalog| {
+        let mut info = self.catalog_mut(|catalog| {
             catalog.insert(entry.clone());
             catalog.info(&entry)
-        }))
+        });
+        info.note = with_warning(info.note, name, &lasting);
+        Ok(info)
     }
 
     /// Takes a function away from every shard and from the disk. Its app's session state stays.
@@ -196,12 +201,15 @@ impl Deployer {
                 return Err(DeployError::Shards { name: name.to_owned(), source });
             }
         }
-        if let Err(error) = deployments.store.remove(name) {
-            if let Some(function) = &function {
-                self.roll_back(&deployments, function);
+        let lasting = match deployments.store.remove(name) {
+            Ok(lasting) => lasting,
+            Err(error) => {
+                if let Some(function) = &function {
+                    self.roll_back(&deployments, function);
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
-        }
+        };
         deployments.running.remove(name);
         self.offer(&deployments);
         tracing::info!(name, "undeployed");
@@ -209,7 +217,7 @@ impl Deployer {
             catalog.remove(name);
             catalog.is_configured(name).then(|| CONFIGURATION_WINS.to_owned())
         });
-        Ok(UndeployReply { name: name.to_owned(), note })
+        Ok(UndeployReply { name: name.to_owned(), note: with_warning(note, name, &lasting) })
     }
 
     /// Functions that run or should, by name.
@@ -329,6 +337,15 @@ impl Deployer {
     fn catalog_mut<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What the operator is told beside `note`: the change is in force, here and after a restart, so it is no error that it may not last.
+fn with_warning(note: Option<String>, name: &str, lasting: &Lasting) -> Option<String> {
+    let Lasting::Unknown(error) = lasting else { return note };
+    let error = describe(error);
+    tracing::error!(name, error, "a change of the functions is in force, and a power cut may undo it");
+    let warning = format!("this is in force, but a power cut may undo it: {error}; do it again when the disk is well");
+    Some(note.map_or(warning.clone(), |note| format!("{warning}. {note}")))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ mod machine;
 mod parse;
 
 use self::machine::Machine;
+use super::store::{StoreError, check_private, examine_directory};
 use crate::steering::{Probe, SteeringMode, probe};
+use crate::sys::realtime::{self, Children, PRIORITY_TICKER};
 use crate::sys::socket::ensure_free;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -63,6 +65,9 @@ pub struct DoctorOptions<'a> {
     pub http: SocketAddr,
     pub udp: SocketAddr,
     pub admin: SocketAddr,
+    pub rpc: SocketAddr,
+    /// Shards are to run in the real-time class.
+    pub realtime: bool,
     pub steering_mode: SteeringMode,
     pub steering_iface: Option<&'a str>,
     pub state_dir: &'a Path,
@@ -71,7 +76,7 @@ pub struct DoctorOptions<'a> {
     pub connections_max: u64,
     /// The embedded kernel programs; empty when the binary was built without.
     pub ebpf_object: &'a [u8],
-    /// An xfaas answers on `admin` already: then the ports are its own.
+    /// An xfaas answers on `admin` already: then the ports and the state directory are its own.
     pub is_running: bool,
 }
 
@@ -85,7 +90,8 @@ pub fn examine(options: &DoctorOptions<'_>) -> Vec<Check> {
     let machine = Machine::read();
     let mut checks = vec![kernel(&machine), io_uring(&machine), memlock(&machine), open_files(&machine, options.connections_max)];
     checks.extend(ports(&machine, options));
-    checks.push(state_dir(options.state_dir));
+    checks.extend(options.realtime.then(real_time));
+    checks.push(state_dir(options));
     checks.push(shared_memory(options.shared_memory_dir));
     checks.extend(steering(options));
     checks
@@ -136,7 +142,12 @@ fn open_files(machine: &Machine, connections_max: u64) -> Check {
 }
 
 fn ports(machine: &Machine, options: &DoctorOptions<'_>) -> Vec<Check> {
-    let addresses = [("HTTP port", options.http, true), ("datagram port", options.udp, false), ("admin port", options.admin, true)];
+    let addresses = [
+        ("HTTP port", options.http, true),
+        ("datagram port", options.udp, false),
+        ("admin port", options.admin, true),
+        ("RPC port", options.rpc, true),
+    ];
     let examine = |(name, address, tcp): (&str, SocketAddr, bool)| {
         if options.is_running {
             return Check::good(name, format!("{address} (xfaas is running)"));
@@ -156,13 +167,45 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>) -> Vec<Check> {
     addresses.map(examine).into()
 }
 
-fn state_dir(path: &Path) -> Check {
-    let shown = path.display().to_string();
-    if machine::is_writable(path) {
-        return Check::good("state directory", shown);
+/// Tries what the threads of a node would do, on a thread that ends with it.
+fn real_time() -> Check {
+    let name = "real-time class";
+    match std::thread::spawn(|| realtime::enter(PRIORITY_TICKER, Children::Ordinary)).join() {
+        Ok(Ok(())) => Check::good(name, "allowed"),
+        Ok(Err(_)) | Err(_) => {
+            let advice = format!("run as root, give the program CAP_SYS_NICE, or raise its limit with `ulimit -r {PRIORITY_TICKER}`");
+            Check::bad(name, Verdict::Missing, "not allowed", advice)
+        }
     }
-    let advice = "make it writable for this user, or choose another with --state-dir";
-    Check::bad("state directory", Verdict::Missing, format!("{shown} cannot be written"), advice)
+}
+
+fn state_dir(options: &DoctorOptions<'_>) -> Check {
+    let (name, path) = ("state directory", options.state_dir);
+    let shown = path.display();
+    if !machine::is_writable(path) {
+        let advice = "make it writable for this user, or choose another with --state-dir";
+        return Check::bad(name, Verdict::Missing, format!("{shown} cannot be written"), advice);
+    }
+    match examine_directory(path) {
+        Ok(()) => Check::good(name, shown.to_string()),
+        Err(StoreError::Locked { .. }) if options.is_running => Check::good(name, format!("{shown} (xfaas is running)")),
+        Err(StoreError::Locked { owner, .. }) => {
+            let advice = "stop that one, or choose another with --state-dir";
+            Check::bad(name, Verdict::Missing, format!("{shown} is used by another xfaas process{owner}"), advice)
+        }
+        Err(error) => not_private(name, &error),
+    }
+}
+
+fn not_private(name: &str, error: &StoreError) -> Check {
+    let advice = "make it and what is in it this user's, with mode 700, or choose another directory";
+    match error {
+        StoreError::NotPrivate { path, owner, mode } => {
+            let found = format!("{} belongs to user {owner}, or others may write to it (mode {mode:o})", path.display());
+            Check::bad(name, Verdict::Missing, found, advice)
+        }
+        error => Check::bad(name, Verdict::Missing, super::describe(error), advice),
+    }
 }
 
 fn shared_memory(path: &Path) -> Check {
@@ -175,6 +218,9 @@ fn shared_memory(path: &Path) -> Check {
     if !machine::is_writable(path) {
         let advice = "make it writable for this user, or set shared_memory_dir";
         return Check::bad(name, Verdict::Missing, format!("{shown} cannot be written"), advice);
+    }
+    if let Some(error) = path.exists().then(|| check_private(path).err()).flatten() {
+        return not_private(name, &error);
     }
     if !place.is_tmpfs {
         let advice = "set shared_memory_dir to a folder on tmpfs: on a disk, session state is slow";
@@ -225,6 +271,8 @@ fn interface(iface: &str, severity: Verdict) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Store;
+    use std::os::unix::fs::PermissionsExt;
 
     fn machine() -> Machine {
         Machine {
@@ -242,6 +290,8 @@ mod tests {
             http: any,
             udp: any,
             admin: any,
+            rpc: any,
+            realtime: false,
             steering_mode,
             steering_iface: None,
             state_dir: directory,
@@ -287,13 +337,47 @@ mod tests {
     fn a_taken_port_is_named() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = listener.local_addr().unwrap();
-        let options = DoctorOptions { http: taken, ..options(Path::new("/tmp"), SteeringMode::Off) };
+        let options = DoctorOptions { http: taken, rpc: taken, ..options(Path::new("/tmp"), SteeringMode::Off) };
         let checks = ports(&machine(), &options);
-        assert_eq!(checks[0].verdict, Verdict::Missing, "{checks:?}");
-        assert!(checks[0].found.contains(&taken.to_string()));
+        for check in [&checks[0], &checks[3]] {
+            assert!(check.verdict == Verdict::Missing && check.found.contains(&taken.to_string()), "{checks:?}");
+        }
         assert_eq!(checks[1].verdict, Verdict::Good);
         let running = DoctorOptions { is_running: true, ..options };
         assert!(all_good(&ports(&machine(), &running)));
+    }
+
+    #[test]
+    fn a_state_directory_that_a_node_would_refuse_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("state");
+        let asked = options(&directory, SteeringMode::Off);
+        assert_eq!(state_dir(&asked).verdict, Verdict::Good);
+        assert!(!directory.exists(), "only looked at");
+        let store = Store::open(&directory).unwrap();
+        let check = state_dir(&asked);
+        assert!(check.verdict == Verdict::Missing && check.found.contains(&std::process::id().to_string()), "{check:?}");
+        assert_eq!(state_dir(&DoctorOptions { is_running: true, ..options(&directory, SteeringMode::Off) }).verdict, Verdict::Good);
+        drop(store);
+        assert_eq!(state_dir(&asked).verdict, Verdict::Good);
+        for part in [directory.join("functions"), directory.clone()] {
+            std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o777)).unwrap();
+            let check = state_dir(&asked);
+            assert!(check.verdict == Verdict::Missing && check.found.contains("mode 777"), "{check:?}");
+        }
+        assert!(shared_memory(&directory).found.contains("mode 777"));
+    }
+
+    #[test]
+    fn the_real_time_class_is_looked_at_where_it_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let is_allowed = std::thread::spawn(|| realtime::enter(PRIORITY_TICKER, Children::Ordinary)).join().unwrap().is_ok();
+        let wanted = |realtime| {
+            let checks = examine(&DoctorOptions { realtime, ..options(directory.path(), SteeringMode::Off) });
+            checks.into_iter().find(|check| check.name == "real-time class")
+        };
+        assert_eq!(wanted(false), None);
+        assert_eq!(wanted(true).unwrap().verdict == Verdict::Good, is_allowed);
     }
 
     #[test]

@@ -4,17 +4,22 @@
 //! `<name>@<generation>.wasm` (no name holds an `@`), written and synced before; one that no manifest names is left from a crash and removed at start.
 //! `<state_dir>/lock` is locked while the process lives. Called by `deploy.rs`, on the control thread's helpers only: it blocks on the disk.
 
+use crate::sys::folders::{make_folder, sync_folder};
 use crate::worker::FunctionManifest;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xfaas_common::ids::is_name;
 
 const MANIFEST_SUFFIX: &str = ".toml";
 const WASM_SUFFIX: &str = ".wasm";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// Of manifests that end with a checksum.
+const MANIFEST_FORMAT: u32 = 2;
+/// Begins the last line of a manifest: a comment, to TOML.
+const CHECKSUM_PREFIX: &str = "# crc32c ";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -43,9 +48,31 @@ pub enum StoreError {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredManifest {
+    /// First, so that a file that was cut short still says that it has a checksum.
+    format: Option<u32>,
     generation: u64,
     wasm_bytes: u64,
     function: FunctionManifest,
+}
+
+/// Ends the text of a manifest with the checksum of all before.
+fn seal_manifest(text: String) -> String {
+    let checksum = crc32c::crc32c(text.as_bytes());
+    format!("{text}{CHECKSUM_PREFIX}{checksum:08x}\n")
+}
+
+/// Nearly every key has a default, so a manifest that lost its end would still be one: of a function without tokens, say.
+/// Those of earlier builds have neither `format` nor checksum.
+fn check_manifest_seal(text: &str, format: Option<u32>) -> Result<(), &'static str> {
+    match (text.rfind(CHECKSUM_PREFIX), format) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => Err("its end is missing; deploy the function again"),
+        (Some(end), Some(MANIFEST_FORMAT)) if seal_manifest(text[..end].to_owned()) == text => Ok(()),
+        (_, Some(format)) if format > MANIFEST_FORMAT => {
+            Err("it is of a later version of xfaas; start that one, or deploy the function again")
+        }
+        (Some(_), _) => Err("its checksum is not that of its content; deploy the function again"),
+    }
 }
 
 /// A stored function, its module not yet read.
@@ -120,8 +147,10 @@ impl Store {
     /// Writes module and manifest so that only a rename is left to do. Dropping the result undoes it.
     pub(super) fn prepare(&self, manifest: &FunctionManifest, wasm: &[u8], generation: u64) -> Result<Prepared, StoreError> {
         let name = &manifest.name;
-        let content = StoredManifest { generation, wasm_bytes: wasm.len() as u64, function: manifest.clone() };
+        let wasm_bytes = wasm.len() as u64;
+        let content = StoredManifest { format: Some(MANIFEST_FORMAT), generation, wasm_bytes, function: manifest.clone() };
         let text = toml::to_string(&content).map_err(|source| StoreError::Encode { name: name.clone(), source })?;
+        let text = seal_manifest(text);
         let module = self.wasm_path(name, generation);
         // Made first, so that a failure below removes what is there already.
         let prepared = Prepared {
@@ -143,12 +172,11 @@ impl Store {
         is_name(name.as_bytes()) && self.manifest_path(name).exists()
     }
 
-    /// Takes a deployment away; none of that name is fine.
-    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+    /// Takes a deployment away; none of that name is fine. Errors: it is still there.
+    pub(super) fn remove(&self, name: &str) -> Result<Lasting, StoreError> {
         let module = self.read_manifest(name).ok().map(|stored| stored.path);
         remove_file(&self.manifest_path(name))?;
-        sync_directory(&self.functions)?;
-        module.map_or(Ok(()), |path| remove_file(&path))
+        Ok(settle(&self.functions, module.as_deref()))
     }
 
     fn manifest_path(&self, name: &str) -> PathBuf {
@@ -162,7 +190,9 @@ impl Store {
     fn read_manifest(&self, name: &str) -> Result<Stored, String> {
         let path = self.manifest_path(name);
         let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        let stored: StoredManifest = toml::from_str(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))?;
+        let damaged = |error: String| format!("{} is damaged: {error}", path.display());
+        let stored: StoredManifest = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        check_manifest_seal(&text, stored.format).map_err(|error| damaged(error.to_owned()))?;
         if stored.function.name != name {
             return Err(format!("{} is the manifest of {:?}", path.display(), stored.function.name));
         }
@@ -212,19 +242,32 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// From here on a restart finds this deployment instead of the former one.
-    pub fn commit(mut self) -> Result<(), StoreError> {
+    /// From here on a restart finds this deployment instead of the former one. Errors: it still finds the former one.
+    pub fn commit(mut self) -> Result<Lasting, StoreError> {
         fs::rename(&self.temporary, &self.target).map_err(io_error("rename", &self.temporary))?;
-        // Renamed: even if the sync fails, the module must stay for the manifest that names it.
         self.committed = true;
-        sync_directory(&self.functions)?;
-        if let Some(former) = &self.former
-            && let Err(error) = remove_file(former)
-        {
-            tracing::warn!(error = super::describe(&error), "a former module stays until the next start");
-        }
-        Ok(())
+        Ok(settle(&self.functions, self.former.as_deref()))
     }
+}
+
+/// Whether a change of the store, which is done, outlives a power cut.
+#[derive(Debug)]
+#[must_use = "the operator is to be told when it does not"]
+pub(super) enum Lasting {
+    Yes,
+    /// The folder could not be synced.
+    Unknown(StoreError),
+}
+
+/// After a change of the names: has it last, and removes the module that is not needed any more.
+fn settle(functions: &Path, needless: Option<&Path>) -> Lasting {
+    if let Err(error) = sync_directory(functions) {
+        return Lasting::Unknown(error); // a power cut may bring back the manifest that names the module: it stays
+    }
+    if let Some(Err(error)) = needless.map(remove_file) {
+        tracing::warn!(error = super::describe(&error), "a former module stays until the next start");
+    }
+    Lasting::Yes
 }
 
 impl Drop for Prepared {
@@ -243,7 +286,12 @@ impl Drop for Prepared {
 /// Makes `path` (and what lies above it) with mode 700 if it is not there.
 /// Errors: it cannot be made, or someone else owns it or may write to it: then its files could be swapped under us.
 pub fn private_directory(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("make the directory", path))?;
+    make_folder(path).map_err(io_error("make the directory", path))?;
+    check_private(path)
+}
+
+/// Errors: someone else owns it or may write to it.
+pub(super) fn check_private(path: &Path) -> Result<(), StoreError> {
     let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
@@ -257,18 +305,39 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     let mut file = open.map_err(io_error("open", path))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let known = file.read_to_string(&mut pid).is_ok() && pid.trim().parse::<u32>().is_ok();
-            let owner = if known { format!(" (process {})", pid.trim()) } else { String::new() };
-            return Err(StoreError::Locked { path: path.parent().unwrap_or(path).to_owned(), owner });
-        }
+        Err(TryLockError::WouldBlock) => return Err(locked(path, &mut file)),
         Err(TryLockError::Error(source)) => return Err(StoreError::Io { operation: "lock", path: path.to_owned(), source }),
     }
     // Only for the text of that error: whose lock it is decides the kernel.
     let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     write.map_err(io_error("write", path))?;
     Ok(file)
+}
+
+fn locked(path: &Path, file: &mut File) -> StoreError {
+    let mut pid = String::new();
+    let known = file.read_to_string(&mut pid).is_ok() && pid.trim().parse::<u32>().is_ok();
+    let owner = if known { format!(" (process {})", pid.trim()) } else { String::new() };
+    StoreError::Locked { path: path.parent().unwrap_or(path).to_owned(), owner }
+}
+
+/// What `Store::open` would refuse of a directory that is there, but for a disk that fails. Changes nothing.
+pub(super) fn examine_directory(state_dir: &Path) -> Result<(), StoreError> {
+    for folder in [state_dir, &state_dir.join("functions")] {
+        if folder.exists() {
+            check_private(folder)?;
+        }
+    }
+    let path = state_dir.join("lock");
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(io_error("open", &path))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(locked(&path, &mut file)),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+    }
 }
 
 fn parse_wasm_name(file: &str) -> Option<(&str, u64)> {
@@ -287,7 +356,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("sync", path))
+    sync_folder(path).map_err(io_error("sync", path))
 }
 
 fn remove_file(path: &Path) -> Result<(), StoreError> {

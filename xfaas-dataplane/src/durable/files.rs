@@ -5,9 +5,10 @@ use super::format::{BatchKind, Head, PAGE_BYTES, Place, SegmentKind, seal};
 use super::log::SEGMENT_BYTES;
 use super::segment::SegmentReader;
 use crate::state::{BATCH_HEAD_BYTES, Region, SESSION_BUCKETS, record_session};
+use crate::sys::folders::make_folder;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes of records that a snapshot gathers before it writes them.
@@ -57,15 +58,16 @@ pub struct LogDirectory {
 }
 
 impl LogDirectory {
-    /// Makes it if it is not there. Errors: as the system gives them.
+    /// Makes it if it is not there; then its name is on the disk. Errors: as the system gives them.
     pub fn open(path: &Path) -> Result<LogDirectory, LogError> {
         let failed = |source| LogError { operation: "open", path: path.to_owned(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        make_folder(path).map_err(failed)?;
         Ok(LogDirectory { path: path.to_owned(), directory: File::open(path).map_err(failed)? })
     }
 
     pub fn try_clone(&self) -> Result<LogDirectory, LogError> {
-        LogDirectory::open(&self.path)
+        let failed = |source| LogError { operation: "open", path: self.path.clone(), source };
+        Ok(LogDirectory { path: self.path.clone(), directory: self.directory.try_clone().map_err(failed)? })
     }
 
     fn segment_path(&self, shard: u16, number: u64) -> PathBuf {
@@ -162,24 +164,24 @@ impl LogDirectory {
             file.sync_all()?;
             Ok(file)
         });
-        let file = match made {
-            Ok(file) => file,
-            Err(source) => {
+        match made.map_err(failed).and_then(|file| self.rename(&draft, &path).map(|()| file)) {
+            Ok(file) => Ok((file, head.len() as u64)),
+            Err(error) => {
                 self.remove(&draft)?; // a full disk is the fuller for it
-                return Err(failed(source));
+                Err(error)
             }
-        };
-        self.rename(&draft, &path)?;
-        Ok((file, head.len() as u64))
+        }
     }
 
     pub(super) fn begin_snapshot(&self, place: Place, head: &Head) -> Result<SnapshotFile, LogError> {
         debug_assert!(head.kind == SegmentKind::Snapshot);
         let path = self.segment_path(place.shard, place.segment);
         let draft = path.with_added_extension("new");
-        let made = private(&draft).and_then(|mut file| file.write_all(&head.encode(&place)).map(|()| file));
-        let file = made.map_err(|source| LogError { operation: "make", path: draft.clone(), source })?;
-        Ok(SnapshotFile { file, draft, path, place })
+        let failed = |source| LogError { operation: "make", path: draft.clone(), source };
+        let file = private(&draft).map_err(failed)?;
+        let mut snapshot = SnapshotFile { file, draft: draft.clone(), path, place };
+        snapshot.file.write_all(&head.encode(&place)).map_err(failed)?;
+        Ok(snapshot)
     }
 }
 
@@ -187,7 +189,7 @@ fn private(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// A snapshot that is being written. It has no name in the log before `finish`.
+/// A snapshot that is being written. It has no name in the log before `finish`, and is removed when it is dropped without.
 pub(super) struct SnapshotFile {
     file: File,
     draft: PathBuf,
@@ -226,5 +228,45 @@ impl SnapshotFile {
             BATCH_HEAD_BYTES => Ok(()),
             _ => self.append(batch, BatchKind::Records),
         }
+    }
+}
+
+impl Drop for SnapshotFile {
+    fn drop(&mut self) {
+        // A full disk is the fuller for it. After `finish` nothing has this name; what cannot be removed now is removed at the next start.
+        std::fs::remove_file(&self.draft).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drafts(folder: &Path) -> Vec<PathBuf> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "new")).collect()
+    }
+
+    #[test]
+    fn what_could_not_be_made_leaves_no_draft_on_a_disk_that_may_be_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = LogDirectory::open(&folder.path().join("state/log")).unwrap();
+        let folder = folder.path().join("state/log");
+        let head = |kind| Head { shards: 1, kind, goes_on_at: 0, apps: Vec::new() };
+        let place = |segment| Place { shard: 0, epoch: 1, segment, sequence: 0 };
+        let mut given_up = directory.begin_snapshot(place(1), &head(SegmentKind::Snapshot)).unwrap();
+        given_up.append(vec![0; BATCH_HEAD_BYTES], BatchKind::Records).unwrap();
+        assert_eq!(drafts(&folder).len(), 1);
+        drop(given_up);
+        assert_eq!(drafts(&folder).len(), 0);
+        for segment in [2, 3] {
+            std::fs::create_dir(folder.join(format!("0-{segment}.log"))).unwrap(); // in the way of the name
+        }
+        let nameless = directory.begin_snapshot(place(2), &head(SegmentKind::Snapshot)).unwrap();
+        assert_eq!(nameless.finish(&directory).unwrap_err().operation, "name");
+        assert_eq!(directory.create_segment(&place(3), &head(SegmentKind::Writes)).unwrap_err().operation, "name");
+        assert_eq!(drafts(&folder).len(), 0);
+        directory.begin_snapshot(place(4), &head(SegmentKind::Snapshot)).unwrap().finish(&directory).unwrap();
+        assert!(folder.join("0-4.log").is_file());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::JoinHandle;
 
-/// Parts of a snapshot that wait to be written; a shard that finds no room goes on later.
+/// Places in the queue for parts of a snapshot, which may take those of other orders too; a shard that finds no room goes on later.
 const CHUNKS_WAITING_MAX: usize = 4;
 
 enum Command {

@@ -46,6 +46,15 @@ struct Batch {
     buffer: Vec<u8>,
 }
 
+/// The write under way.
+#[derive(Clone, Copy)]
+struct Writing {
+    /// Of its batch.
+    sequence: u64,
+    /// Of the batch's last record.
+    position: u64,
+}
+
 /// The log of one shard. `F`: what names an open file.
 pub struct Log<F> {
     shard: u16,
@@ -60,8 +69,7 @@ pub struct Log<F> {
     number_min: u64,
     /// Of the next batch.
     sequence: u64,
-    /// Sequence, position and end in its segment of the write under way.
-    writing: Option<(u64, u64)>,
+    writing: Option<Writing>,
     /// Waits for a segment: there was no room, or its write failed.
     unwritten: Option<Batch>,
     synced: u64,
@@ -210,13 +218,13 @@ impl<F: Clone> Log<F> {
         let offset = active.offset;
         active.offset += buffer.len() as u64;
         self.bytes_since_snapshot += buffer.len() as u64;
-        self.writing = Some((sequence, position));
+        self.writing = Some(Writing { sequence, position });
         Some(Write { file: active.file.clone(), offset, buffer })
     }
 
     /// The write under way is over. `done`: every byte is on the disk.
     pub fn on_written(&mut self, buffer: Vec<u8>, done: bool, now_ns: u64) {
-        let (sequence, position) = self.writing.take().expect("one write is under way when one ends");
+        let Writing { sequence, position } = self.writing.take().expect("one write is under way when one ends");
         if done {
             self.synced = position;
             self.spare = buffer;

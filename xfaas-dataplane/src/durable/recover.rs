@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use xfaas_common::ids::SessionId;
 
+/// The name of the file that says which segments count, as `files` writes it.
+const CURRENT: &str = "current";
 /// Of the first batch of a log.
 pub const FIRST_SEQUENCE: u64 = 1;
 
@@ -52,7 +54,18 @@ pub struct Recovered {
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     #[error(transparent)]
-    Log(#[from] LogError),
+    Log(LogError),
+    #[error(
+        "{} tells which writes of the log count: restore it as it was, or move {} away to start without what only the log holds",
+        path.display(),
+        folder.display()
+    )]
+    Current {
+        path: PathBuf,
+        folder: PathBuf,
+        #[source]
+        source: Box<LogError>,
+    },
     #[error("the log has writes of app {app:?}, whose region cannot be used")]
     Region {
         app: String,
@@ -71,6 +84,18 @@ pub enum RecoverError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<LogError> for RecoverError {
+    /// Without `current` nobody knows which segments count: whoever meets that must hear what to do.
+    fn from(source: LogError) -> RecoverError {
+        if source.operation != "read" || source.path.file_name().is_none_or(|name| name != CURRENT) {
+            return RecoverError::Log(source);
+        }
+        let path = source.path.clone();
+        let folder = path.parent().unwrap_or(&path).to_owned();
+        RecoverError::Current { path, folder, source: Box::new(source) }
+    }
 }
 
 /// An app's region on a shard of this node.
@@ -135,6 +160,11 @@ pub fn recover(options: &RecoverOptions<'_>) -> Result<Recovered, RecoverError> 
     directory.remove_drafts()?;
     let current = directory.current()?;
     let segments = directory.segments()?;
+    if current.is_none() && !segments.is_empty() {
+        // A new log has its first segment after `current`, so this is no start that was cut short: all of them would count as left-overs.
+        let source = std::io::Error::new(std::io::ErrorKind::NotFound, "it is not there, but segments of a log are");
+        return Err(LogError { operation: "read", path: options.directory.join(CURRENT), source }.into());
+    }
     let next_number = segments.last().map_or(1, |last| last.number + 1);
     let epoch = current.map_or(0, |current| current.epoch);
     let report = Recovered { epoch: epoch + 1, next_number, ..Recovered::default() };

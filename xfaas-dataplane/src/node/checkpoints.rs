@@ -2,15 +2,16 @@
 
 use super::NodeError;
 use crate::config::Config;
-use crate::control::{CheckpointStatus, start_checkpoints};
+use crate::control::{CheckpointStatus, Deployer, start_checkpoints};
 use crate::session::{LocalPlacement, PinBoard, Placement};
 use crate::shard::{RunningShards, ShardCommand};
 use std::sync::Arc;
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
 
-/// How long a start waits for the store to be listed; requests of sessions that may sleep are refused until it is.
-const LIST_WAIT: Duration = Duration::from_secs(10);
+/// How long a start waits for the store to be listed; requests of sessions that may sleep are refused until it is. Those of sessions that are in
+/// memory should not wait much longer for a store that is gone.
+const LIST_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) fn start(
     config: &Config,
@@ -31,8 +32,10 @@ pub(super) fn start(
     Ok(status)
 }
 
-pub(super) fn wait(status: &CheckpointStatus) {
-    if !status.wait_listed(LIST_WAIT) {
+/// Waits for the list, if a function that runs needs it.
+pub(super) fn wait(status: &CheckpointStatus, deployer: &Deployer) {
+    let may_sleep = deployer.functions().iter().any(|function| !deployer.shows_at_once(&function.manifest.app));
+    if may_sleep && !status.wait_listed(LIST_WAIT) {
         tracing::error!("the store of checkpoints is not listed yet: sessions that are not in memory get 503 until it is");
     }
 }

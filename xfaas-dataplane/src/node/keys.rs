@@ -2,6 +2,7 @@
 //! lies in the region of the shard that owned the slot.
 
 use crate::session::{TOKEN_SECRET_BYTES, TokenKey};
+use crate::sys::folders::sync_folder;
 use rand::{Rng, SeedableRng};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -77,7 +78,9 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&fresh, path)
+        std::fs::rename(&fresh, path)?;
+        // Else a power cut takes the name back, and with other keys all sessions would be elsewhere.
+        path.parent().map_or(Ok(()), sync_folder)
     };
     write().map_err(|source| KeysError::Io { operation: "write", path: path.to_owned(), source })
 }

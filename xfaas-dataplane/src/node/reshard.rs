@@ -3,11 +3,20 @@
 
 use crate::config::Config;
 use crate::session::{LocalPlacement, PIN_BOOK, PinBook, Placement};
-use crate::state::{ReshardError, ReshardOptions, reshard};
+use crate::state::{ReshardError, ReshardOptions, reshard, retag};
 use std::time::{Duration, Instant};
 
 /// How often a long move is mentioned.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Regions of earlier builds carry a number that depends on some of the hash keys only: from now on they carry one of all keys.
+pub(super) fn renew_fingerprints(config: &Config, placement: &LocalPlacement) -> Result<(), ReshardError> {
+    let renewed = retag(&config.shared_memory_dir, placement.former_fingerprint(), placement.fingerprint())?;
+    if renewed > 0 {
+        tracing::info!(regions = renewed, "regions carry the fingerprint of all hash keys now");
+    }
+    Ok(())
+}
 
 /// Errors: it cannot be done, and nothing was changed.
 pub(super) fn bring_home(config: &Config, placement: &LocalPlacement, pins: &PinBook) -> Result<(), ReshardError> {

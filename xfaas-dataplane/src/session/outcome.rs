@@ -1,4 +1,4 @@
-//! How an invocation ended. Made by the proxy, carried between shards, turned into an answer by `shard/reply.rs`.
+//! How an invocation ended. Made by the proxy, carried between shards, turned into an answer by `shard/tx.rs` and `shard/datagram.rs`.
 
 use crate::net::ErrorCode;
 use crate::worker::Call;

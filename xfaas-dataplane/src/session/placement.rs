@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use xfaas_common::hash::{HASH_KEYS, HashKeys, SessionHash, session_hash};
 use xfaas_common::ids::{CoreIndex, SessionId, SlotIndex};
-use xfaas_common::limits::{CORES_MAX, SLOTS};
+use xfaas_common::limits::{CORES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
 
 /// Knows the owner of every slot. Asked once a request: must neither block nor allocate.
 pub trait Placement: Send + Sync {
@@ -48,11 +48,21 @@ impl LocalPlacement {
     pub fn fingerprint(&self) -> u64 {
         fingerprint(&self.keys)
     }
+
+    /// What regions of earlier builds carry instead: it depends on five of the keys only.
+    pub fn former_fingerprint(&self) -> u64 {
+        hash_of(&self.keys, b"fingerprint")
+    }
 }
 
-/// A number that tells hash keys from others.
+/// A number that tells hash keys from others. Every key enters it: the name is as long as a session ID can be, so no word of it is zero,
+/// and each word is odd, so that no bit of a key is lost in the product.
 pub(super) fn fingerprint(keys: &HashKeys) -> u64 {
-    let name = SessionId::new(b"fingerprint").expect("visible ASCII");
+    hash_of(keys, &[b'k'; SESSION_ID_BYTES_MAX - 1])
+}
+
+fn hash_of(keys: &HashKeys, name: &[u8]) -> u64 {
+    let name = SessionId::new(name).expect("visible ASCII, and not too long");
     session_hash(keys, name.padded(), name.length()).0
 }
 
@@ -78,6 +88,16 @@ mod tests {
             owned[placement.owner(SlotIndex(slot as u16)).index()] += 1;
         }
         assert!(owned.iter().all(|count| count.abs_diff(SLOTS / 3) <= 1), "{owned:?}");
+    }
+
+    #[test]
+    fn every_bit_of_every_key_enters_the_fingerprint() {
+        let keys = *LocalPlacement::new(1).keys();
+        for bit in 0..64 * HASH_KEYS {
+            let mut other = keys;
+            other.keys[bit / 64] ^= 1 << (bit % 64);
+            assert_ne!(fingerprint(&other), fingerprint(&keys), "bit {bit}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ const RESERVE_PAGES_MAX: u32 = 32;
 
 /// Pages evacuated at once; the rest of them waits for the next round.
 const EVACUATED_PAGES_MAX: usize = 1_024;
-/// A region is wasteful when this part of its pages' bytes lies in free blocks: 1 / 16.
+/// A region is wasteful when this part of its pages' bytes lies in free blocks: 1 / 32.
 const WASTE_PART: u64 = 32;
 /// Moving blocks must promise this part of the pages taken, or it is not begun: 1 / 64.
 const GAIN_PART: u32 = 64;

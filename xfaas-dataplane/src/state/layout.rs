@@ -30,6 +30,8 @@ const WORD_SECRET: usize = 4;
 const WORD_APP_BYTES: usize = 6;
 const WORD_APP: usize = 7;
 const WORD_CHECKSUM: usize = WORD_APP + NAME_BYTES_MAX / WORD_BYTES;
+/// The constant words with their checksum.
+pub(super) const CONSTANT_BYTES: usize = (WORD_CHECKSUM + 1) * WORD_BYTES;
 
 /// Pages the file has room for.
 pub(super) const WORD_PAGES: usize = 64;
@@ -177,7 +179,27 @@ pub(super) fn write_header(words: Words<'_>, options: &RegionOptions<'_>, pages:
 fn checksum(words: Words<'_>) -> u64 {
     let mut bytes = [0; WORD_CHECKSUM * WORD_BYTES];
     words.copy_out(HEADER, &mut bytes).expect("the caller checked that the header is there");
-    Secret([0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7345]).hash(&bytes) // digits of pi: any constants do
+    checksum_of(&bytes)
+}
+
+fn checksum_of(constants: &[u8]) -> u64 {
+    Secret([0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7345]).hash(constants) // digits of pi: any constants do
+}
+
+/// Puts `to` in the place of the hash tag `from`. Output: false, and nothing is changed, where these are not the constant words of a region
+/// of this layout with that tag.
+pub(super) fn retag_constants(constants: &mut [u8; CONSTANT_BYTES], from: u64, to: u64) -> bool {
+    let (words, _) = constants.as_chunks_mut::<WORD_BYTES>();
+    let is = |word: usize, value: u64| u64::from_le_bytes(words[word]) == value;
+    if !is(WORD_MAGIC, MAGIC) || !is(WORD_VERSION, LAYOUT_VERSION | (PAGE_BYTES as u64) << 32) || !is(WORD_HASH_TAG, from) {
+        return false;
+    }
+    if !is(WORD_CHECKSUM, checksum_of(words[..WORD_CHECKSUM].as_flattened())) {
+        return false;
+    }
+    words[WORD_HASH_TAG] = to.to_le_bytes();
+    words[WORD_CHECKSUM] = checksum_of(words[..WORD_CHECKSUM].as_flattened()).to_le_bytes();
+    true
 }
 
 /// What a valid header says.

@@ -193,11 +193,13 @@ fn reference(words: Words<'_>, record: Offset) -> Result<NamespaceRef, OutOfRang
     if incarnation == 0 { Err(OutOfRange) } else { Ok(NamespaceRef { record, incarnation }) }
 }
 
-/// True when `at` lies in a page of namespace records, so that its first word is an incarnation and not a guest's bytes.
+/// True when a block of a page of namespace records begins at `at`, so that its first word is an incarnation and not a guest's bytes, nor
+/// the middle of a record of another size: a reference may be older than what the page is used for.
 fn is_record(words: Words<'_>, at: Offset) -> Result<bool, OutOfRange> {
     let Some(page) = layout::page_of(at) else { return Ok(false) };
     let entry = PageEntry::from_word(words.get_acquire(layout::page_entry_offset(page), 0)?);
-    Ok(matches!(entry, Ok(Some(entry)) if entry.kind == Kind::Namespace))
+    let begins_block = |entry: PageEntry| entry.class.block_at((at.0 - layout::page_start(page).0) as u32).1 == 0;
+    Ok(matches!(entry, Ok(Some(entry)) if entry.kind == Kind::Namespace && begins_block(entry)))
 }
 
 /// What a walk found, all of one moment.
@@ -290,4 +292,27 @@ fn try_snapshot(
         && namespace::incarnation(words, ns.record)? == ns.incarnation
         && first.pages_are_valid(words);
     Ok(if is_same { Try::Done(Ok(())) } else { Try::Again(copied) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::region_tests::{Scratch, open};
+    use super::*;
+
+    #[test]
+    fn a_reference_into_the_middle_of_a_record_is_gone_whatever_lies_there() {
+        let scratch = Scratch::new();
+        let mut region = open(&scratch, 4).unwrap();
+        let session = SessionId::new(&[b'x'; 64]).unwrap();
+        let namespace = region.find_or_create(&session, 7).unwrap();
+        region.write(namespace, b"key", b"value", 100).unwrap();
+        let (reader, mut buf) = (region.reader(), [0; 8]);
+        assert_eq!(reader.read(namespace, b"key", &mut buf).unwrap(), Some(5));
+        for at in (8..namespace::record_bytes(64) as u64).step_by(8) {
+            let record = namespace.record.plus(at);
+            let incarnation = reader.words().get(record, 0).unwrap();
+            let read = reader.read(NamespaceRef { record, incarnation }, b"key", &mut buf);
+            assert!(matches!(read, Err(ReadRefused::Gone)), "at {at}: {read:?}");
+        }
+    }
 }

@@ -156,15 +156,17 @@ impl Region {
 
     /// The namespace of a session, made empty if it has none. Errors: `RegionFull`.
     pub fn find_or_create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
-        if let Some(found) = self.find(session, table_hash) {
-            return Ok(found);
-        }
-        let created = self.create(session, table_hash);
+        self.find(session, table_hash).map_or_else(|| self.create(session, table_hash), Ok)
+    }
+
+    /// The namespace of a session that has none, empty. Errors: `RegionFull`.
+    pub(super) fn create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
+        let created = self.try_create(session, table_hash);
         self.note_refusal(created.as_ref().err());
         created
     }
 
-    fn create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
+    fn try_create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
         release_fence();
         let Region { space, alloc, secret, .. } = self;
         let bytes = namespace::record_bytes(usize::from(session.length()));

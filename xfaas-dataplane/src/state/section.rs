@@ -95,7 +95,42 @@ fn write_or_begin(
             written => return written,
         }
     }
-    let namespace = region.find_or_create(key.session, key.table_hash)?;
-    *known = Some(namespace);
-    region.write(namespace, state_key, value, session_bytes_max)
+    *known = region.find(key.session, key.table_hash);
+    let is_new = known.is_none();
+    let namespace = known.map_or_else(|| region.create(key.session, key.table_hash), Ok)?;
+    let written = region.write(namespace, state_key, value, session_bytes_max);
+    if is_new && written.is_err() {
+        region.remove(namespace); // or requests that are refused would fill the region with sessions that hold nothing
+    } else {
+        *known = Some(namespace);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::region_tests::Scratch;
+    use super::*;
+
+    #[test]
+    fn a_refused_first_write_leaves_no_session_behind() {
+        let scratch = Scratch::new();
+        let mut state = ShardState::new(scratch.path().join("state"), 0, 4 << 20);
+        state.open_app(0, "a").unwrap();
+        let session = |number: u32| SessionId::new(format!("s{number}").as_bytes()).unwrap();
+        for number in 0..1_000 {
+            let (session, mut known) = (session(number), None);
+            let key = SessionKey { app: 0, session: &session, table_hash: number };
+            let refused = state.store(&key, &mut known, b"key", &[0; 100], 50).unwrap_err();
+            assert!(matches!(refused, StateError::SessionFull { .. }) && known.is_none(), "{refused}");
+        }
+        assert_eq!(state.stats().total.sessions, 0);
+        let (session, mut known) = (session(0), None);
+        let key = SessionKey { app: 0, session: &session, table_hash: 0 };
+        state.store(&key, &mut known, b"key", b"value", 50).unwrap();
+        let namespace = known;
+        state.store(&key, &mut known, b"key", &[0; 100], 50).unwrap_err();
+        state.store(&key, &mut None, b"other", &[0; 100], 50).unwrap_err();
+        assert_eq!((state.stats().total.sessions, known), (1, namespace), "one that was there before stays");
+    }
 }

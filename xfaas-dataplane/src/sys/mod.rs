@@ -1,8 +1,9 @@
-//! The door to the machine: io_uring, shared memory, CPU pinning and scheduling, clocks, sockets. The only folder besides `state/cell.rs` with `unsafe`.
+//! The door to the machine: io_uring, shared memory, CPU pinning and scheduling, clocks, sockets. The only folder with `unsafe`.
 
 pub mod affinity;
 mod buffers;
 pub mod clock;
+pub mod folders;
 mod in_flight;
 pub mod memory;
 pub mod open_files;

@@ -4,11 +4,12 @@
 use super::abi::{self, DeadlinePassed, NeedsOwner};
 use super::engine::WorkerSlot;
 use super::lend::{self, Lent};
-use super::memory_budget::{BudgetSpent, GuestMemory};
+use super::memory_budget::{BudgetSpent, GuestMemory, MemoryBudget};
 use super::program::Program;
 use super::trap::TrapKind;
 use crate::sys::{LINE_BYTES, prefetch_span};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use wasmtime::{Memory, PoolConcurrencyLimitError, Store};
 use xfaas_common::guest_abi::OVER_LIMIT;
@@ -103,6 +104,8 @@ pub struct Worker {
     phase: Phase,
     trail: Trail,
     places: Places,
+    /// What the guest's memory is of; so are the writes that its calls keep.
+    budget: Arc<MemoryBudget>,
     _slot: WorkerSlot,
 }
 
@@ -115,6 +118,7 @@ impl Worker {
     }
 
     pub(super) fn fork_into(program: &Program, slot: WorkerSlot, limits: GuestMemory) -> Result<Worker, ForkError> {
+        let budget = Arc::clone(limits.budget());
         let data = WorkerData { memory: None, limits, _rest: 0 };
         let mut store = Store::new(program.engine.wasmtime(), data);
         store.limiter(|data| &mut data.limits);
@@ -137,7 +141,7 @@ impl Worker {
                 Err(error) => error,
             }
         });
-        Ok(Worker { guest, phase: Phase::Idle, trail: Trail::default(), places, _slot: slot })
+        Ok(Worker { guest, phase: Phase::Idle, trail: Trail::default(), places, budget, _slot: slot })
     }
 
     /// Begins to bring what a poll will touch into the caches: the store, the instance, and what the fiber is resumed with. To be called as early as it is
@@ -180,6 +184,9 @@ impl Worker {
     pub fn poll(&mut self, mut lent: Lent) -> (Lent, Progress) {
         assert_eq!(self.phase, Phase::InCall, "only a started and living worker is polled");
         lent.call.trail = self.trail;
+        if lent.call.atomic {
+            lent.call.overlay.set_budget(&self.budget);
+        }
         lend::put(lent);
         let polled = self.guest.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let (mut lent, reason) = lend::take();

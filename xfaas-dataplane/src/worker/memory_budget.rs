@@ -1,4 +1,4 @@
-//! What the memories of all guests of a process may take together. A guest's own limit says nothing about how many sessions it has.
+//! What the memories of all guests of a process, and what is kept for them outside, may take together. A guest's own limit says nothing about how many sessions it has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use wasmtime::ResourceLimiter;
 /// Instances of one store: a worker's one.
 const INSTANCES_MAX: usize = 1;
 
-/// Bytes of guests' memories, by their size whether touched or not.
+/// Bytes of guests' memories, by their size whether touched or not, and of the writes that their invocations keep until they end.
 pub(super) struct MemoryBudget {
     bytes_max: u64,
     taken: AtomicU64,
@@ -46,6 +46,57 @@ impl MemoryBudget {
     }
 }
 
+/// Bytes of an invocation's writes that are not charged: such calls touch nothing that all shards share. Each has a guest's memory that is larger.
+const CHARGE_FREE_BYTES: usize = 16 << 10;
+/// What is charged at once beyond them.
+const CHARGE_STEP_BYTES: u64 = 64 << 10;
+
+/// What one invocation has of the budget for the writes that it keeps until its end. Goes back when this is dropped.
+#[derive(Default)]
+pub(super) struct Charge {
+    /// `None` in tests of what needs none: then nothing is charged.
+    budget: Option<Arc<MemoryBudget>>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Done once for each place of writes: they belong to one process, which has one budget.
+    #[inline(always)]
+    pub(super) fn set_budget(&mut self, budget: &Arc<MemoryBudget>) {
+        if self.budget.is_none() {
+            self.budget = Some(Arc::clone(budget));
+        }
+    }
+
+    /// Charges what `bytes` in all take. False: the budget is spent, and nothing has changed.
+    pub(super) fn cover(&mut self, bytes: usize) -> bool {
+        let wanted = (bytes.saturating_sub(CHARGE_FREE_BYTES) as u64).next_multiple_of(CHARGE_STEP_BYTES);
+        let (Some(budget), Some(more)) = (&self.budget, wanted.checked_sub(self.bytes).filter(|more| *more > 0)) else { return true };
+        let is_taken = budget.take(more);
+        self.bytes += if is_taken { more } else { 0 };
+        is_taken
+    }
+
+    pub(super) fn give_back(&mut self) {
+        if let Some(budget) = &self.budget
+            && self.bytes > 0
+        {
+            budget.give_back(std::mem::take(&mut self.bytes));
+        }
+    }
+
+    /// What is charged, for somebody else to give back.
+    pub(super) fn take(&mut self) -> Charge {
+        Charge { budget: self.budget.clone(), bytes: std::mem::take(&mut self.bytes) }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
 /// A new worker's memory does not fit into the budget.
 #[derive(Debug, thiserror::Error)]
 #[error("the memories of all guests together are at their limit, guest_memory_mib")]
@@ -63,6 +114,10 @@ pub(super) struct GuestMemory {
 impl GuestMemory {
     pub(super) fn new(budget: Arc<MemoryBudget>, bytes_max: usize) -> GuestMemory {
         GuestMemory { budget, bytes_max, bytes: 0, is_running: false }
+    }
+
+    pub(super) fn budget(&self) -> &Arc<MemoryBudget> {
+        &self.budget
     }
 
     /// It is instantiated: from now on the guest itself asks for more, and is told that there is none as by any `memory.grow`.
@@ -133,6 +188,25 @@ mod tests {
         assert!(other.memory_growing(35, 30, None).unwrap());
         assert_eq!((budget.taken(), budget.has_room(5), budget.has_room(6)), (95, true, false));
         drop((one, other));
+        assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn what_is_charged_goes_back_once_wherever_it_went() {
+        let budget = Arc::new(MemoryBudget::new(200 << 10));
+        let mut charge = Charge::default();
+        assert!(charge.cover(1 << 30), "nothing is charged without a budget");
+        charge.set_budget(&budget);
+        assert!(charge.cover(CHARGE_FREE_BYTES));
+        assert_eq!(budget.taken(), 0);
+        assert!(charge.cover(CHARGE_FREE_BYTES + 1) && charge.cover(CHARGE_FREE_BYTES + (64 << 10)) && charge.cover(1));
+        assert_eq!(budget.taken(), 64 << 10);
+        assert!(charge.cover(150 << 10) && !charge.cover(250 << 10));
+        assert_eq!(budget.taken(), 192 << 10);
+        let moved = charge.take();
+        charge.give_back();
+        assert_eq!(budget.taken(), 192 << 10);
+        drop((moved, charge));
         assert_eq!(budget.taken(), 0);
     }
 }

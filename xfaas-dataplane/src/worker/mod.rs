@@ -41,7 +41,7 @@ pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::hook_module::attach_hook;
 pub use self::lend::Lent;
 pub use self::manifest::{Durability, FunctionManifest};
-pub use self::program::{Function, LoadError, Program};
+pub use self::program::{Function, LoadError, MODULE_BYTES_MAX, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
 pub use self::stages::{CoreWork, STAMPED, Stages};
 pub use self::trap::TrapKind;

@@ -1,5 +1,6 @@
 //! Loading a program: checks that say exactly why a deploy is refused, `init`, rewriting, compiling. Runs on the control thread.
 
+use super::abi::HOST_FUNCTIONS;
 use super::app_rules::Hint;
 use super::engine::Engine;
 use super::fiber::{ForkError, Worker, WorkerData};
@@ -16,7 +17,7 @@ use xfaas_common::ids::FunctionHash;
 use xfaas_common::limits::HOOK_MEMORY_MIB;
 
 /// Bytes of a module, as deployed and after `init`.
-const MODULE_BYTES_MAX: usize = 64 << 20;
+pub const MODULE_BYTES_MAX: usize = 64 << 20;
 
 /// Why a deploy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ pub enum LoadError {
     Memory64,
     #[error("the module's memory starts with {declared_bytes} bytes: memory_mib allows {limit_bytes}")]
     MemoryTooLarge { declared_bytes: u64, limit_bytes: u64 },
-    #[error("the import {name} is unknown: xfaas offers read_input, set_output, read_state, write_state and snapshot_read")]
+    #[error("the import {name} is unknown: xfaas offers {}", HOST_FUNCTIONS.map(|function| function.name).join(", "))]
     UnknownImport { name: String },
     #[error("the import {name} is {found}: it must be a function {expected}")]
     ImportType { name: String, expected: String, found: String },

@@ -5,6 +5,7 @@
 use super::call::StateAt;
 use super::host_calls::{PARK, copy};
 use super::lend::Lent;
+use super::memory_budget::Charge;
 use super::overlay::Overlay;
 use super::overlay::SessionSize;
 use crate::state::{KeyList, SnapshotSink, SnapshotWriter};
@@ -89,6 +90,8 @@ pub struct RemoteAccess {
     owes_end: bool,
     /// A call of the guest, or the commit, was answered with -5.
     is_unreachable: bool,
+    /// What a commit in `value` has of the budget of the guests' memories.
+    commit_charge: Charge,
     /// Weak reads that were answered from the mapped region.
     pub mapped_reads: u64,
 }
@@ -100,6 +103,7 @@ impl RemoteAccess {
         self.key.clear();
         self.value.clear();
         self.value.shrink_to(BUFFER_BYTES_KEPT_MAX);
+        self.commit_charge.give_back();
         self.held.clear();
         self.is_lost = false;
         self.owes_end = false;
@@ -361,16 +365,13 @@ fn write_later(lent: &mut Lent, key: &[u8], value: &[u8], mode: i32) -> i32 {
         None if mode == MODE_STRONG && !call.remote.held.contains(key) => return call.remote.ask(RemoteOperation::ReadStrong, 0, key, &[]),
         None => {}
     }
+    // The commit must fit into a frame.
+    let heads = COMMIT_HEAD_BYTES + COMMIT_WRITE_HEAD_BYTES * (call.overlay.len() + 1);
+    if call.state_at == StateAt::Primary && heads + call.overlay.content_bytes_after(key, value) > COMMIT_BYTES_MAX {
+        return OVER_LIMIT;
+    }
     // What the session holds already is known to the primary only, which holds the whole commit against its limits.
-    let bytes_max = match call.state_at {
-        StateAt::Primary => {
-            // Here it must fit into a frame.
-            let heads = COMMIT_HEAD_BYTES + COMMIT_WRITE_HEAD_BYTES * (call.overlay.len() + 1);
-            COMMIT_BYTES_MAX.saturating_sub(heads).min(call.session_bytes_max)
-        }
-        _ => call.session_bytes_max,
-    };
-    let session = SessionSize { bytes: 0, keys: 0, bytes_max, value_bytes: None };
+    let session = SessionSize { bytes: 0, keys: 0, bytes_max: call.session_bytes_max, value_bytes: None };
     if call.overlay.set(key, value, &session).is_ok() { OK } else { OVER_LIMIT }
 }
 
@@ -390,6 +391,7 @@ impl Lent {
             CommitWrites::encode_write(key, value, &mut remote.value);
         }
         remote.stage = Stage::Asked;
+        remote.commit_charge = call.overlay.take_charge();
         true
     }
 }

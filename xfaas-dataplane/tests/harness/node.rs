@@ -87,6 +87,7 @@ pub struct NodeBuilder {
     shards: String,
     cpus: usize,
     flags: Vec<String>,
+    ignores_hangup: bool,
 }
 
 impl NodeBuilder {
@@ -134,6 +135,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Starts it as `nohup` does.
+    pub fn ignoring_hangup(mut self) -> NodeBuilder {
+        self.ignores_hangup = true;
+        self
+    }
+
     pub fn start(self) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let shared_memory = TempDir::with_prefix_in("xfaas-test-", "/dev/shm").unwrap();
@@ -160,7 +167,8 @@ impl NodeBuilder {
             write!(text, "[[function]]\nname = \"{}\"\nwasm = \"{}\"\n{}", function.name, path.display(), function.keys).unwrap();
         }
         std::fs::write(directory.path().join("xfaas.toml"), text).unwrap();
-        let mut node = Node { directory, shared_memory, http, admin, rpc, flags: self.flags, process: None };
+        let mut node =
+            Node { directory, shared_memory, http, admin, rpc, flags: self.flags, ignores_hangup: self.ignores_hangup, process: None };
         node.start();
         node
     }
@@ -203,6 +211,7 @@ pub struct Node {
     pub admin: SocketAddr,
     pub rpc: SocketAddr,
     flags: Vec<String>,
+    ignores_hangup: bool,
     process: Option<Child>,
 }
 
@@ -215,6 +224,7 @@ impl Node {
             shards: String::new(),
             cpus: 2,
             flags: Vec::new(),
+            ignores_hangup: false,
         }
     }
 
@@ -241,7 +251,8 @@ impl Node {
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "one process a node");
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(if self.ignores_hangup { "nohup" } else { BINARY });
+        command.args(self.ignores_hangup.then_some(BINARY));
         command.args(["run", "--steering", "off", "--config"]).arg(self.config()).args(&self.flags);
         self.process = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }

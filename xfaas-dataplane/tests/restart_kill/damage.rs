@@ -9,6 +9,9 @@ use rustix::fs::SeekFrom;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use xfaas_common::hash::{HASH_KEYS, HashKeys};
+use xfaas_dataplane::session::LocalPlacement;
+use xfaas_dataplane::state::retag;
 
 const SESSIONS: usize = 24;
 
@@ -216,4 +219,38 @@ fn flipped_bits_anywhere_never_keep_the_node_from_starting_and_serving() {
     println!("{refusals} of {} damaged files were refused", 20 * 6);
     assert_eq!(kept as f64, refusals, "each refused file is kept");
     assert!(refusals > 0.0, "some damage is bound to be noticed");
+}
+
+/// The hash keys in the state directory.
+fn hash_keys(node: &Node) -> PathBuf {
+    node.directory.path().join("state/hash-keys")
+}
+
+#[test]
+fn one_bit_of_one_hash_key_is_another_set_of_keys() {
+    let mut node = node();
+    let mut book = Book::open(&node);
+    node.stop();
+    let path = hash_keys(&node);
+    let kept = std::fs::read(&path).unwrap();
+    patch(&path, 140, &[kept[140] ^ 1]);
+    node.start();
+    assert!(refused(&node) >= 2.0 && node.log().contains("hash keys"), "{}", node.log());
+    (0..2).for_each(|shard| book.forget(shard));
+    book.count(&node);
+}
+
+#[test]
+fn regions_with_the_fingerprint_of_earlier_builds_are_found() {
+    let mut node = node();
+    let mut book = Book::open(&node);
+    node.stop();
+    let bytes = std::fs::read(hash_keys(&node)).unwrap();
+    let keys = std::array::from_fn::<u64, HASH_KEYS, _>(|key| u64::from_le_bytes(bytes.as_chunks().0[key]));
+    let placement = LocalPlacement::with_keys(2, HashKeys { keys });
+    let former = retag(node.shared_memory(), placement.fingerprint(), placement.former_fingerprint()).unwrap();
+    assert!(former >= 2, "{former}");
+    node.start();
+    book.count(&node);
+    assert!(refused(&node) == 0.0 && node.log().contains("fingerprint of all hash keys"), "{}", node.log());
 }

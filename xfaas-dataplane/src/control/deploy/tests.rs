@@ -154,3 +154,13 @@ fn a_stored_function_that_does_not_load_is_told_kept_and_replaceable() {
     assert_eq!(info.fault, None);
     assert_eq!(second.count_running(), 2);
 }
+
+#[test]
+fn a_change_that_may_not_last_is_told_beside_other_notes() {
+    let error = StoreError::Io { operation: "sync", path: "state/functions".into(), source: std::io::ErrorKind::StorageFull.into() };
+    let unknown = Lasting::Unknown(error);
+    let note = with_warning(Some("the other note".to_owned()), "echo", &unknown).unwrap();
+    assert!(["power cut", "state/functions", "the other note"].iter().all(|text| note.contains(text)), "{note}");
+    assert!(with_warning(None, "echo", &unknown).is_some());
+    assert_eq!(with_warning(None, "echo", &Lasting::Yes), None);
+}

@@ -13,7 +13,8 @@ fn files(directory: &Path) -> Vec<String> {
 
 fn deploy(store: &mut Store, name: &str, wasm: &[u8]) {
     let generation = store.next_generation();
-    store.prepare(&manifest(name, "app"), wasm, generation).unwrap().commit().unwrap();
+    let lasting = store.prepare(&manifest(name, "app"), wasm, generation).unwrap().commit().unwrap();
+    assert!(matches!(lasting, Lasting::Yes));
 }
 
 fn stored(store: &Store, name: &str) -> Stored {
@@ -82,9 +83,22 @@ fn a_removed_deployment_is_gone() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Store::open(directory.path()).unwrap();
     deploy(&mut store, "echo", b"one");
-    store.remove("echo").unwrap();
-    store.remove("never-there").unwrap();
+    for name in ["echo", "never-there"] {
+        assert!(matches!(store.remove(name).unwrap(), Lasting::Yes));
+    }
     assert_eq!(files(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_change_that_may_not_last_is_made_all_the_same_and_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path()).unwrap();
+    deploy(&mut store, "echo", b"one");
+    let mut prepared = store.prepare(&manifest("echo", "app"), b"second", 2).unwrap();
+    prepared.functions = directory.path().join("not-there"); // only what is synced
+    assert!(matches!(prepared.commit().unwrap(), Lasting::Unknown(StoreError::Io { operation: "sync", .. })));
+    assert_eq!(stored(&store, "echo").read_wasm().unwrap(), b"second");
+    assert_eq!(files(directory.path()), ["echo.toml", "echo@1.wasm", "echo@2.wasm"], "a power cut may bring the first one back");
 }
 
 #[test]
@@ -101,6 +115,31 @@ fn a_damaged_manifest_is_told_and_kept() {
     assert!(listed[0].1.as_ref().unwrap_err().contains("damaged"));
     assert!(stored(&store, "short").read_wasm().unwrap_err().contains("2 bytes instead of 5"));
     assert_eq!(files(directory.path()), ["echo.toml", "echo@1.wasm", "short.toml", "short@2.wasm"]);
+}
+
+#[test]
+fn a_manifest_cut_or_changed_anywhere_is_damaged_and_one_of_an_earlier_build_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path()).unwrap();
+    deploy(&mut store, "echo", b"one");
+    let path = directory.path().join("functions/echo.toml");
+    let whole = fs::read_to_string(&path).unwrap();
+    let listed = |text: &str| {
+        fs::write(&path, text).unwrap();
+        store.list().unwrap().remove(0).1
+    };
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    for kept in 0..lines.len() {
+        let error = listed(&lines[..kept].concat()).unwrap_err();
+        assert!(error.contains("damaged"), "{kept} lines: {error}");
+    }
+    assert!(listed(&lines[..lines.len() - 1].concat()).unwrap_err().contains("deploy the function again"));
+    assert!(listed(&whole.replace("read_only = false", "read_only = true")).unwrap_err().contains("checksum"));
+    assert!(listed(&whole.replace("format = 2", "format = 3")).unwrap_err().contains("later version"));
+    assert!(listed(&lines[1..].concat()).unwrap_err().contains("checksum"), "a format that was lost");
+    assert_eq!(listed(&whole).unwrap().manifest, manifest("echo", "app"));
+    let former = lines[1..lines.len() - 1].concat();
+    assert_eq!(listed(&former).unwrap().manifest, manifest("echo", "app"), "{former}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is refused at deploy and why, what `init` and start functions do, and what is kept on disk.
 
 use super::{Engine, EngineOptions, Guest, LoadError, Progress, Shard, engine, load, load_with, manifest};
+use crate::worker::abi::HOST_FUNCTIONS;
 use crate::worker::{Hint, TrapKind, attach_hook};
 
 const HANDLE: &str = r#"(func (export "handle") (result i32) (i32.const 0))"#;
@@ -81,7 +82,8 @@ fn the_memory_must_be_the_modules_own_single_plain_and_small() {
 
 #[test]
 fn an_unknown_or_wrong_import_is_named() {
-    assert!(refusal(r#"(import "xfaas" "teleport" (func))"#).contains("xfaas.teleport is unknown"));
+    let text = refusal(r#"(import "xfaas" "teleport" (func))"#);
+    assert!(text.contains("xfaas.teleport is unknown") && HOST_FUNCTIONS.iter().all(|function| text.contains(function.name)), "{text}");
     assert!(refusal(r#"(import "env" "read_state" (func (param i32 i32 i32 i32) (result i32)))"#).contains("env.read_state is unknown"));
     assert!(refusal(r#"(import "xfaas:host" "done" (func (param i32)))"#).contains("xfaas:host.done is unknown"));
     assert!(refusal(r#"(import "wasi_snapshot_preview1" "fd_write" (func))"#).contains("wasi_snapshot_preview1.fd_write"));

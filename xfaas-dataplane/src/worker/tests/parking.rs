@@ -5,7 +5,7 @@ use super::{Engine, EngineOptions, GATEKEEPER, Guest, Program, Progress, Shard, 
 use crate::state::Acquire;
 use crate::worker::ForkError;
 use std::collections::VecDeque;
-use xfaas_common::guest_abi::{NOT_FOUND, OK};
+use xfaas_common::guest_abi::{NOT_FOUND, OK, OVER_LIMIT};
 
 /// Adds one to the number at key "n", strongly; if its body is not zero, it waits for the gate in between.
 const INCREMENT: &str = r#"(module
@@ -225,6 +225,25 @@ fn workers_whose_memories_do_not_fit_together_are_refused_and_the_next_fits_when
     engine.load(&super::manifest(), &wat::parse_str(script::WAT).unwrap()).expect("it is loaded beside the limit");
     drop(others);
     assert_eq!((engine.guest_memory_bytes(), engine.workers_live()), ((0, 1 << 20), 0));
+}
+
+#[test]
+fn what_atomic_calls_keep_is_of_the_memory_of_all_guests_and_goes_back_when_they_end() {
+    let engine = Engine::new(&EngineOptions { workers_live_max: 64, guest_memory_mib: 1, ..EngineOptions::default() }).unwrap();
+    let program = engine.load(&super::manifest(), &wat::parse_str(script::WAT).unwrap()).unwrap();
+    let (mut shard, mut guest) = (Shard::new(), Guest::fork(&program, 1));
+    guest.manifest.atomic = true;
+    let (idle, _) = engine.guest_memory_bytes();
+    for end in [0, 7, 0] {
+        // The guest itself has a quarter of the MiB: three of these fit beside it.
+        let mut script = Script::new();
+        let keys: Vec<i32> = (0..4).map(|number| script.key(&format!("key{number}"))).collect();
+        let script = keys.iter().fold(script, |script, key| script.write(*key, 0, 200 << 10, 0)).write(keys[3], 0, 9, 0);
+        assert_eq!(shard.invoke(&mut guest, &script.end(end)), Progress::Finished(end));
+        assert_eq!(Results::of(&mut guest).first(), [0, 0, 0, OVER_LIMIT, 0]);
+        assert_eq!(engine.guest_memory_bytes().0, idle);
+    }
+    assert_eq!(shard.value("alice", "key2").unwrap().len(), 200 << 10);
 }
 
 #[test]
