@@ -18,10 +18,12 @@ pub enum DropReason {
     BadSessionByte = 6,
     /// Header + session ID + payload is not the datagram's length.
     BadLength = 7,
+    /// Sent to a broadcast or multicast address: every core's socket gets a copy, so none may be answered.
+    NotUnicast = 8,
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 8] = [
+    pub const ALL: [DropReason; 9] = [
         DropReason::Truncated,
         DropReason::BadMagic,
         DropReason::BadVersion,
@@ -30,6 +32,7 @@ impl DropReason {
         DropReason::BadSessionLength,
         DropReason::BadSessionByte,
         DropReason::BadLength,
+        DropReason::NotUnicast,
     ];
 
     /// The `reason` label in `/metrics`.
@@ -43,6 +46,7 @@ impl DropReason {
             DropReason::BadSessionLength => "bad_session_length",
             DropReason::BadSessionByte => "bad_session_byte",
             DropReason::BadLength => "bad_length",
+            DropReason::NotUnicast => "not_unicast",
         }
     }
 }

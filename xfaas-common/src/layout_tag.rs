@@ -7,8 +7,8 @@ use crate::drop_reason::DropReason;
 use crate::hash::{HASH_KEYS, HashKeys, session_hash};
 use crate::limits::{CORES_MAX, SLOT_BITS};
 use crate::map_layout::{
-    CPUS_ENTRIES, FlowKey, HeaderPattern, INFLOW_ADMITTED, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, PINS_ENTRIES, PinKey,
-    SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
+    CPUS_ENTRIES, FlowKey, HeaderPattern, INFLOW_ADMITTED, INFLOW_KNOCK_AT_NS, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, PINS_ENTRIES,
+    PinKey, SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
 };
 use crate::wire::{HEADER_BYTES, KIND_INVOKE, SESSION_LEN_OFFSET, VERSION};
 
@@ -32,6 +32,7 @@ pub const LAYOUT_TAG: u64 = {
         STAMPS_ENTRIES as u64,
         INFLOW_WORDS as u64,
         INFLOW_ADMITTED as u64,
+        INFLOW_KNOCK_AT_NS as u64,
         INFLOW_TAKEN as u64,
         INFLOW_LIMIT as u64,
         offset_of!(SteerConfig, header) as u64,

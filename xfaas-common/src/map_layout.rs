@@ -140,7 +140,11 @@ const _: () = assert!(size_of::<SteerConfig>() == 24 + size_of::<HeaderPattern>(
 pub struct Inflow {
     /// Datagrams that XDP let in since it was loaded.
     pub admitted: u64,
-    pad: [u64; 7],
+    /// `taken` as it was when a datagram was last turned away, since when it is the same, and when the next one is let in to wake the shard.
+    pub stuck_at: u64,
+    pub stuck_since_ns: u64,
+    pub knock_at_ns: u64,
+    pad: [u64; 4],
     /// Of these, how many the shard has taken. Some are lost between, so that the shard catches up when its socket is empty.
     pub taken: u64,
     /// How many may be on their way; 0: any number.
@@ -152,8 +156,14 @@ pub const INFLOWS_ENTRIES: u32 = CORES_MAX as u32;
 /// An entry in words of eight bytes, and which of them is which.
 pub const INFLOW_WORDS: usize = 16;
 pub const INFLOW_ADMITTED: usize = core::mem::offset_of!(Inflow, admitted) / 8;
+pub const INFLOW_STUCK_AT: usize = core::mem::offset_of!(Inflow, stuck_at) / 8;
+pub const INFLOW_STUCK_SINCE_NS: usize = core::mem::offset_of!(Inflow, stuck_since_ns) / 8;
+pub const INFLOW_KNOCK_AT_NS: usize = core::mem::offset_of!(Inflow, knock_at_ns) / 8;
 pub const INFLOW_TAKEN: usize = core::mem::offset_of!(Inflow, taken) / 8;
 pub const INFLOW_LIMIT: usize = core::mem::offset_of!(Inflow, limit) / 8;
+/// A core that has taken nothing for so long gets one datagram beyond its limit: what was let in may be lost on the way, and the shard asleep. The next
+/// one when it has taken nothing for twice as long, and so on.
+pub const INFLOW_KNOCK_NS: u64 = 10_000_000;
 
 /// A TCP 4-tuple, addresses in network order, IPv4 as ::ffff:a.b.c.d; ports in network order. No padding; aligned for whole-word access.
 #[repr(C, align(4))]

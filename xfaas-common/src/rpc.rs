@@ -7,8 +7,8 @@
 use crate::ids::{FunctionHash, SessionId};
 use crate::limits::{RPC_FRAME_BYTES_MAX, RPC_MODULE_CHUNK_BYTES, RPC_PAYLOAD_BYTES_MAX, SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
 use crate::wire::{
-    HEADER_BYTES, Header, KIND_ERROR, KIND_HELLO, KIND_MODULE, KIND_MODULE_REPLY, KIND_STATE_READ, KIND_STATE_REPLY, KIND_STATE_WRITE,
-    KIND_WELCOME, MAGIC, VERSION,
+    HEADER_BYTES, Header, KIND_CHANGED, KIND_ERROR, KIND_HELLO, KIND_MODULE, KIND_MODULE_REPLY, KIND_PING, KIND_PONG, KIND_STATE_READ,
+    KIND_STATE_REPLY, KIND_STATE_WRITE, KIND_WELCOME, MAGIC, VERSION,
 };
 
 /// The one version of what is said in frames.
@@ -48,13 +48,13 @@ pub const COMMIT_BYTES_MAX: usize = RPC_PAYLOAD_BYTES_MAX - WRITE_HEAD_BYTES;
 pub enum FrameFault {
     BadMagic,
     BadVersion,
-    /// Flags or the reserved field are not 0, or the status is not, in a kind that has none.
+    /// Flags or the reserved field are not 0, or status or function are not, in a kind that has none.
     BadReserved,
     /// Over 64 bytes, with bytes outside 0x21-0x7E, missing in kinds 16 and 17, or given in another kind.
     BadSession,
     /// The payload is longer than a frame may carry.
     TooLong,
-    /// The payload's own lengths do not add up.
+    /// The payload's own lengths do not add up, or something is there where nothing may be.
     BadPayload,
 }
 
@@ -180,12 +180,21 @@ fn header_fault(header: &Header) -> Option<FrameFault> {
     if header.flags != [0; 2] || header.reserved != [0; 8] || (header.status != 0 && header.kind != KIND_ERROR) {
         return Some(FrameFault::BadReserved);
     }
+    let has_function = matches!(header.kind, KIND_STATE_READ | KIND_STATE_WRITE | KIND_STATE_REPLY | KIND_ERROR);
+    if header.function != [0; 4] && !has_function {
+        return Some(FrameFault::BadReserved);
+    }
     let session_bytes = usize::from(header.session_len);
     let has_session = matches!(header.kind, KIND_STATE_READ | KIND_STATE_WRITE);
     if session_bytes > SESSION_ID_BYTES_MAX || (session_bytes > 0) != has_session {
         return Some(FrameFault::BadSession);
     }
-    (header.payload_len() as usize > RPC_PAYLOAD_BYTES_MAX).then_some(FrameFault::TooLong)
+    match header.payload_len() as usize {
+        0 => None,
+        1..=RPC_PAYLOAD_BYTES_MAX if matches!(header.kind, KIND_PING | KIND_PONG | KIND_CHANGED) => Some(FrameFault::BadPayload),
+        1..=RPC_PAYLOAD_BYTES_MAX => None,
+        _ => Some(FrameFault::TooLong),
+    }
 }
 
 /// Reads big-endian numbers off the front of a payload.
@@ -283,7 +292,7 @@ impl<'a> StateRead<'a> {
     }
 }
 
-/// Payload of kind 17. `mode`, `op`, the key's own rules and the value's are checked by who answers.
+/// Payload of kind 17. `mode`, `op`, the key's own rules and the value's are checked by who answers; what must be empty, here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateWrite<'a> {
     pub invocation: u64,
@@ -304,6 +313,11 @@ impl<'a> StateWrite<'a> {
         let key = rest.bytes(usize::from(key_bytes))?;
         let value = rest.bytes(value_bytes as usize)?;
         rest.end()?;
+        match op {
+            WRITE_END if !key.is_empty() || !value.is_empty() => return Err(FrameFault::BadPayload),
+            WRITE_COMMIT if !key.is_empty() => return Err(FrameFault::BadPayload),
+            _ => {}
+        }
         Ok(StateWrite { invocation, deadline_ms, mode, op, key, value })
     }
 

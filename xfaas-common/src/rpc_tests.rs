@@ -45,13 +45,14 @@ proptest! {
     }
 
     #[test]
-    fn writes_come_back(who in asker(), invocation: u64, mode: u8, op: u8, key in bytes(300), value in bytes(5_000), cut: usize) {
+    fn writes_come_back(who in asker(), invocation: u64, mode: u8, op in prop_oneof![0..4_u8, any::<u8>()], key in bytes(300), value in bytes(5_000), cut: usize) {
         let write = StateWrite { invocation, deadline_ms: 7, mode, op, key: &key, value: &value };
         let mut out = Vec::new();
         write.encode(&who, &mut out);
         let frame = only_frame(&out, cut);
         prop_assert_eq!(frame.head.session, Some(who.session));
-        prop_assert_eq!(StateWrite::decode(frame.payload), Ok(write));
+        let is_empty_enough = (op != WRITE_END || value.is_empty()) && (!matches!(op, WRITE_END | WRITE_COMMIT) || key.is_empty());
+        prop_assert_eq!(StateWrite::decode(frame.payload), if is_empty_enough { Ok(write) } else { Err(FrameFault::BadPayload) });
         let longer = [frame.payload, b"x"].concat();
         prop_assert_eq!(StateWrite::decode(&longer), Err(FrameFault::BadPayload));
     }
@@ -176,11 +177,30 @@ fn every_rule_of_the_header_is_held() {
     assert_eq!(with(&|b| b[6] = 1), FrameFault::BadSession, "a ping names no session");
     assert_eq!(with(&|b| b[3] = KIND_STATE_READ), FrameFault::BadSession, "a read names one");
     assert_eq!(with(&|b| b[6] = 65), FrameFault::BadSession);
+    assert_eq!(with(&|b| b[16] = 1), FrameFault::BadReserved, "a ping is about no function");
+    assert_eq!(with(&|b| (b[3], b[19]) = (KIND_HELLO, 1)), FrameFault::BadReserved);
+    assert_eq!(with(&|b| b[23] = 1), FrameFault::BadPayload, "a ping is empty, which is seen before its payload is there");
     assert_eq!(with(&|b| b[20] = 1), FrameFault::TooLong);
     let one_over = (RPC_PAYLOAD_BYTES_MAX as u32 + 1).to_be_bytes();
     assert_eq!(with(&|b| b[20..24].copy_from_slice(&one_over)), FrameFault::TooLong);
     assert_eq!(next_frame(b"GET / HTTP/1.1"), Next::Malformed(FrameFault::BadMagic), "refused before a whole header is there");
     assert_eq!(next_frame(b"X"), Next::NeedMore { bytes: HEADER_BYTES });
+}
+
+#[test]
+fn what_must_be_empty_is() {
+    let asker = Asker { request_id: 1, function: FunctionHash(2), session: SessionId::new(b"ab").unwrap() };
+    let end = StateWrite::end(9);
+    let commit = StateWrite { op: WRITE_COMMIT, value: b"list", ..end };
+    let decoded = |write: &StateWrite<'_>| {
+        let mut out = Vec::new();
+        write.encode(&asker, &mut out);
+        StateWrite::decode(only_frame(&out, 40).payload).map(|_| ())
+    };
+    assert_eq!((decoded(&end), decoded(&commit)), (Ok(()), Ok(())));
+    for bad in [StateWrite { key: b"k", ..end }, StateWrite { value: b"v", ..end }, StateWrite { key: b"k", ..commit }] {
+        assert_eq!(decoded(&bad), Err(FrameFault::BadPayload), "{bad:?}");
+    }
 }
 
 #[test]

@@ -87,8 +87,12 @@ fn an_idle_session_leaves_memory_and_comes_back_with_all_its_keys() {
 fn a_session_without_a_key_sleeps_too() {
     let node = Node::builder().function(Script::function("script").with(NAP).with("state_mib = 1")).shards(1).start();
     let refused = Script::new().write_bytes("big", 1 << 20).end(); // with its key it does not fit
-    assert_eq!(Script::results(&node.post("script", "empty", &refused).body), [-3]);
+    assert_eq!(Script::results(&node.post("script", "never", &refused).body), [-3]);
+    let timer = Script::new().timer("t", 9_000_000_000_000, b"").cancel_timer("t").end();
+    assert_eq!(Script::results(&node.post("script", "empty", &timer).body), [0, 0]);
     eventually("it sleeps", || asleep(&node) == 1.0);
+    let listed = node.cli_json(&["sessions"]);
+    assert_eq!(listed["sessions"].as_array().unwrap().len(), 0, "a refused write makes no session: {listed}");
     let write = Script::new().read("big", 0).write("small", b"1", 0).end();
     assert_eq!(Script::results(&node.post("script", "empty", &write).body), [-1, 0]);
 }
@@ -189,6 +193,25 @@ fn a_store_that_cannot_be_written_keeps_sessions_in_memory() {
     eventually("it sleeps", || asleep(&node) == 1.0);
     eventually("it is ready again", || node.metrics().sum("xfaas_checkpoints_failing", &[]) == 0.0);
     assert_eq!(count_up(&node, "kept"), 3);
+}
+
+#[test]
+fn a_node_whose_store_is_gone_at_its_start_serves_what_cannot_be_in_it() {
+    let mut node = counters(&[NAP]).shards(2).start();
+    assert_eq!(count_up(&node, "in-memory"), 1);
+    node.kill();
+    let home = folder(&node);
+    std::fs::remove_dir_all(&home).ok();
+    std::fs::write(&home, b"in the way").unwrap();
+    node.spawn(); // it does not say that it is ready
+    eventually("it serves", || node.log().matches("serving http").count() == 2);
+    assert_eq!(count_up(&node, "in-memory"), 2);
+    node.post("counter-rmw-linear", "perhaps-asleep", b"").assert_error(503, "overloaded");
+    for _ in 0..8 {
+        node.connect().call("POST", "/f/counter-rmw-linear", &[], b"").assert_ok(b"1"); // of a session made for it
+    }
+    std::fs::remove_file(&home).unwrap();
+    eventually("the store is listed", || node.post("counter-rmw-linear", "perhaps-asleep", b"").status == 200);
 }
 
 #[test]

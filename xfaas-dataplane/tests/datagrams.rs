@@ -4,12 +4,13 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, Script, UdpClient, eventually, function_hash, request, request_datagram};
+use harness::{Function, Node, RpcClient, Script, State, UdpClient, eventually, function_hash, request, request_datagram};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 const DATAGRAM_BYTES_MAX: usize = 65_507;
 const HEADER_BYTES: usize = 32;
+const NOT_FOUND: i32 = -1;
 
 fn node() -> Node {
     Node::builder()
@@ -250,6 +251,66 @@ fn a_duplicate_that_comes_while_the_first_runs_gets_its_answer() {
     assert_eq!(node.metrics().requests("slow", "ok"), 1.0);
 }
 
+/// A section of key `k`: strong reads of it wait until its invocation, 1, ends.
+fn hold(node: &Node, function: &str, session: &str) -> RpcClient {
+    let mut client = RpcClient::to_owner(node.rpc, session);
+    assert_eq!(client.call(|id| State::strong(function, session, 1).read(id, b"k")).result(), NOT_FOUND);
+    client
+}
+
+#[test]
+fn every_duplicate_of_a_call_that_runs_gets_one_answer_however_many_there_are() {
+    let node = Node::builder().function(Script::function("slow").with("idempotent = true")).start();
+    let udp = UdpClient::connect(node.http);
+    let mut gate = hold(&node, "slow", "s");
+    (0..80).for_each(|_| udp.send(&request_datagram("slow", "s", 1, &Script::new().read("k", 1).end())));
+    (0..15).for_each(|_| udp.answer().assert_error(3, "overloaded"));
+    gate.send(&State::strong("slow", "s", 1).end());
+    (0..65).for_each(|_| assert_eq!(Script::results(&udp.answer().payload), [NOT_FOUND]));
+    let metrics = node.metrics();
+    assert_eq!(metrics.sum("xfaas_replays_total", &[]), 64.0, "those that were refused are none");
+    assert_eq!(metrics.sum("xfaas_shed_total", &[]), 15.0);
+    assert_eq!(metrics.requests("slow", "ok"), 1.0);
+    assert_eq!(udp.answer_within(Duration::from_millis(20)), None);
+}
+
+#[test]
+fn an_answer_given_again_names_the_session_as_its_asker_does() {
+    let node = Node::builder()
+        .function(Function::guest("counter-rmw").named("once").with("idempotent = true"))
+        .function(Script::function("slow").with("idempotent = true"))
+        .function(Function::guest("big-output").named("big").with("idempotent = true"))
+        .start();
+    for alias in ["a-much-longer-alias", "b"] {
+        assert!(node.cli(&["sessions", "map", alias, "session"]).status.success());
+    }
+    let udp = UdpClient::connect(node.http);
+    let names = ["a-much-longer-alias", "session", "b"];
+    for name in names {
+        assert_eq!(udp.call("once", name, 1, b"").session, name);
+    }
+    assert_eq!(node.metrics().requests("once", "ok"), 1.0);
+    // While the first one runs.
+    let mut gate = hold(&node, "slow", "session");
+    names.iter().for_each(|name| udp.send(&request_datagram("slow", name, 1, &Script::new().read("k", 1).end())));
+    eventually("two wait for the first", || node.metrics().sum("xfaas_replays_total", &[]) == 4.0);
+    gate.send(&State::strong("slow", "session", 1).end());
+    let mut answered: Vec<String> = names.iter().map(|_| udp.answer().session).collect();
+    answered.sort();
+    assert_eq!(answered, ["a-much-longer-alias", "b", "session"]);
+    assert_eq!(node.metrics().requests("slow", "ok"), 1.0);
+    // An output that fits beside a short name only.
+    let output_bytes = (DATAGRAM_BYTES_MAX - HEADER_BYTES - "session".len()) as u32;
+    for _ in 0..2 {
+        udp.call("big", "a-much-longer-alias", 1, &output_bytes.to_le_bytes()).assert_error(8, "reply_too_large");
+        for name in ["session", "b"] {
+            let answer = udp.call("big", name, 1, &output_bytes.to_le_bytes());
+            assert_eq!((answer.kind, answer.payload.len()), (2, output_bytes as usize));
+        }
+    }
+    assert_eq!(node.metrics().requests("big", "ok"), 1.0);
+}
+
 #[test]
 fn a_failed_run_of_an_idempotent_function_is_remembered_too() {
     let node = Node::builder().function(Script::function("script").with("idempotent = true")).start();
@@ -337,6 +398,32 @@ fn ipv6_serves_both_protocols() {
     let mut client = node.connect();
     client.send(&bytes);
     client.reply().assert_ok(b"20");
+}
+
+/// Every shard's socket gets a copy of such a datagram.
+#[test]
+fn what_is_sent_to_all_is_dropped_by_each_shard_and_counted() {
+    for any in ["0.0.0.0", "[::]"] {
+        let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let node = Node::builder().guests(&["echo"]).listen(&format!("udp = \"{any}:{port}\"")).start();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket2::SockRef::from(&socket).set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+        let bytes = request_datagram("echo", "s", 1, b"x");
+        let broadcast: SocketAddr = (Ipv4Addr::new(127, 255, 255, 255), port).into();
+        // IPv4's multicast comes to IPv4's sockets only.
+        let multicast = (any == "0.0.0.0").then(|| (Ipv4Addr::new(224, 0, 0, 1), port).into());
+        let addresses = [Some(broadcast), multicast];
+        for address in addresses.iter().flatten() {
+            assert_eq!(socket.send_to(&bytes, address).unwrap(), bytes.len());
+        }
+        let dropped = || node.metrics().sum("xfaas_datagrams_dropped_total", &[("reason", "not_unicast")]);
+        eventually("both shards have dropped all", || dropped() == 2.0 * addresses.iter().flatten().count() as f64);
+        UdpClient::connect((Ipv4Addr::LOCALHOST, port).into()).call("echo", "s", 2, b"y").assert_reply(b"y");
+        assert_eq!(node.metrics().requests("echo", "ok"), 1.0, "on {any}");
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut [0; 64]).is_err(), "no answer on {any}");
+    }
 }
 
 /// The client's socket is connected, so it takes answers from the address it wrote to and from no other.

@@ -193,8 +193,39 @@ fn head_runs_the_function_and_brings_no_body() {
     let reply = client.call("HEAD", "/f/missing", &[], b"");
     assert_eq!((reply.status, reply.header("content-type")), (404, Some("application/problem+json")));
     client.assert_open();
-    client.send(b"HEAD /f/echo HTTP/1.1\r\nhost : x\r\n\r\n");
-    assert_eq!(client.reply_to_head().status, 400);
+    let refused = [
+        (&b"HEAD /f/echo HTTP/1.1\r\nhost : x\r\n\r\n"[..], 400),
+        (b"HEAD /f/echo HTTP/1.1\r\nhost: x\r\na: \x01\r\n\r\n", 400),
+        (b"\r\n\r\nHEAD /f/echo HTTP/1.1\nhost: x\n\n", 400),
+        (&[&b"HEAD /f/echo HTTP/1.1\r\na: "[..], &[b'b'; 17_000]].concat(), 431),
+    ];
+    for (bytes, status) in refused {
+        let mut client = node.connect();
+        client.send(bytes);
+        assert_eq!(client.reply_to_head().status, status);
+        client.assert_closed();
+    }
+}
+
+#[test]
+fn a_client_that_sends_no_body_waits_for_no_100_continue_and_keeps_its_connection() {
+    let node = node();
+    let mut client = node.connect();
+    for (target, code) in [("/x", "no_route"), ("/f/missing", "no_function")] {
+        client.call("GET", target, &[("expect", "100-continue")], b"").assert_error(404, code);
+    }
+    client.call("GET", "/f/echo", &[("expect", "100-continue")], b"").assert_ok(b"");
+}
+
+#[test]
+fn http_10_ignores_100_continue_and_knows_no_other_expectation_either() {
+    let node = node();
+    let mut client = node.connect();
+    client.send(b"POST /f/echo HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello");
+    client.reply().assert_ok(b"hello");
+    let mut client = node.connect();
+    client.send(b"POST /f/echo HTTP/1.0\r\nexpect: foo\r\ncontent-length: 5\r\n\r\nhello");
+    client.reply().assert_error(417, "bad_expectation");
     client.assert_closed();
 }
 

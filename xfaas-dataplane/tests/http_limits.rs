@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Client, Node, eventually, request};
+use socket2::SockRef;
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -195,6 +196,19 @@ fn an_idle_connection_is_closed_without_a_word() {
         client.assert_closed();
     }
     assert_eq!(node.metrics().sum("xfaas_connections_timed_out_total", &[]), 2.0);
+}
+
+#[test]
+fn a_client_that_was_reading_a_long_reply_was_not_idle() {
+    let node = node_with("idle_timeout_ms = 1500");
+    let mut client = node.connect();
+    SockRef::from(client.stream()).set_recv_buffer_size(64 << 10).unwrap();
+    client.send(&request("POST", "/f/echo", &[], &vec![b'x'; 8 << 20]));
+    // More than the sockets hold waits for the client all this time.
+    std::thread::sleep(Duration::from_millis(2_000));
+    assert_eq!(client.reply().body.len(), 8 << 20);
+    std::thread::sleep(Duration::from_millis(500));
+    client.call("GET", "/f/echo", &[], b"").assert_ok(b"");
 }
 
 #[test]

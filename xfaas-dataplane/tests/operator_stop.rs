@@ -33,6 +33,9 @@ fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
     other.reply().assert_error(503, "draining");
     other.assert_closed();
     udp.call("echo", "s", 1, b"").assert_error(4, "draining");
+    for _ in 0..8 {
+        node.connect().call("POST", "/f/echo", &[], b"x").assert_error(503, "draining");
+    }
     running.reply().assert_ok(&0_i32.to_le_bytes()[..0]);
     let status = node.wait();
     assert!(status.success(), "{status}");
@@ -108,6 +111,65 @@ fn a_call_that_runs_too_long_does_not_keep_the_node_from_stopping() {
 }
 
 #[test]
+fn every_call_that_has_not_ended_when_the_time_is_over_is_answered() {
+    let spin = || Function::guest("spin").app("one").with("deadline_ms = 60000").with("workers_max = 1");
+    let mut node = Node::builder()
+        .function(spin())
+        .function(spin().named("once").with("idempotent = true"))
+        .function(spin().named("wide").with("containers_max = 2"))
+        .function(Function::guest("lock-forever").app("one").with("deadline_ms = 60000"))
+        .limit("drain_ms = 500")
+        .limit("lock_wait_ms = 60000")
+        .start();
+    let udp = UdpClient::connect(node.http);
+    let call = |function: &'static str, session: &str| {
+        let mut client = node.connect();
+        client.send(&request("POST", &format!("/f/{function}"), &[("x-session-id", session)], b""));
+        (client, function)
+    };
+    // Sessions of both shards, on connections of both: about half of the calls are forwarded.
+    let sessions = ["a", "b", "c", "d", "e", "f"];
+    sessions.iter().for_each(|session| udp.send(&request_datagram("once", session, 0, b"")));
+    let mut clients: Vec<(Client, &str)> = vec![call("wide", "wide"), call("wide", "wide")];
+    eventually("the first ones run", || node.metrics().sum("xfaas_workers", &[]) == 8.0);
+    for session in sessions {
+        clients.extend(["lock-forever", "lock-forever"].map(|function| call(function, session)));
+    }
+    eventually("they run", || node.metrics().sum("xfaas_workers", &[]) == 20.0);
+    for session in sessions {
+        clients.extend(["spin", "spin", "spin"].map(|function| call(function, session)));
+        (1..=10).for_each(|id| udp.send(&request_datagram("spin", session, id, b"")));
+        (0..2).for_each(|_| udp.send(&request_datagram("once", session, 0, b"")));
+    }
+    clients.push(call("spin", "wide"));
+    eventually("all have come", || {
+        let metrics = node.metrics();
+        metrics.sum("xfaas_calls_queued", &[]) == 6.0 * 13.0 + 1.0 && metrics.sum("xfaas_replays_total", &[]) == 12.0
+    });
+    node.signal(Signal::TERM);
+    for (client, function) in &mut clients {
+        let reply = client.reply();
+        match *function {
+            "spin" => reply.assert_error(503, "draining"),
+            _ => reply.assert_error(504, "deadline"),
+        }
+        assert_eq!(reply.header("x-session-id").is_some(), *function != "spin", "only where it ran: {reply:?}");
+    }
+    let mut counts = std::collections::BTreeMap::new();
+    for _ in 0..6 * (1 + 10 + 2) {
+        let answer = udp.answer();
+        match answer.request_id {
+            0 => answer.assert_error(5, "deadline"),
+            _ => answer.assert_error(4, "draining"),
+        }
+        *counts.entry((answer.session, answer.request_id)).or_insert(0) += 1;
+    }
+    assert!(counts.len() == 6 * 11 && counts.iter().all(|((_, id), count)| *count == if *id == 0 { 3 } else { 1 }), "{counts:?}");
+    assert!(node.wait().success());
+    assert_eq!(udp.try_answer(Duration::from_millis(20)), None);
+}
+
+#[test]
 fn replies_under_way_to_slow_readers_are_finished() {
     let mut node = Node::builder().guests(&["big-output"]).start();
     let mut clients: Vec<Client> = (0..4).map(|_| node.connect()).collect();
@@ -172,6 +234,29 @@ fn requests_right_after_the_ports_open_are_served() {
     }
     answered.unwrap().assert_reply(b"0");
     node.post("counter-read", "s", b"").assert_ok(b"0");
+}
+
+#[test]
+fn a_terminal_that_goes_away_stops_a_node_as_sigterm_does() {
+    let mut node = Node::builder().function(Function::guest("spin").with("deadline_ms = 60000")).limit("drain_ms = 500").start();
+    let mut client = node.connect();
+    client.send(&request("POST", "/f/spin", &[("x-session-id", "s")], b""));
+    eventually("it runs", || node.metrics().sum("xfaas_workers", &[]) == 1.0);
+    node.signal(Signal::HUP);
+    eventually("it drains", || node.log().contains("stopping"));
+    node.signal(Signal::HUP); // the shell's, after the kernel's
+    client.reply().assert_error(504, "deadline");
+    let status = node.wait();
+    assert!(status.success(), "{status}");
+    assert!(!node.log().contains('\u{1b}'), "colours in a file: {:?}", node.log());
+}
+
+#[test]
+fn a_node_under_nohup_stays() {
+    let mut node = Node::builder().guests(&["echo"]).ignoring_hangup().start();
+    node.signal(Signal::HUP);
+    node.post("echo", "s", b"x").assert_ok(b"x");
+    node.stop();
 }
 
 #[test]

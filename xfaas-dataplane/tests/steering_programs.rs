@@ -4,11 +4,13 @@
 mod steering_lab;
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::{CoreIndex, SessionId};
-use xfaas_common::map_layout::{FlowKey, Verdict};
+use xfaas_common::map_layout::{FlowKey, INFLOW_KNOCK_NS, Verdict};
 use xfaas_dataplane::steering::{Gate, SteerBench, SteerBenchOptions, SteerProgram};
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request, turned_back};
 use xfaas_ebpf::parse::Place;
@@ -427,7 +429,8 @@ fn run(command: &str) {
 
 /// In a network of its own nothing is forwarded, whatever this host does: XDP answers for none but its own host.
 fn in_a_network_of_its_own(work: impl FnOnce() + Send) {
-    let name = format!("xfsp-{}", std::process::id());
+    static NETWORKS: AtomicU32 = AtomicU32::new(0);
+    let name = format!("xfsp-{}-{}", std::process::id(), NETWORKS.fetch_add(1, Ordering::Relaxed));
     let ip = |verb| std::process::Command::new("ip").args(["netns", verb, &name]).status().unwrap();
     assert!(ip("add").success());
     let done = std::thread::scope(|scope| {
@@ -440,6 +443,32 @@ fn in_a_network_of_its_own(work: impl FnOnce() + Send) {
     });
     assert!(ip("del").success());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A shard that sleeps is woken by what arrives only, and what was let in may never do.
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn a_core_that_takes_nothing_for_long_gets_one_datagram_beyond_its_limit() {
+    in_a_network_of_its_own(|| {
+        let mut lab = Lab::new();
+        let gate = lab.bench.gate(CoreIndex(0)).unwrap();
+        gate.set_limit(1);
+        let frame = Envelope::to_port(PORT).udp(&request(&session_of(0, 5), b""));
+        assert_eq!(lab.xdp(&frame), XDP_PASS, "there is room for one");
+        for _ in 0..2 {
+            assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "from here on it is known that nothing is taken");
+            let admitted = gate.admitted();
+            std::thread::sleep(Duration::from_nanos(20 * INFLOW_KNOCK_NS));
+            assert_eq!(lab.xdp(&frame), XDP_PASS);
+            assert_eq!(gate.admitted(), admitted + 1, "it counts as the others do");
+            assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "the next one only after as long again");
+            gate.set_taken(gate.admitted() - 1);
+        }
+        gate.set_limit(Gate::CLOSED);
+        assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
+        std::thread::sleep(Duration::from_nanos(20 * INFLOW_KNOCK_NS));
+        assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "a shard that lets nothing in is awake");
+    });
 }
 
 #[test]

@@ -16,8 +16,9 @@ use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::SlotIndex;
 use xfaas_common::layout_tag::LAYOUT_TAG;
 use xfaas_common::map_layout::{
-    COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, INFLOW_ADMITTED, INFLOW_LIMIT, INFLOW_TAKEN, INFLOWS_ENTRIES,
-    Inflow, PINS_ENTRIES, PinKey, SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
+    COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, INFLOW_ADMITTED, INFLOW_KNOCK_AT_NS, INFLOW_KNOCK_NS,
+    INFLOW_LIMIT, INFLOW_STUCK_AT, INFLOW_STUCK_SINCE_NS, INFLOW_TAKEN, INFLOWS_ENTRIES, Inflow, PINS_ENTRIES, PinKey,
+    SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
 };
 use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
 use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Packet, Segment, opaque_zero};
@@ -160,11 +161,40 @@ pub fn let_in(core: u32) -> bool {
     // SAFETY: as above.
     let admitted = unsafe { words.wrapping_add(INFLOW_ADMITTED).read_volatile() };
     // What is lost on the way makes the queue look fuller than it is until the shard catches up. Signed, for the limit that is below any number.
-    if limit != 0 && admitted.wrapping_sub(taken) as i64 >= limit as i64 {
+    if limit != 0 && admitted.wrapping_sub(taken) as i64 >= limit as i64 && ((limit as i64) < 0 || !knocks(words, taken)) {
         return false;
     }
     count_one(words.wrapping_add(INFLOW_ADMITTED));
     true
+}
+
+/// True for the few that are let in although there is no room, because the shard has taken nothing for long: if all that was let in was lost, it sleeps
+/// and does not know. CPUs that get here at once may let in one each.
+#[inline(never)]
+fn knocks(words: *mut u64, taken: u64) -> bool {
+    // SAFETY: the helper takes no argument and reads the monotonic clock.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: `let_in` hands over the words of an element of the map, alive while the program runs; this is one aligned `u64` of it.
+    let stuck_at = unsafe { words.wrapping_add(INFLOW_STUCK_AT).read_volatile() };
+    // SAFETY: as above.
+    let since_ns = unsafe { words.wrapping_add(INFLOW_STUCK_SINCE_NS).read_volatile() };
+    // SAFETY: as above.
+    let knock_at_ns = unsafe { words.wrapping_add(INFLOW_KNOCK_AT_NS).read_volatile() };
+    let is_new = stuck_at != taken || since_ns == 0;
+    if !is_new && now_ns < knock_at_ns {
+        return false;
+    }
+    let next_ns = if is_new { INFLOW_KNOCK_NS } else { now_ns.wrapping_sub(since_ns) };
+    // SAFETY: as above; of CPUs that write at once any may be the last.
+    unsafe { words.wrapping_add(INFLOW_KNOCK_AT_NS).write_volatile(now_ns.wrapping_add(next_ns)) };
+    if !is_new {
+        return true;
+    }
+    // SAFETY: as above.
+    unsafe { words.wrapping_add(INFLOW_STUCK_AT).write_volatile(taken) };
+    // SAFETY: as above.
+    unsafe { words.wrapping_add(INFLOW_STUCK_SINCE_NS).write_volatile(now_ns) };
+    false
 }
 
 /// One more, whoever else counts. The compiler has no atomic additions for this target; the kernel has the instruction.
@@ -237,7 +267,8 @@ fn sample(counter: u32, count: u64) {
 /// The frame, from its Ethernet header on.
 #[inline(always)]
 pub fn xdp_packet(ctx: &XdpContext) -> Packet<'_> {
-    // SAFETY: the kernel's bounds of this frame, which stays as it is until the program returns: no helper here changes packets.
+    // SAFETY: the kernel's bounds of this frame, which `answer::overloaded` alone moves: nobody reads the `Packet` after that, and the verifier
+    // refuses a program that does.
     unsafe { Packet::new(ctx.data(), ctx.data_end(), None) }
 }
 

@@ -18,16 +18,30 @@ const STAGES: [Part; 7] = [
     ("SEND", |request| request.send_us),
 ];
 
-/// What else a core did, and how many microseconds of it are worth a word.
-const OTHERS: [Part; 6] = [
+/// What else a core did from the turn before the request's on.
+const OTHERS: [Part; 7] = [
     ("forks", |request| request.forks_us),
     ("other sessions' slices", |request| request.other_slices_us),
-    ("log, checkpoints, timed work", |request| request.chores_us),
+    ("log", |request| request.log_us),
+    ("checkpoints", |request| request.checkpoints_us),
+    ("timed work", |request| request.chores_us),
+    ("rests", |request| request.rests_us),
     ("waited for a lock", |request| request.lock_us),
-    ("another thread had the CPU", |request| request.kernel.off_cpu_us),
-    ("stolen by the host", |request| request.kernel.steal_us),
 ];
+
+/// What the kernel counted in the time around the request.
+const KERNEL: [Part; 4] = [
+    ("another thread had the CPU", |request| request.kernel.off_cpu_us),
+    ("softirqs", |request| request.kernel.softirq_us),
+    ("stolen by the host", |request| request.kernel.steal_us),
+    ("page faults", |request| request.kernel.page_faults as f64),
+];
+/// How many microseconds of it are worth a word.
 const WORTH_A_WORD_US: f64 = 5.0;
+/// What part of the time around a request is worth a word.
+const WORTH_A_WORD_OF_WINDOW: f64 = 0.001;
+/// What part of the time around it a request must be, or what happened there happened most likely outside it.
+const REQUEST_OF_WINDOW: f64 = 0.01;
 
 /// How many of the slowest requests are listed for each core.
 const LISTED: usize = 10;
@@ -60,7 +74,8 @@ pub(super) fn report(reply: &TraceReply) -> String {
     }
     text.push_str(
         "Times in microseconds. NETWORK: from the XDP program to the shard (0: not stamped); TURN: behind what came with it; WORKER: queue, Fork, mailbox;\n\
-         PARKED: locks, the primary, others' slices; SEND: until the kernel has the reply.\n",
+         PARKED: locks, the primary, others' slices; SEND: until the kernel has the reply. What the kernel counted, it counted in a longer time around the\n\
+         request, in softirqs and stolen time by hundredths of a second.\n",
     );
     text
 }
@@ -106,23 +121,37 @@ fn quantiles(shard: &ShardTrace) -> String {
         }
         let times = STAGES.map(|(name, of)| (name, mean(&requests, of)));
         let most = times.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are stages").0;
-        let others = OTHERS.map(|(name, of)| (name, mean(&requests, of)));
         let mut row = vec![name.to_owned(), format!("{:.1}", mean(&requests, |request| request.total_us))];
         row.extend(times.iter().map(|(_, time)| format!("{time:.1}")));
-        row.push(words(most, &others, mean(&requests, |request| request.kernel.page_faults as f64)));
+        row.push(words(most, |of| mean(&requests, of)));
         Some(row)
     };
     let rows: Vec<Vec<String>> = [("p50", 0.5), ("p99", 0.01), ("p99.9", 0.001)].into_iter().filter_map(row).collect();
-    if rows.is_empty() { "no request ended meanwhile\n".to_owned() } else { table(&names, &rows) }
+    match rows.is_empty() {
+        true if shard.requests == 0 => "no request ended meanwhile\n".to_owned(),
+        true => "too few requests for the sample to hold one\n".to_owned(),
+        false => table(&names, &rows),
+    }
 }
 
-fn words(most: &str, others: &[(&str, f64)], page_faults: f64) -> String {
+/// The stage that took most, and what else there was. `of` gives a figure of the request, or its mean over several.
+fn words(most: &str, of: impl Fn(fn(&TracedRequest) -> f64) -> f64) -> String {
     let mut text = most.to_lowercase();
-    for (name, time) in others.iter().filter(|(_, time)| *time >= WORTH_A_WORD_US) {
+    for (name, time) in OTHERS.map(|(name, part)| (name, of(part))).iter().filter(|(_, time)| *time >= WORTH_A_WORD_US) {
         write!(text, "; {name} {time:.0}").expect("a String takes all text");
     }
-    if page_faults >= 1.0 {
-        write!(text, "; page faults within 20 ms: {page_faults:.0}").expect("a String takes all text");
+    let (window_us, total_us) = (of(|request| request.kernel.window_us), of(|request| request.total_us));
+    let around: Vec<String> = KERNEL
+        .map(|(name, part)| (name, of(part)))
+        .iter()
+        .filter(|(name, amount)| match *name {
+            "page faults" => *amount >= 1.0,
+            _ => *amount > 0.0 && *amount >= window_us * WORTH_A_WORD_OF_WINDOW,
+        })
+        .map(|(name, amount)| format!("{name} {amount:.0}"))
+        .collect();
+    if !around.is_empty() && total_us >= window_us * REQUEST_OF_WINDOW {
+        write!(text, "; in the {:.0} ms around: {}", window_us / 1e3, around.join(", ")).expect("a String takes all text");
     }
     text
 }
@@ -137,7 +166,6 @@ fn slowest(shard: &ShardTrace) -> String {
     let row = |request: &&TracedRequest| {
         let times = STAGES.map(|(name, of)| (name, of(request)));
         let most = times.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are stages");
-        let others = OTHERS.map(|(name, of)| (name, of(request)));
         let way = match (request.is_datagram, request.is_forwarded) {
             (true, false) => "udp",
             (true, true) => "udp, forwarded",
@@ -151,7 +179,7 @@ fn slowest(shard: &ShardTrace) -> String {
             request.session.clone(),
             way.to_owned(),
             format!("{:.0} us", most.1),
-            words(most.0, &others, request.kernel.page_faults as f64),
+            words(most.0, |of| of(request)),
         ]
     };
     let rows: Vec<Vec<String>> = requests.iter().map(row).collect();
@@ -161,6 +189,7 @@ fn slowest(shard: &ShardTrace) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::KernelWork;
 
     fn request(total_us: f64) -> TracedRequest {
         TracedRequest {
@@ -222,6 +251,24 @@ mod tests {
         let mut slow = request(90.0);
         (slow.guest_us, slow.turn_us, slow.chores_us) = (10.0, 80.0, 60.0);
         let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard(100, vec![slow], vec![request(5.0)])] });
-        assert!(text.contains("turn; log, checkpoints, timed work 60"), "{text}");
+        assert!(text.contains("turn; timed work 60"), "{text}");
+    }
+
+    #[test]
+    fn what_the_kernel_counted_is_said_of_its_own_time_and_only_of_requests_that_it_may_explain() {
+        let kernel = KernelWork { window_us: 20_000.0, page_faults: 3, off_cpu_us: 3_000.0, softirq_us: 10_000.0, steal_us: 0.0 };
+        let slow = TracedRequest { kernel, ..request(900.0) };
+        let quick = TracedRequest { kernel, ..request(18.0) };
+        assert_eq!(
+            words("GUEST", |of| of(&slow)),
+            "guest; in the 20 ms around: another thread had the CPU 3000, softirqs 10000, page faults 3"
+        );
+        assert_eq!(words("GUEST", |of| of(&quick)), "guest");
+    }
+
+    #[test]
+    fn a_trace_that_sampled_nothing_says_so() {
+        let reply = TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard(9, Vec::new(), Vec::new())] };
+        assert!(report(&reply).contains("too few requests"));
     }
 }

@@ -67,14 +67,19 @@ pub struct TracedRequest {
     /// What else the core did from the turn before on.
     pub forks_us: f64,
     pub other_slices_us: f64,
+    pub log_us: f64,
+    pub checkpoints_us: f64,
+    pub rests_us: f64,
     pub chores_us: f64,
-    /// What the kernel says of the 20 ms around it.
+    /// What the kernel says of the 20 ms or more around it.
     pub kernel: KernelWork,
 }
 
 /// Between two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelWork {
+    /// From one look to the other: all that follows was within this time, not necessarily within the request's.
+    pub window_us: f64,
     pub page_faults: u64,
     /// The shard's thread could have run and another had its CPU.
     pub off_cpu_us: f64,
@@ -98,6 +103,7 @@ const TICK_US: f64 = 10_000.0;
 impl Look {
     fn work_since(&self, earlier: &Look) -> KernelWork {
         KernelWork {
+            window_us: micros(self.at_ns.saturating_sub(earlier.at_ns)),
             page_faults: self.page_faults.saturating_sub(earlier.page_faults),
             off_cpu_us: micros(self.off_cpu_ns.saturating_sub(earlier.off_cpu_ns)),
             softirq_us: self.softirq_ticks.saturating_sub(earlier.softirq_ticks) as f64 * TICK_US,
@@ -194,6 +200,9 @@ fn traced(entry: &TailEntry, began_ns: u64) -> TracedRequest {
         is_slow: entry.is_slow,
         forks_us: micros(entry.other.fork_ns),
         other_slices_us: micros(entry.other.slices_ns),
+        log_us: micros(entry.other.log_ns),
+        checkpoints_us: micros(entry.other.checkpoints_ns),
+        rests_us: micros(entry.other.rests_ns),
         chores_us: micros(entry.other.chores_ns),
         kernel: KernelWork::default(),
     }

@@ -214,7 +214,7 @@ impl Shards for ShardsDoor {
                 labels.push(("reason", reason.name().to_owned()));
                 samples.push(CounterSample {
                     name: "xfaas_datagrams_dropped_total",
-                    help: "Malformed datagrams dropped in user space, without an answer.",
+                    help: "Datagrams dropped in user space without an answer: malformed, or not for this machine alone.",
                     kind: MetricKind::Counter,
                     labels,
                     value: view.counters.drops[reason as usize].get() as f64,

@@ -496,7 +496,7 @@ impl Proxy {
         }
     }
 
-    /// Timed work, some forty times a second: lock waits that lasted too long, calls that nothing will start, workers idle for too long.
+    /// Timed work, up to a hundred times a second while calls wait, else less often: lock waits that lasted too long, calls that nothing will start, workers idle for too long.
     pub fn sweep(&mut self, now_ns: u64, finished: &mut Vec<Finished>) {
         if self.parked > 0 {
             self.sweep_parked(now_ns, finished);

@@ -40,12 +40,14 @@ pub(super) struct Answers {
     used: u64,
     /// So that a batch allocates nothing.
     buffers: Vec<Vec<u8>>,
+    /// Bytes of batches that were given out and not brought back.
+    sending_bytes: usize,
 }
 
 impl Default for Answers {
     fn default() -> Answers {
         let buffers = (0..BUFFERS).map(|_| Vec::with_capacity(BATCH_BYTES_MAX)).collect();
-        Answers { open: std::array::from_fn(|_| None), used: 0, buffers }
+        Answers { open: std::array::from_fn(|_| None), used: 0, buffers, sending_bytes: 0 }
     }
 }
 
@@ -67,7 +69,8 @@ impl Answers {
             return (None, Some(given_up));
         }
         let segment_bytes = answer.len();
-        (self.open[place].replace(Batch { peer, bytes: answer, segment_bytes }), None)
+        let full = self.open[place].replace(Batch { peer, bytes: answer, segment_bytes });
+        (full.map(|full| self.give_out(full)), None)
     }
 
     /// The next batch that waits.
@@ -77,11 +80,24 @@ impl Answers {
         }
         let place = self.used.trailing_zeros() as usize;
         self.used &= self.used - 1;
-        self.open[place].take()
+        let batch = self.open[place].take();
+        batch.map(|batch| self.give_out(batch))
+    }
+
+    /// Batches are counted by bytes: one whose segments are refused comes back as several buffers.
+    fn give_out(&mut self, batch: Batch) -> Batch {
+        self.sending_bytes += batch.bytes.len();
+        batch
+    }
+
+    /// True when nothing waits or is being sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.used == 0 && self.sending_bytes == 0
     }
 
     /// A buffer that was sent. Output: it, if it is none of ours.
     pub(super) fn keep(&mut self, mut buffer: Vec<u8>) -> Option<Vec<u8>> {
+        self.sending_bytes = self.sending_bytes.saturating_sub(buffer.len());
         if buffer.capacity() != BATCH_BYTES_MAX || self.buffers.len() == BUFFERS {
             return Some(buffer);
         }
@@ -166,7 +182,9 @@ mod tests {
         assert_eq!(spare, b"a");
         let batch = answers.take().unwrap();
         assert_eq!(answers.buffers.len(), BUFFERS - 1);
+        assert!(!answers.is_empty(), "it is being sent");
         assert!(answers.keep(batch.bytes).is_none());
+        assert!(answers.is_empty());
         assert_eq!(answers.buffers.len(), BUFFERS);
         assert!(answers.keep(spare).is_some());
     }

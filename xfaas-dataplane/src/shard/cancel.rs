@@ -1,7 +1,9 @@
 //! A client that is gone wants no answer: its call is ended wherever it is, so that its locks go to those who wait for them.
 //! Called when a connection is given up: it was reset, did not take its answer, or timed out. A mere end of its sending half is not that.
 
+use super::connection::Closing;
 use super::mailbox::Message;
+use super::tag::Operation;
 use super::turn::Shard;
 use crate::session::CallName;
 use crate::sys::clock;
@@ -26,6 +28,27 @@ impl Shard {
             true => self.remove_connection(id),
             false => self.ring.cancel_all(connection.file),
         }
+    }
+
+    /// Has the kernel say when a connection is reset that is not read, because much of its input waits.
+    pub(super) fn watch(&mut self, id: u32) {
+        let connection = &mut self.connections[id as usize];
+        if !connection.watched && connection.closing == Closing::No {
+            connection.watched = true;
+            let tag = Operation::Watched { connection: id, generation: connection.generation }.tag();
+            self.ring.poll_reset(tag, connection.file);
+        }
+    }
+
+    /// `result`: what happened to the connection, poll(2), or an error where it is no longer watched.
+    pub(super) fn on_watched(&mut self, id: u32, generation: u16, result: i32) {
+        let Some(connection) = self.connection(id, generation) else { return };
+        connection.watched = false;
+        if result > 0 {
+            connection.ended = true;
+            connection.closing = Closing::Shut; // nobody reads a reply
+        }
+        self.settle(id, generation);
     }
 
     /// A call of a connection here goes on to another shard.

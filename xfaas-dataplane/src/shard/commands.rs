@@ -12,7 +12,7 @@ const HOTTEST: usize = 16;
 impl Shard {
     pub(super) fn take_commands(&mut self) {
         while let Some(command) = self.door.commands.pop() {
-            // A asker that gave up has dropped its end: then the answer has no reader, and that is all.
+            // An asker that gave up has dropped its end: then the answer has no reader, and that is all.
             match command {
                 ShardCommand::Install(function, answer) => drop(answer.try_send(self.install(function))),
                 ShardCommand::Readers(app, readers, answer) => {
@@ -20,9 +20,7 @@ impl Shard {
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Remove(index, answer) => {
-                    self.by_name.retain(|_, function| *function != index);
-                    self.by_hash.retain(|_, function| *function != index);
-                    self.proxy.remove(index);
+                    self.remove(index);
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Primary(command) => self.on_primary_command(command),
@@ -49,19 +47,32 @@ impl Shard {
         }
     }
 
+    /// Errors: in words. The function's former version, if there is one, goes on then.
     fn install(&mut self, function: Arc<Function>) -> Result<Option<RegionReader>, String> {
         let (index, app, hash) = (function.index, function.app, function.hash);
         let name = function.manifest.name.as_bytes().into();
         let manifest = Arc::clone(&function);
+        let former = self.proxy.function(index).cloned();
         self.proxy.install(function).map_err(|error| error_chain(&error))?;
         if let Err(error) = self.set_durability(app, &manifest.manifest) {
-            self.proxy.remove(index);
+            // Its requests come before control has undone the deployment on all shards, and find it by its name.
+            let is_back = former.is_some_and(|former| self.proxy.install(former).is_ok());
+            if !is_back {
+                self.remove(index);
+            }
             return Err(error_chain(&error));
         }
         self.set_sleep_rules(app, &manifest.manifest);
         self.by_name.insert(name, index);
         self.by_hash.insert(hash.0, index);
         Ok(self.proxy.reader(app))
+    }
+
+    /// The names go first: they stand for functions in service only.
+    fn remove(&mut self, index: u16) {
+        self.by_name.retain(|_, function| *function != index);
+        self.by_hash.retain(|_, function| *function != index);
+        self.proxy.remove(index);
     }
 
     fn set_readers(&mut self, app: u16, readers: &[Option<RegionReader>]) {
@@ -87,35 +98,6 @@ impl Shard {
             }
         }
         rows
-    }
-
-    /// True when draining is over: what ran has finished on all shards, and what is to be saved here is. A shard that went before the others would take
-    /// away what their calls still ask of it, and reset its clients instead of telling them that the node drains.
-    pub(super) fn is_drained(&mut self) -> bool {
-        if self.draining_since_ns.is_some() && !self.is_ending {
-            self.is_ending = self.post.say_finished(self.has_finished()) || self.is_late();
-        }
-        self.is_ending && self.lifecycle.is_saved()
-    }
-
-    /// True when the time to finish is over.
-    fn is_late(&self) -> bool {
-        self.draining_since_ns.is_some_and(|since_ns| self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_max)
-    }
-
-    /// True when draining and nothing is left to finish, or the time to finish is over.
-    fn has_finished(&self) -> bool {
-        let Some(since_ns) = self.draining_since_ns else { return false };
-        let busy = self.proxy.is_busy()
-            || self.moves.is_busy()
-            || self.rpc.is_busy()
-            || self.logging.has_held()
-            || !self.session_reads.is_empty()
-            || self.lifecycle.has_parked()
-            || self.connections.iter().any(|(_, connection)| connection.busy || connection.sending);
-        // A moment of 503 `draining` for those who are just asking, then the end.
-        let told = self.now_ns.saturating_sub(since_ns) > self.options.drain_ns_min;
-        self.is_late() || (told && !busy && !self.post.has_unsent())
     }
 }
 

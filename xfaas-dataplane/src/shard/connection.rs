@@ -42,6 +42,8 @@ pub(super) struct Connection {
     pub(super) armed: bool,
     /// Our half is being closed; see `Ring::shutdown_write`.
     pub(super) half_closing: bool,
+    /// Its reset is watched for, because it is not read: see `Shard::watch`.
+    pub(super) watched: bool,
     /// The client closed its half: what it asked before is still answered.
     pub(super) ended: bool,
     pub(super) closing: Closing,
@@ -163,6 +165,7 @@ impl Connection {
             sending: false,
             armed: false,
             half_closing: false,
+            watched: false,
             ended: false,
             closing: Closing::No,
             phase_since_ns: now_ns,
@@ -210,7 +213,7 @@ impl Connection {
 
     /// True when nothing of this connection is with the kernel or the proxy.
     pub(super) fn is_quiet(&self) -> bool {
-        !self.busy && !self.sending && !self.armed && !self.half_closing
+        !self.busy && !self.sending && !self.armed && !self.half_closing && !self.watched
     }
 }
 

@@ -1,7 +1,7 @@
 //! The datagram stage: one datagram in, exactly one answer out, or silence and a counter. CONTRACT.md section 2.
 
 use super::answers::Batch;
-use super::replay::{Replay, ReplayKey};
+use super::replay::{Asker, FirstAnswer, Replay, ReplayEnd, ReplayKey};
 use super::turn::Shard;
 use crate::net::{DatagramHead, ErrorCode, decode_datagram, encode_datagram_error, encode_datagram_reply};
 use crate::session::{Finished, Outcome};
@@ -9,7 +9,10 @@ use crate::shard::tag::Operation;
 use crate::sys::{Completion, Peer, ReceivedBuffer};
 use crate::worker::{Call, Origin};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use xfaas_common::drop_reason::DropReason;
+use xfaas_common::limits::DATAGRAM_BYTES_MAX;
+use xfaas_common::wire::HEADER_BYTES;
 
 impl Shard {
     pub(super) fn on_datagram(&mut self, completion: Completion) {
@@ -33,6 +36,9 @@ impl Shard {
     /// Decodes a datagram into a fresh call.
     fn read_datagram(&mut self, buffer: &ReceivedBuffer) -> Result<(DatagramHead, Peer, Box<Call>), DropReason> {
         let (peer, bytes) = self.ring.datagram(buffer).ok_or(DropReason::Truncated)?;
+        if peer.local.is_some_and(|local| local.is_to_many) {
+            return Err(DropReason::NotUnicast); // the other shards got it too
+        }
         let (head, payload) = decode_datagram(bytes)?;
         let mut call = self.spare_calls.pop().unwrap_or_default();
         call.request.set_datagram(head.session, payload);
@@ -99,23 +105,31 @@ impl Shard {
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
             let key = ReplayKey { function: call.function, session: call.session, request_id };
-            match self.replays.look_up(&key, peer, self.now_ns) {
-                Replay::New => {}
-                Replay::Running => {
-                    self.view.counters.replays.add(1);
-                    return self.keep_call(call);
-                }
-                Replay::Answered(answer) => {
-                    self.view.counters.replays.add(1);
-                    let mut out = self.spare_buffers.pop().unwrap_or_default();
-                    out.extend_from_slice(answer);
-                    self.keep_call(call);
-                    return self.answer_datagram(peer, out);
-                }
+            let head = named_by(&call, request_id);
+            let replay = self.replays.look_up(&key, Asker { peer, session: head.session }, self.now_ns);
+            if replay != Replay::New {
+                self.keep_call(call);
+                return self.answer_duplicate(peer, &head, replay);
             }
         }
         if let Some(finished) = self.submit(call) {
             self.reply_datagram(finished);
+        }
+    }
+
+    /// A duplicate of a call that runs, or that was answered.
+    fn answer_duplicate(&mut self, peer: Peer, head: &DatagramHead, replay: Replay) {
+        match replay {
+            Replay::New => unreachable!("it is run"),
+            Replay::Running => self.view.counters.replays.add(1),
+            Replay::Full => {
+                self.view.counters.shed.add(1);
+                self.send_datagram(peer, |out| encode_datagram_error(out, head, ErrorCode::Overloaded, None));
+            }
+            Replay::Answered(FirstAnswer { outcome, output }) => {
+                self.view.counters.replays.add(1);
+                self.send_datagram(peer, |out| encode_end(out, head, &outcome, &output));
+            }
         }
     }
 
@@ -126,26 +140,24 @@ impl Shard {
         let Origin::Datagram { peer, request_id, .. } = call.origin else {
             unreachable!("`deliver` sends datagrams' calls here only");
         };
-        // As the client named it, which may be an alias.
-        let session = *call.request.session().expect("a datagram names its session");
-        let head = DatagramHead { session, request_id, function: call.function_hash };
-        let mut out = self.spare_buffers.pop().unwrap_or_default();
-        match outcome {
-            Outcome::Replied => encode_datagram_reply(&mut out, &head, &call.output),
-            Outcome::Cancelled => unreachable!("a datagram's sender is never known to be gone"),
-            Outcome::Failed { code, guest_code, .. } => encode_datagram_error(&mut out, &head, code, guest_code),
-        }
+        let head = named_by(&call, request_id);
         let key = ReplayKey { function: call.function, session: call.session, request_id };
         if self.replays.is_running(&key) {
-            let evicted = self.replays.finish(&key, (outcome.ran() && call.has_begun()).then_some(&out[..]), self.now_ns);
-            self.view.counters.replay_evictions.add(evicted.evictions);
-            for other in evicted.waiters {
-                let copy = out.clone();
-                self.answer_datagram(other, copy);
-            }
+            self.answer_waiters(&key, &head, &call, outcome);
         }
-        self.answer_datagram(peer, out);
+        self.send_datagram(peer, |out| encode_end(out, &head, &outcome, &call.output));
         self.keep_call(call);
+    }
+
+    /// An idempotent call is over: those who asked the same meanwhile hear of it, each by the name that it gave the session.
+    fn answer_waiters(&mut self, key: &ReplayKey, head: &DatagramHead, call: &Call, outcome: Outcome) {
+        let first = (outcome.ran() && call.has_begun()).then(|| first_answer(outcome, &call.output));
+        let ReplayEnd { waiters, evictions } = self.replays.finish(key, first, self.now_ns);
+        self.view.counters.replay_evictions.add(evictions);
+        for Asker { peer, session } in waiters {
+            let head = DatagramHead { session, ..*head };
+            self.send_datagram(peer, |out| encode_end(out, &head, &outcome, &call.output));
+        }
     }
 
     fn send_datagram(&mut self, peer: Peer, encode: impl FnOnce(&mut Vec<u8>)) {
@@ -177,5 +189,32 @@ impl Shard {
     pub(super) fn on_datagram_sent(&mut self, completion: Completion) {
         let spare = completion.sent.and_then(|buffer| self.answers.keep(buffer));
         self.keep_buffer(spare);
+    }
+}
+
+/// What names a datagram's call to its client, which may have said an alias.
+fn named_by(call: &Call, request_id: u64) -> DatagramHead {
+    let session = *call.request.session().expect("a datagram names its session");
+    DatagramHead { session, request_id, function: call.function_hash }
+}
+
+/// Appends the answer of a call that is over.
+fn encode_end(out: &mut Vec<u8>, head: &DatagramHead, outcome: &Outcome, output: &[u8]) {
+    match *outcome {
+        Outcome::Replied => encode_datagram_reply(out, head, output),
+        Outcome::Cancelled => unreachable!("a datagram's sender is never known to be gone"),
+        Outcome::Failed { code, guest_code, .. } => encode_datagram_error(out, head, code, guest_code),
+    }
+}
+
+/// What is remembered of a call's end. An output that fits in no datagram is not kept: all that is ever said of it is that.
+fn first_answer(outcome: Outcome, output: &[u8]) -> FirstAnswer {
+    match outcome {
+        Outcome::Replied if output.len() < DATAGRAM_BYTES_MAX - HEADER_BYTES => FirstAnswer { outcome, output: output.into() },
+        Outcome::Replied => {
+            let outcome = Outcome::failed(ErrorCode::ReplyTooLarge, "the output does not fit in a datagram");
+            FirstAnswer { outcome, output: Arc::default() }
+        }
+        _ => FirstAnswer { outcome, output: Arc::default() },
     }
 }

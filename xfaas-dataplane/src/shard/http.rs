@@ -19,7 +19,8 @@ impl Shard {
         let Ok(file) = u32::try_from(completion.result) else { return };
         let file = FixedFile(file);
         let counters = &self.view.counters;
-        if self.connections.len() >= self.options.connections_max || self.draining_since_ns.is_some() {
+        // Also while draining: a client that is told so asks elsewhere, one that is reset knows nothing.
+        if self.connections.len() >= self.options.connections_max {
             counters.connections_refused.add(1);
             self.ring.close(Operation::Closed.tag(), file);
             return;
@@ -43,6 +44,9 @@ impl Shard {
             return;
         }
         connection.armed = true;
+        if connection.watched {
+            self.ring.cancel(Operation::Watched { connection: id, generation: connection.generation }.tag());
+        }
         let tag = Operation::Receive { connection: id, generation: connection.generation }.tag();
         self.ring.recv_multi(tag, connection.file, GROUP_STREAMS);
     }
@@ -99,8 +103,11 @@ impl Shard {
     fn after_receive(&mut self, id: u32, generation: u16) {
         let Some(connection) = self.connection(id, generation) else { return };
         // A receive that its operation's limits ended (not the client) goes on.
-        if !connection.armed && !connection.ended && connection.pending.len() <= PENDING_BYTES_MAX && connection.moving_to.is_none() {
-            self.arm_receive(id);
+        if !connection.armed && !connection.ended && connection.moving_to.is_none() {
+            match connection.pending.len() <= PENDING_BYTES_MAX {
+                true => self.arm_receive(id),
+                false => self.watch(id),
+            }
         }
         self.flush(id);
         self.settle(id, generation);
@@ -221,6 +228,7 @@ impl Shard {
                 return self.refuse(id, call, code, detail);
             }
         };
+        call.is_fresh = !is_named;
         let hash = if is_named {
             self.placement.hash(&call.session)
         } else {

@@ -13,6 +13,8 @@ use std::time::Duration;
 const DATAGRAM_BYTES: u64 = 2_304;
 const BURST_MIN: u64 = 64;
 const BURST_MAX: u64 = 8_192;
+/// Room for what the kernel's program lets in beyond the limit to wake a shard that takes nothing: after 10 ms, 20, 40, ..., for over a second.
+const KNOCKS: u64 = 8;
 /// Of a queue that stands: some turns' worth, so that the next ones are on their way while one is served.
 const STANDING_MAX: u64 = 2_048;
 /// A queue stands when so long every turn found three quarters of `STANDING_MAX`, until so long none does.
@@ -51,7 +53,7 @@ pub(super) struct Inflow {
 impl Inflow {
     /// Input: the gate, and the socket to which it leads.
     pub(super) fn new(gate: Gate, udp: BorrowedFd<'_>) -> Inflow {
-        let burst_max = (socket::receive_bytes(udp) / DATAGRAM_BYTES).clamp(BURST_MIN, BURST_MAX);
+        let burst_max = (socket::receive_bytes(udp) / DATAGRAM_BYTES).saturating_sub(KNOCKS).clamp(BURST_MIN, BURST_MAX);
         gate.set_limit(burst_max);
         let stage = Stage::Open { full_since_ns: None };
         Inflow { gate, received: 0, taken: 0, burst_max, limit: burst_max, stage, last_ns: 0, is_even: true }
@@ -122,7 +124,7 @@ impl Inflow {
         if self.stage == Stage::Counting { QUIET_CLOSED_NS } else { QUIET_NS }
     }
 
-    /// How soon the shard must look again, if nothing comes.
+    /// How soon the shard must look again, if nothing comes. One that sleeps while all that is let in gets lost is woken by the kernel's program.
     pub(super) fn wait(&self) -> Option<Duration> {
         (!self.is_even).then(|| Duration::from_nanos(self.quiet_ns()))
     }

@@ -202,6 +202,7 @@ impl Shard {
     fn wake_if_asleep(&mut self, call: Box<Call>) -> Woken {
         match self.whereabouts(call.app, &call.session, call.table_hash, true) {
             Whereabouts::Here => Woken::Run(call),
+            Whereabouts::Unknown if call.is_fresh => Woken::Run(call),
             Whereabouts::Unknown => self.refuse_cold(call, UNLISTED),
             Whereabouts::Asleep => self.park_cold(call),
         }
@@ -328,6 +329,7 @@ impl Shard {
         if self.lifecycle.tickets.is_empty() && !self.lifecycle.is_listing && self.draining_since_ns.is_none() {
             return;
         }
+        let from_ns = clock::quick_ns();
         while let Some(answer) = self.lifecycle.door.as_ref().and_then(CheckpointDoor::answer) {
             match answer {
                 CheckpointAnswer::Listed(known) => known.into_iter().for_each(|known| self.learn(&known)),
@@ -337,6 +339,7 @@ impl Shard {
             }
         }
         self.step_last_pass();
+        self.tail.work.checkpoints_ns += clock::quick_ns().saturating_sub(from_ns);
     }
 
     /// A session has checkpoints since before the start.

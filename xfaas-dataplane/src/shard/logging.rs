@@ -124,6 +124,12 @@ impl Shard {
         if self.logging.open.is_none() {
             return;
         }
+        let from_ns = clock::quick_ns();
+        self.advance_log();
+        self.tail.work.log_ns += clock::quick_ns().saturating_sub(from_ns);
+    }
+
+    fn advance_log(&mut self) {
         self.take_log_answers();
         self.step_snapshot();
         let Some(open) = &mut self.logging.open else { return };
@@ -179,8 +185,8 @@ impl Shard {
         self.release_session_answers();
     }
 
-    /// The log could not be written for long: those who wait are told that their call ran, and no more.
-    fn give_up_held(&mut self) {
+    /// The log could not be written for long, or not before the end: those who wait are told that their call ran, and no more.
+    pub(super) fn give_up_held(&mut self) {
         while let Some((_, Finished { call, .. })) = self.logging.held.pop_front() {
             let outcome = Outcome::failed(ErrorCode::Deadline, "the function ran, but the log of its writes cannot be written");
             self.deliver_now(Finished { call, outcome });

@@ -8,6 +8,7 @@ mod commands;
 mod connection;
 mod counters;
 mod datagram;
+mod draining;
 mod hook;
 mod http;
 mod inflow;

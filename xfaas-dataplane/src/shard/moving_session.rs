@@ -166,12 +166,13 @@ impl Moves {
         self.leaving.as_ref().is_some_and(|leaving| leaving.order.app == app && leaving.order.session == *session)
     }
 
-    fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Box<Call>>> {
+    /// Calls that wait for a move to end.
+    pub(super) fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Box<Call>>> {
         let leaving = self.leaving.iter_mut().flat_map(|leaving| [&mut leaving.waiting, &mut leaving.arrived]);
         leaving.chain(self.arriving.iter_mut().map(|arriving| &mut arriving.arrived))
     }
 
-    /// Calls that wait for a move to end.
+    /// How many they are.
     pub(super) fn held_back(&self) -> usize {
         let leaving = self.leaving.as_ref().map_or(0, |leaving| leaving.waiting.len() + leaving.arrived.len());
         leaving + self.arriving.as_ref().map_or(0, |arriving| arriving.arrived.len())
@@ -437,7 +438,8 @@ impl Shard {
         let Handover { order, table_hash, waiting, arrived, used, replays, claim, answer, moved } = handover;
         let since = self.moves.arriving.take().map(|arriving| arriving.arrived).unwrap_or_default();
         self.proxy.arrive(order.app, &order.session, table_hash, used);
-        self.replays.put_session(replays);
+        let evicted = self.replays.put_session(replays);
+        self.view.counters.replay_evictions.add(evicted);
         self.go_on(waiting, arrived);
         self.go_on(VecDeque::new(), since);
         drop(claim); // whoever hears the answer may move it again at once

@@ -1,6 +1,7 @@
 //! The answers of idempotent functions, remembered for a minute: a duplicate gets the first answer again. CONTRACT.md section 2.
 //! Bounded in bytes, oldest out first. Untouched by functions that are not idempotent.
 
+use crate::session::Outcome;
 use crate::sys::Peer;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use xfaas_common::limits::IDEMPOTENT_WINDOW_S;
 const WINDOW_NS: u64 = IDEMPOTENT_WINDOW_S * 1_000_000_000;
 /// Rough cost of an entry beside its answer: key twice, table, queue.
 const ENTRY_BYTES: usize = 320;
-/// Duplicates that wait for one running call; more get no answer of their own.
+/// Duplicates that wait for one running call; more are refused.
 const WAITERS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,31 +21,53 @@ pub(super) struct ReplayKey {
     pub(super) request_id: u64,
 }
 
+/// Who sent a duplicate, and the session as it is named there: an alias is another name than the first one's, and an answer repeats the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asker {
+    pub(super) peer: Peer,
+    pub(super) session: SessionId,
+}
+
+/// How the first call ended: what each asker's answer is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FirstAnswer {
+    pub(super) outcome: Outcome,
+    /// Empty unless it replied.
+    pub(super) output: Arc<[u8]>,
+}
+
 /// What is known of a request.
-pub(super) enum Replay<'a> {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Replay {
     /// Run it, and tell `finish`.
     New,
     /// The first one still runs: its answer will go to this sender too.
     Running,
-    Answered(&'a [u8]),
+    /// The first one still runs, and as many wait for it as may.
+    Full,
+    Answered(FirstAnswer),
 }
 
 enum Entry {
-    Running { waiters: Vec<Peer> },
-    Answered { answer: Arc<[u8]> },
+    Running { waiters: Vec<Asker> },
+    Answered { answer: FirstAnswer },
 }
 
 /// What the end of a call leaves to do.
 pub(super) struct ReplayEnd {
-    pub(super) waiters: Vec<Peer>,
+    pub(super) waiters: Vec<Asker>,
     pub(super) evictions: u64,
 }
 
 /// What is known of one session's requests.
 #[derive(Default)]
 pub(super) struct SessionReplays {
-    answered: Vec<(u64, ReplayKey, Arc<[u8]>)>,
-    running: Vec<(ReplayKey, Vec<Peer>)>,
+    answered: Vec<(u64, ReplayKey, FirstAnswer)>,
+    running: Vec<(ReplayKey, Vec<Asker>)>,
+}
+
+fn entry_bytes(answer: &FirstAnswer) -> usize {
+    ENTRY_BYTES + answer.output.len()
 }
 
 pub(super) struct Replays {
@@ -60,18 +83,17 @@ impl Replays {
         Replays { entries: HashMap::new(), order: VecDeque::new(), bytes: 0, bytes_max }
     }
 
-    pub(super) fn look_up(&mut self, key: &ReplayKey, peer: Peer, now_ns: u64) -> Replay<'_> {
+    pub(super) fn look_up(&mut self, key: &ReplayKey, asker: Asker, now_ns: u64) -> Replay {
         self.expire(now_ns);
         if !self.entries.contains_key(key) {
             self.entries.insert(*key, Entry::Running { waiters: Vec::new() });
             return Replay::New;
         }
         match self.entries.get_mut(key).expect("looked at just above") {
-            Entry::Answered { answer } => Replay::Answered(answer),
+            Entry::Answered { answer } => Replay::Answered(answer.clone()),
+            Entry::Running { waiters } if waiters.len() >= WAITERS_MAX => Replay::Full,
             Entry::Running { waiters } => {
-                if waiters.len() < WAITERS_MAX {
-                    waiters.push(peer);
-                }
+                waiters.push(asker);
                 Replay::Running
             }
         }
@@ -82,20 +104,17 @@ impl Replays {
     }
 
     /// The call of `key` is over. `answer`: to be remembered; `None` when the function did not run, so that a repeat may run it.
-    pub(super) fn finish(&mut self, key: &ReplayKey, answer: Option<&[u8]>, now_ns: u64) -> ReplayEnd {
+    pub(super) fn finish(&mut self, key: &ReplayKey, answer: Option<FirstAnswer>, now_ns: u64) -> ReplayEnd {
         let waiters = match self.entries.remove(key) {
             Some(Entry::Running { waiters }) => waiters,
             _ => Vec::new(),
         };
         let mut evictions = 0;
         if let Some(answer) = answer {
-            self.bytes += ENTRY_BYTES + answer.len();
-            self.entries.insert(*key, Entry::Answered { answer: answer.into() });
+            self.bytes += entry_bytes(&answer);
+            self.entries.insert(*key, Entry::Answered { answer });
             self.order.push_back((now_ns, *key));
-            while self.bytes > self.bytes_max && self.order.len() > 1 {
-                self.drop_oldest();
-                evictions += 1;
-            }
+            evictions = self.make_room();
         }
         ReplayEnd { waiters, evictions }
     }
@@ -111,7 +130,7 @@ impl Replays {
         self.order = kept;
         for (at_ns, key) in gone {
             if let Some(Entry::Answered { answer }) = self.entries.remove(&key) {
-                self.bytes -= ENTRY_BYTES + answer.len();
+                self.bytes -= entry_bytes(&answer);
                 taken.answered.push((at_ns, key, answer));
             }
         }
@@ -125,18 +144,27 @@ impl Replays {
     }
 
     /// Takes over what is known of a session's requests. Those that run are to be run here next.
-    pub(super) fn put_session(&mut self, replays: SessionReplays) {
+    /// Output: answers dropped before their time because there was no room for all.
+    pub(super) fn put_session(&mut self, replays: SessionReplays) -> u64 {
         for (at_ns, key, answer) in replays.answered {
-            self.bytes += ENTRY_BYTES + answer.len();
+            self.bytes += entry_bytes(&answer);
             self.entries.insert(key, Entry::Answered { answer });
             // Oldest first, as all clocks here are one.
             let at = self.order.partition_point(|(other_ns, _)| *other_ns <= at_ns);
             self.order.insert(at, (at_ns, key));
         }
+        self.entries.extend(replays.running.into_iter().map(|(key, waiters)| (key, Entry::Running { waiters })));
+        self.make_room()
+    }
+
+    /// Drops the oldest answers until the others fit. Output: how many.
+    fn make_room(&mut self) -> u64 {
+        let mut evictions = 0;
         while self.bytes > self.bytes_max && self.order.len() > 1 {
             self.drop_oldest();
+            evictions += 1;
         }
-        self.entries.extend(replays.running.into_iter().map(|(key, waiters)| (key, Entry::Running { waiters })));
+        evictions
     }
 
     fn expire(&mut self, now_ns: u64) {
@@ -148,7 +176,7 @@ impl Replays {
     fn drop_oldest(&mut self) {
         let Some((_, key)) = self.order.pop_front() else { return };
         if let Some(Entry::Answered { answer }) = self.entries.remove(&key) {
-            self.bytes -= ENTRY_BYTES + answer.len();
+            self.bytes -= entry_bytes(&answer);
         }
     }
 }
@@ -161,28 +189,43 @@ mod tests {
         ReplayKey { function: 1, session: SessionId::new(b"alice").unwrap(), request_id }
     }
 
-    fn peer(port: u16) -> Peer {
-        Peer { address: std::net::SocketAddr::from(([127, 0, 0, 1], port)), local: None }
+    fn asker(port: u16) -> Asker {
+        let peer = Peer { address: std::net::SocketAddr::from(([127, 0, 0, 1], port)), local: None };
+        Asker { peer, session: SessionId::new(format!("name-{port}").as_bytes()).unwrap() }
+    }
+
+    fn output(text: &[u8]) -> FirstAnswer {
+        FirstAnswer { outcome: Outcome::Replied, output: text.into() }
     }
 
     #[test]
     fn a_duplicate_gets_the_first_answer_for_a_minute() {
         let mut replays = Replays::new(1 << 20);
-        assert!(matches!(replays.look_up(&key(1), peer(1), 0), Replay::New));
-        assert!(matches!(replays.look_up(&key(1), peer(2), 0), Replay::Running));
-        let end = replays.finish(&key(1), Some(b"one"), 10);
-        assert_eq!((end.waiters, end.evictions), (vec![peer(2)], 0));
-        assert!(matches!(replays.look_up(&key(1), peer(1), WINDOW_NS), Replay::Answered(b"one")));
-        assert!(matches!(replays.look_up(&key(1), peer(1), WINDOW_NS + 10), Replay::New));
+        assert_eq!(replays.look_up(&key(1), asker(1), 0), Replay::New);
+        assert_eq!(replays.look_up(&key(1), asker(2), 0), Replay::Running);
+        let end = replays.finish(&key(1), Some(output(b"one")), 10);
+        assert_eq!((end.waiters, end.evictions), (vec![asker(2)], 0));
+        assert_eq!(replays.look_up(&key(1), asker(1), WINDOW_NS), Replay::Answered(output(b"one")));
+        assert_eq!(replays.look_up(&key(1), asker(1), WINDOW_NS + 10), Replay::New);
+    }
+
+    #[test]
+    fn one_duplicate_more_than_may_wait_is_refused() {
+        let mut replays = Replays::new(1 << 20);
+        assert_eq!(replays.look_up(&key(1), asker(0), 0), Replay::New);
+        assert!((0..WAITERS_MAX as u16).all(|port| replays.look_up(&key(1), asker(port), 0) == Replay::Running));
+        assert_eq!(replays.look_up(&key(1), asker(1), 0), Replay::Full);
+        assert_eq!(replays.finish(&key(1), Some(output(b"one")), 10).waiters.len(), WAITERS_MAX);
+        assert_eq!(replays.look_up(&key(1), asker(1), 10), Replay::Answered(output(b"one")));
     }
 
     #[test]
     fn what_never_ran_may_run_again() {
         let mut replays = Replays::new(1 << 20);
-        assert!(matches!(replays.look_up(&key(1), peer(1), 0), Replay::New));
+        assert_eq!(replays.look_up(&key(1), asker(1), 0), Replay::New);
         replays.finish(&key(1), None, 0);
         assert!(!replays.is_running(&key(1)));
-        assert!(matches!(replays.look_up(&key(1), peer(1), 0), Replay::New));
+        assert_eq!(replays.look_up(&key(1), asker(1), 0), Replay::New);
     }
 
     #[test]
@@ -190,11 +233,29 @@ mod tests {
         let mut replays = Replays::new(3 * ENTRY_BYTES);
         let mut evictions = 0;
         for id in 0..5 {
-            assert!(matches!(replays.look_up(&key(id), peer(1), id), Replay::New));
-            evictions += replays.finish(&key(id), Some(b""), id).evictions;
+            assert_eq!(replays.look_up(&key(id), asker(1), id), Replay::New);
+            evictions += replays.finish(&key(id), Some(output(b"")), id).evictions;
         }
         assert_eq!(evictions, 2);
-        assert!(matches!(replays.look_up(&key(4), peer(1), 5), Replay::Answered(b"")));
-        assert!(matches!(replays.look_up(&key(1), peer(1), 5), Replay::New));
+        assert_eq!(replays.look_up(&key(4), asker(1), 5), Replay::Answered(output(b"")));
+        assert_eq!(replays.look_up(&key(1), asker(1), 5), Replay::New);
+    }
+
+    #[test]
+    fn a_session_that_arrives_with_more_than_there_is_room_for_drops_the_oldest_and_says_so() {
+        let (mut from, mut to) = (Replays::new(1 << 20), Replays::new(3 * ENTRY_BYTES));
+        for id in 0..3 {
+            assert_eq!(from.look_up(&key(id), asker(1), id), Replay::New);
+            from.finish(&key(id), Some(output(b"")), id);
+        }
+        let other = ReplayKey { session: SessionId::new(b"bob").unwrap(), ..key(9) };
+        for id in 3..5 {
+            assert_eq!(to.look_up(&ReplayKey { request_id: id, ..other }, asker(1), id), Replay::New);
+            to.finish(&ReplayKey { request_id: id, ..other }, Some(output(b"")), id);
+        }
+        let session = key(0).session;
+        assert_eq!(to.put_session(from.take_session(&session, |_| true)), 2);
+        assert_eq!(to.look_up(&key(1), asker(1), 5), Replay::New);
+        assert_eq!(to.look_up(&key(2), asker(1), 5), Replay::Answered(output(b"")));
     }
 }

@@ -31,6 +31,11 @@ pub(super) enum Operation {
         connection: u32,
         generation: u16,
     },
+    /// A connection that is not read was reset.
+    Watched {
+        connection: u32,
+        generation: u16,
+    },
     /// A connection was handed to another shard, or not.
     Handed {
         connection: u32,
@@ -94,6 +99,7 @@ impl Operation {
             Operation::Arrived(arrival) => pack(10, arrival.from, arrival.generation, arrival.connection),
             Operation::Installed { connection, generation } => pack(11, 0, generation, connection),
             Operation::HalfClosed { connection, generation } => pack(12, 0, generation, connection),
+            Operation::Watched { connection, generation } => pack(12, 1, generation, connection),
             Operation::Link { link, generation, operation } => pack(15, operation as u8, generation, link),
             Operation::Rpc(RpcOperation::Accept) => pack(13, 0, 0, 0),
             Operation::Rpc(RpcOperation::Receive { connection, generation }) => pack(13, 1, generation, connection),
@@ -119,7 +125,8 @@ impl Operation {
             9 => Operation::Handed { connection, generation },
             10 => Operation::Arrived(Arrival { from: (tag.0 >> FROM_SHIFT) as u8, connection, generation }),
             11 => Operation::Installed { connection, generation },
-            12 => Operation::HalfClosed { connection, generation },
+            12 if (tag.0 >> FROM_SHIFT) as u8 == 0 => Operation::HalfClosed { connection, generation },
+            12 => Operation::Watched { connection, generation },
             15 => {
                 let is_sent = (tag.0 >> FROM_SHIFT) as u8 == LinkOperation::Sent as u8;
                 let operation = if is_sent { LinkOperation::Sent } else { LinkOperation::Received };
@@ -151,7 +158,7 @@ mod tests {
                 Operation::Accept, Operation::Datagram, Operation::DatagramSent, Operation::Command, Operation::Mail, Operation::Closed, Operation::Logged,
                 Operation::Receive { connection, generation }, Operation::Sent { connection, generation },
                 Operation::Handed { connection, generation }, Operation::Installed { connection, generation },
-                Operation::HalfClosed { connection, generation },
+                Operation::HalfClosed { connection, generation }, Operation::Watched { connection, generation },
                 Operation::Arrived(Arrival { from, connection, generation }),
                 Operation::Link { link: connection, generation, operation: LinkOperation::Received },
                 Operation::Link { link: connection, generation, operation: LinkOperation::Sent },

@@ -86,7 +86,7 @@ impl TailEntry {
     }
 }
 
-const WORDS: usize = 16;
+const WORDS: usize = 19;
 
 impl TailEntry {
     fn to_words(&self) -> [u64; WORDS] {
@@ -109,6 +109,9 @@ impl TailEntry {
             self.send_ns,
             self.other.fork_ns,
             self.other.slices_ns,
+            self.other.log_ns,
+            self.other.checkpoints_ns,
+            self.other.rests_ns,
             self.other.chores_ns,
         ]
     }
@@ -137,7 +140,14 @@ impl TailEntry {
             parked_ns: words[10],
             lock_ns: words[11],
             send_ns: words[12],
-            other: CoreWork { fork_ns: words[13], slices_ns: words[14], chores_ns: words[15] },
+            other: CoreWork {
+                fork_ns: words[13],
+                slices_ns: words[14],
+                log_ns: words[15],
+                checkpoints_ns: words[16],
+                rests_ns: words[17],
+                chores_ns: words[18],
+            },
         }
     }
 }
@@ -264,16 +274,19 @@ impl Default for Tail {
 }
 
 impl Tail {
-    /// A turn begins: what the turn before wrote is in the kernel's hands.
-    pub(super) fn begin_turn(&mut self, now_ns: u64, view: &TailView) {
+    pub(super) fn begin_turn(&mut self, now_ns: u64) {
         self.turn_ns = now_ns;
         self.work_before = std::mem::replace(&mut self.work_at_turn, self.work);
-        if !self.pending.is_empty() {
-            self.publish(now_ns, view);
-        }
     }
 
-    fn publish(&mut self, sent_ns: u64, view: &TailView) {
+    /// True while replies of requests that are to be remembered are not in the kernel's hands.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// All replies so far are in the kernel's hands.
+    #[cold]
+    pub(super) fn publish(&mut self, sent_ns: u64, view: &TailView) {
         for (mut entry, kept, left_ns) in self.pending.drain(..) {
             entry.send_ns = sent_ns.saturating_sub(left_ns);
             if kept.slow {
@@ -359,7 +372,7 @@ mod tests {
             slices: 3,
             session: SessionPrefix::of(b"somebody"),
             guest_ns: number * 2,
-            other: CoreWork { fork_ns: 1, slices_ns: 2, chores_ns: 3 },
+            other: CoreWork { fork_ns: 1, slices_ns: 2, log_ns: 3, checkpoints_ns: 4, rests_ns: 5, chores_ns: 6 },
             ..TailEntry::default()
         }
     }

@@ -101,7 +101,7 @@ impl Shard {
                 encode_problem(&mut connection.out, &problem, request.is_head());
             }
         }
-        if !stays {
+        if !stays && connection.closing == Closing::No {
             connection.closing = Closing::AfterSend;
             connection.pending = Vec::new();
         }
@@ -117,16 +117,20 @@ impl Shard {
         connection.sending = true;
         connection.send_since_ns = self.now_ns;
         let tag = Operation::Sent { connection: id, generation: connection.generation }.tag();
-        self.ring.send(tag, connection.file, buffer);
+        self.ring.send_in_pieces(tag, connection.file, buffer);
     }
 
     pub(super) fn on_sent(&mut self, id: u32, generation: u16, completion: Completion) {
+        if completion.more {
+            return self.on_piece_sent(id, generation);
+        }
         let bytes = completion.sent.as_ref().map_or(0, Vec::len);
         self.keep_buffer(completion.sent);
-        let core = self.core;
+        let (core, now_ns) = (self.core, self.now_ns);
         let Some(connection) = self.connection(id, generation) else { return };
         connection.sending = false;
-        connection.phase_since_ns = connection.phase_since_ns.max(connection.send_since_ns);
+        // A client that reads a long reply is not idle, and what it sent of the next request meanwhile had to wait.
+        connection.phase_since_ns = now_ns;
         let is_whole = completion.result >= 0 && completion.result as usize >= bytes;
         if is_whole && connection.is_at_rest(core) {
             return;
@@ -140,6 +144,17 @@ impl Shard {
         }
         self.flush(id);
         self.resume(id, u32::from(generation));
+    }
+
+    /// The client takes its reply, if slowly.
+    #[cold]
+    fn on_piece_sent(&mut self, id: u32, generation: u16) {
+        let now_ns = self.now_ns;
+        let Some(connection) = self.connection(id, generation) else { return };
+        connection.send_since_ns = now_ns;
+        if connection.closing == Closing::Shut {
+            self.settle(id, generation); // given up between two pieces: the one under way now was not cancelled yet
+        }
     }
 
     /// Goes on with a connection whose reply is out: the input that waited, then what is due of a move or a close.

@@ -4,7 +4,7 @@
 //! stored in a moment ago, for which the processor waits until the stores are in its cache.
 
 use super::peer::Outgoing;
-use super::ring::Tag;
+use super::ring::{FixedFile, Tag};
 
 /// A send or a write under way.
 #[derive(Default)]
@@ -13,6 +13,10 @@ pub(super) struct Sending {
     pub(super) buffer: Vec<u8>,
     /// Of a datagram: the kernel reads its address, too.
     pub(super) peer: Option<Box<Outgoing>>,
+    /// Of a send in pieces: where the next one goes.
+    pub(super) stream: Option<FixedFile>,
+    /// Bytes that left in the pieces before.
+    pub(super) sent_bytes: u32,
 }
 
 #[derive(Default)]
@@ -38,7 +42,27 @@ impl InFlight {
         sending.tag = tag;
         sending.buffer = buffer;
         sending.peer = peer;
+        (sending.stream, sending.sent_bytes) = (None, 0);
         (u64::from(place), sending)
+    }
+
+    /// Where the send in pieces at `place` goes.
+    #[inline]
+    pub(super) fn stream(&self, place: u64) -> Option<FixedFile> {
+        self.places[place as usize].stream
+    }
+
+    /// What of the buffer there has not left yet.
+    pub(super) fn rest(&self, place: u64) -> &[u8] {
+        let sending = &self.places[place as usize];
+        sending.buffer.get(sending.sent_bytes as usize..).unwrap_or_default()
+    }
+
+    /// So many bytes more have left. Output: what the operation is called.
+    pub(super) fn advance(&mut self, place: u64, bytes: u32) -> Tag {
+        let sending = &mut self.places[place as usize];
+        sending.sent_bytes = sending.sent_bytes.saturating_add(bytes);
+        sending.tag
     }
 
     /// What was put there. To be called once for each `put`: the place is free then.

@@ -5,14 +5,18 @@ use socket2::SockAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::RawFd;
 
-/// Bytes of the larger control message: `CMSG_SPACE(sizeof(struct in6_pktinfo))`, include/uapi/linux/ipv6.h.
-pub(super) const CONTROL_BYTES: usize = 40;
+/// `CMSG_SPACE(sizeof(struct in6_pktinfo))`, include/uapi/linux/ipv6.h, and `CMSG_SPACE(sizeof(struct in_pktinfo))`, include/uapi/linux/in.h.
+const CONTROL_V6_BYTES: usize = 40;
+const CONTROL_V4_BYTES: usize = 32;
+/// Of a datagram that is received: of IPv4 ones an IPv6 socket says both, that one first (net/ipv6/udp.c).
+pub(super) const CONTROL_BYTES: usize = CONTROL_V6_BYTES + CONTROL_V4_BYTES;
 /// `struct cmsghdr`: its length in a `size_t`, then level and type, `int` each. include/linux/socket.h.
 const CONTROL_HEAD_BYTES: usize = 16;
 /// `CMSG_SPACE(sizeof(__u16))`: the size of segments, net/ipv4/udp.c.
 const SEGMENT_CONTROL_BYTES: usize = 24;
 const _: () = assert!(CONTROL_HEAD_BYTES == size_of::<libc::cmsghdr>());
-const _: () = assert!(CONTROL_BYTES >= CONTROL_HEAD_BYTES + size_of::<libc::in6_pktinfo>());
+const _: () = assert!(CONTROL_V6_BYTES >= CONTROL_HEAD_BYTES + size_of::<libc::in6_pktinfo>());
+const _: () = assert!(CONTROL_V4_BYTES >= CONTROL_HEAD_BYTES + size_of::<libc::in_pktinfo>());
 const _: () = assert!(size_of::<libc::in_pktinfo>() == 12 && size_of::<libc::in6_pktinfo>() == 20);
 
 /// The other end of a datagram.
@@ -28,6 +32,8 @@ pub struct LocalAddress {
     pub ip: IpAddr,
     /// For a link-local address the interface's index, which it means nothing without; else 0.
     pub interface: u32,
+    /// It was sent to a broadcast or multicast address, and every socket of the port got a copy.
+    pub is_to_many: bool,
 }
 
 /// Input: the control bytes of a received datagram. Output: the address it was sent to, if they say so.
@@ -36,18 +42,20 @@ pub(super) fn local_address(control: &[u8]) -> Option<LocalAddress> {
     let data = control.get(CONTROL_HEAD_BYTES..)?;
     match (word(8)? as i32, word(12)? as i32) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-            // `in_pktinfo`: interface, address to answer from, address in the packet. A broadcast is answered from the former.
+            // `in_pktinfo`: interface, address to answer from, address in the packet. They differ where the latter is nobody's own
+            // (`fib_compute_spec_dst`, net/ipv4/fib_frontend.c), which tells a subnet's broadcast address too.
             let octets: [u8; 4] = *data.get(4..)?.first_chunk()?;
-            Some(LocalAddress { ip: Ipv4Addr::from(octets).into(), interface: 0 })
+            let is_to_many = octets != *data.get(8..)?.first_chunk()?;
+            Some(LocalAddress { ip: Ipv4Addr::from(octets).into(), interface: 0, is_to_many })
         }
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
             let octets: [u8; 16] = *data.first_chunk()?;
             let ip = Ipv6Addr::from(octets);
-            if ip.is_multicast() {
-                return None; // not an address to send from
-            }
+            // This one has the address in the packet only: of an IPv4 datagram the other says more.
+            let v4 = control.get(CONTROL_V6_BYTES..).and_then(local_address);
+            let is_to_many = ip.is_multicast() || v4.is_some_and(|v4| v4.is_to_many);
             let interface = if ip.is_unicast_link_local() { word(CONTROL_HEAD_BYTES + 16)? } else { 0 };
-            Some(LocalAddress { ip: ip.into(), interface })
+            Some(LocalAddress { ip: ip.into(), interface, is_to_many })
         }
         _ => None,
     }
@@ -94,7 +102,7 @@ pub(super) enum Route {
 
 /// Aligned as `struct cmsghdr` is.
 #[repr(C, align(8))]
-struct Control([u8; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]);
+struct Control([u8; CONTROL_V6_BYTES + SEGMENT_CONTROL_BYTES]);
 
 impl Outgoing {
     /// One to be filled in.
@@ -113,7 +121,7 @@ impl Outgoing {
             route: Route::Connected(u32::MAX),
             segment_bytes: 0,
             address: SockAddr::from(SocketAddr::from(([0; 4], 0))),
-            control: Control([0; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]),
+            control: Control([0; CONTROL_V6_BYTES + SEGMENT_CONTROL_BYTES]),
             payload: libc::iovec { iov_base: null, iov_len: 0 },
             message,
         })
@@ -193,9 +201,13 @@ mod tests {
     #[test]
     fn an_address_survives_the_control_message() {
         for (ip, interface) in [("192.0.2.7", 0), ("2001:db8::1", 0), ("fe80::1", 3), ("::ffff:192.0.2.7", 0)] {
-            let local = LocalAddress { ip: ip.parse().unwrap(), interface };
-            let mut control = Control([0xFF; CONTROL_BYTES + SEGMENT_CONTROL_BYTES]);
+            let ip: IpAddr = ip.parse().unwrap();
+            let local = LocalAddress { ip, interface, is_to_many: false };
+            let mut control = Control([0xFF; CONTROL_V6_BYTES + SEGMENT_CONTROL_BYTES]);
             let length = control.fill(local);
+            if let IpAddr::V4(ip) = ip {
+                control.0[CONTROL_HEAD_BYTES + 8..][..4].copy_from_slice(&ip.octets()); // as the kernel does when it receives
+            }
             assert_eq!(control.add_segment_bytes(length, 60), SEGMENT_CONTROL_BYTES);
             assert_eq!(local_address(&control.0[..length]), Some(local));
             for cut in 0..CONTROL_HEAD_BYTES + 8 {
@@ -203,5 +215,25 @@ mod tests {
             }
         }
         assert_eq!(local_address(&[0xFF; CONTROL_BYTES]), None);
+    }
+
+    #[test]
+    fn what_was_sent_to_many_is_told_from_what_was_sent_to_us() {
+        let message = |ip: &str, destination: &str| {
+            let mut control = Control([0; CONTROL_V6_BYTES + SEGMENT_CONTROL_BYTES]);
+            let length = control.fill(LocalAddress { ip: ip.parse().unwrap(), interface: 0, is_to_many: false });
+            if let Ok(destination) = destination.parse::<Ipv4Addr>() {
+                control.0[CONTROL_HEAD_BYTES + 8..][..4].copy_from_slice(&destination.octets());
+            }
+            control.0[..length].to_vec()
+        };
+        let is_to_many = |control: &[u8]| local_address(control).unwrap().is_to_many;
+        for (destination, expected) in [("192.0.2.7", false), ("192.0.2.255", true), ("255.255.255.255", true), ("224.0.0.1", true)] {
+            let v4 = message("192.0.2.7", destination);
+            assert_eq!(is_to_many(&v4), expected, "{destination}");
+            let both = [message(&format!("::ffff:{destination}"), ""), v4].concat();
+            assert_eq!(is_to_many(&both), expected, "{destination} at an IPv6 socket");
+        }
+        assert!(is_to_many(&message("ff02::1", "")) && !is_to_many(&message("fe80::1", "")));
     }
 }

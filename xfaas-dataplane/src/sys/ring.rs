@@ -63,7 +63,7 @@ pub struct Completion {
     pub tag: Tag,
     /// The operation's result: a count, a descriptor, or a negative errno.
     pub result: i32,
-    /// A multishot operation that stays armed.
+    /// A multishot operation that stays armed, or a send of which a piece has left.
     pub more: bool,
     /// What a receive brought; give it back with `recycle`.
     pub received: Option<ReceivedBuffer>,
@@ -78,6 +78,9 @@ pub const DATAGRAM_PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + size_of::<libc::soc
 
 /// Address boxes made at start: as many datagrams may be on their way out before another is allocated.
 const PEERS_AT_START: usize = 256;
+
+/// A longer send leaves in pieces of this size, so that whoever waits sees it get on.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// How long `wait_past_sends` waits for more than sends.
 const GATHER: Duration = Duration::from_micros(50);
@@ -224,6 +227,36 @@ impl Ring {
         self.push(receive.user_data(receive_user_data(tag, group)));
     }
 
+    /// As `send`, in pieces: each but the last completes with `more`, the last with the bytes of all.
+    pub fn send_in_pieces(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
+        if buffer.len() <= PIECE_BYTES {
+            return self.send(tag, file, buffer);
+        }
+        let (id, sending) = self.in_flight.put(tag, buffer, None);
+        sending.stream = Some(file);
+        self.send_piece(id, file);
+    }
+
+    fn send_piece(&mut self, id: u64, file: FixedFile) {
+        self.sends += 1;
+        let piece = self.in_flight.rest(id);
+        let (address, bytes) = (piece.as_ptr(), piece.len().min(PIECE_BYTES) as u32);
+        let send = opcode::Send::new(Fixed(file.0), address, bytes).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+        self.push(send.user_data(RING_OWNED | id));
+    }
+
+    /// Output: the completion of a piece, unless it is the last one or the last that left.
+    #[cold]
+    fn end_piece(&mut self, id: u64, file: FixedFile, result: i32) -> Option<Completion> {
+        let is_whole = result >= 0 && result as usize == self.in_flight.rest(id).len().min(PIECE_BYTES);
+        let tag = self.in_flight.advance(id, result.max(0) as u32);
+        if !is_whole || self.in_flight.rest(id).is_empty() {
+            return None;
+        }
+        self.send_piece(id, file);
+        Some(Completion { tag, result, more: true, received: None, sent: None })
+    }
+
     /// Sends the whole buffer on a stream; it comes back in `Completion::sent`.
     pub fn send(&mut self, tag: Tag, file: FixedFile, buffer: Vec<u8>) {
         self.sends += 1;
@@ -336,6 +369,18 @@ impl Ring {
     pub fn cancel_receive(&mut self, target: Tag, group: u16) {
         let receive = CancelBuilder::user_data(receive_user_data(target, group));
         self.push(opcode::AsyncCancel2::new(receive).build().user_data(IGNORED));
+    }
+
+    /// Cancels the one operation `target`, which is no send and no receive; that one then completes, last, with ECANCELED or with what it had.
+    pub fn cancel(&mut self, target: Tag) {
+        self.push(opcode::AsyncCancel2::new(CancelBuilder::user_data(target.0)).build().user_data(IGNORED));
+    }
+
+    /// Completes once when a connection is reset or closed on both sides, with what poll(2) says of it. Input and the end of the client's half alone
+    /// do not count.
+    pub fn poll_reset(&mut self, tag: Tag, file: FixedFile) {
+        let poll = opcode::PollAdd::new(Fixed(file.0), (libc::POLLERR | libc::POLLHUP) as u32).build();
+        self.push(poll.user_data(tag.0));
     }
 
     /// Completes each time `descriptor` becomes readable.
@@ -454,7 +499,14 @@ impl Ring {
             }
             return Some(Completion { tag: Tag(entry.user_data() & !GROUP_MASK), result, more, received, sent: None });
         }
-        let mut sent = self.in_flight.take(entry.user_data() & !RING_OWNED);
+        let id = entry.user_data() & !RING_OWNED;
+        if let Some(file) = self.in_flight.stream(id)
+            && let Some(piece) = self.end_piece(id, file, result)
+        {
+            return Some(piece);
+        }
+        let mut sent = self.in_flight.take(id);
+        let result = if sent.stream.is_some() && result >= 0 { sent.sent_bytes as i32 } else { result };
         let is_over = sent.peer.take().is_none_or(|outgoing| self.end_datagrams(outgoing, &sent, result));
         is_over.then_some(Completion { tag: sent.tag, result, more, received: None, sent: Some(sent.buffer) })
     }

@@ -1,8 +1,10 @@
-//! Sends of datagrams that the kernel cuts, and of those that it refuses to; receives into few buffers.
+//! Sends of datagrams that the kernel cuts, and of those that it refuses to; long sends in pieces; receives into few buffers.
 
 use super::{FixedFile, GroupOptions, Peer, Ring, RingOptions, Tag};
+use socket2::SockRef;
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -108,4 +110,55 @@ fn what_is_held_stays_as_it_came_while_more_arrives_than_the_kernel_had_buffers_
         assert_eq!(ring.datagram(&buffer).expect("whole").1, format!("datagram {number}").as_bytes());
     }
     assert!(exhausted > 0, "the kernel had all buffers at once");
+}
+
+#[test]
+fn a_long_send_says_that_it_gets_on_and_comes_back_whole() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the kernel picks a free port");
+    let sender = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+    let (mut receiver, _) = listener.accept().expect("a client has come");
+    for length in [1, 256 << 10, (256 << 10) + 1, 1_000_000] {
+        let mut ring = ring();
+        ring.adopt(FixedFile(0), sender.as_fd()).expect("the ring has one place for it");
+        let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+        ring.send_in_pieces(SENT, FixedFile(0), bytes.clone());
+        let mut came = vec![0; length];
+        let (mut pieces, mut back) = (0, None);
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| receiver.read_exact(&mut came));
+            while back.is_none() {
+                ring.wait(1, Some(Duration::from_secs(5))).expect("a wait that is too long is no error");
+                while let Some(completion) = ring.next_completion() {
+                    assert_eq!((completion.tag, completion.more), (SENT, completion.sent.is_none()));
+                    pieces += 1;
+                    back = completion.sent.map(|buffer| (buffer, completion.result));
+                }
+            }
+            reading.join().expect("it does not panic").expect("all comes");
+        });
+        assert_eq!((pieces, back), (length.div_ceil(256 << 10), Some((bytes.clone(), length as i32))));
+        assert!(came == bytes);
+    }
+}
+
+#[test]
+fn a_long_send_to_a_client_that_is_gone_ends_with_an_error() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the kernel picks a free port");
+    let sender = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+    let (receiver, _) = listener.accept().expect("a client has come");
+    let mut ring = ring();
+    ring.adopt(FixedFile(0), sender.as_fd()).expect("the ring has one place for it");
+    ring.send_in_pieces(SENT, FixedFile(0), vec![1; 64 << 20]); // more than sockets hold
+    ring.hand_over();
+    SockRef::from(&receiver).set_linger(Some(Duration::ZERO)).expect("any time will do");
+    drop(receiver);
+    loop {
+        ring.wait(1, Some(Duration::from_secs(5))).expect("a wait that is too long is no error");
+        while let Some(completion) = ring.next_completion() {
+            if let Some(buffer) = completion.sent {
+                assert!(buffer.len() == 64 << 20 && completion.result < 64 << 20, "{}", completion.result);
+                return;
+            }
+        }
+    }
 }

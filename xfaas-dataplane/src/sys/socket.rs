@@ -61,10 +61,16 @@ pub fn receive_bytes(socket: BorrowedFd<'_>) -> u64 {
     SockRef::from(&socket).recv_buffer_size().unwrap_or(0) as u64
 }
 
-/// Makes each datagram come with the address it was sent to: what `peer` reads. An IPv6 socket tells it of IPv4 datagrams too.
+/// Makes each datagram come with the address it was sent to: what `peer` reads. An IPv6 socket tells it of IPv4 datagrams too, and which of them are
+/// broadcasts by the other option only.
 fn tell_local_addresses(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
-    let (level, option) =
-        if address.is_ipv4() { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) };
+    if address.is_ipv6() {
+        switch_on(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
+    }
+    switch_on(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
+}
+
+fn switch_on(socket: &Socket, level: libc::c_int, option: libc::c_int) -> std::io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the kernel reads one `int` from `on`, which lives until the call returns; the descriptor is open as long as `socket`.
     let result =

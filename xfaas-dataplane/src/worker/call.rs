@@ -89,6 +89,8 @@ pub struct Call {
     pub atomic: bool,
     /// It may read other sessions of its app.
     pub reads_sessions: bool,
+    /// Its session was made for it and has no state anywhere.
+    pub is_fresh: bool,
     /// Sessions of its app may be in a checkpoint and not in memory: that one is not found does not mean that it has no state.
     pub others_may_sleep: bool,
     /// Bytes of keys and values that the session may hold.
@@ -141,6 +143,7 @@ impl Default for Call {
             read_only: false,
             atomic: false,
             reads_sessions: false,
+            is_fresh: false,
             others_may_sleep: false,
             session_bytes_max: SESSION_STATE_BYTES_MAX,
             output: Vec::new(),
@@ -175,6 +178,7 @@ impl Call {
         self.is_admitted = false;
         self.is_near = false;
         self.stays = false;
+        self.is_fresh = false;
         self.output.clear();
         self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
         self.started_ns = 0;

@@ -10,7 +10,13 @@ pub struct CoreWork {
     pub fork_ns: u64,
     /// Slices of guests that had used up one before.
     pub slices_ns: u64,
-    /// Timed work, the log, checkpoints, moves, and rests in the real-time class.
+    /// The log of apps whose replies wait for the disk.
+    pub log_ns: u64,
+    /// Sessions copied for checkpoints, and what came of it.
+    pub checkpoints_ns: u64,
+    /// Rests in the real-time class.
+    pub rests_ns: u64,
+    /// All other timed work: stalled connections, idle workers, moves, what goes to other shards.
     pub chores_ns: u64,
 }
 
@@ -19,6 +25,9 @@ impl CoreWork {
         CoreWork {
             fork_ns: self.fork_ns.saturating_sub(earlier.fork_ns),
             slices_ns: self.slices_ns.saturating_sub(earlier.slices_ns),
+            log_ns: self.log_ns.saturating_sub(earlier.log_ns),
+            checkpoints_ns: self.checkpoints_ns.saturating_sub(earlier.checkpoints_ns),
+            rests_ns: self.rests_ns.saturating_sub(earlier.rests_ns),
             chores_ns: self.chores_ns.saturating_sub(earlier.chores_ns),
         }
     }

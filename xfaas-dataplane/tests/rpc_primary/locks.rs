@@ -36,7 +36,7 @@ fn a_section_lasts_from_strong_read_to_strong_write() {
     let waiting = waiting_read(&node, &mut other, "s", 1, b"k");
     // Weak access neither waits nor releases, whoever holds the key.
     let weak = State::weak("script", "s");
-    assert_eq!(other.call(|id| weak.write(id, b"k", b"weak")).result(), 0);
+    assert_eq!(other.call(|id| State { invocation: 2, ..weak }.write(id, b"k", b"weak")).result(), 0);
     assert_eq!(one.call(|id| weak.read(id, b"k")).value(), b"weak");
     assert_eq!(other.next_within(A_WHILE), None);
     assert_eq!(strong_write(&mut one, "s", 1, b"k", b"strong").result(), 0);
@@ -131,6 +131,12 @@ fn a_waiting_invocation_can_only_end() {
     other.call(|id| State::strong("script", "s", 1).read(id, b"l")).assert_error(0, "busy_invocation");
     other.call(|id| State::strong("script", "s", 1).write(id, b"k", b"")).assert_error(0, "busy_invocation");
     other.call(|id| State::strong("script", "s", 1).commit(id, &[])).assert_error(0, "busy_invocation");
+    let weak = State::weak("script", "s");
+    other.call(|id| weak.read(id, b"l")).assert_error(0, "busy_invocation");
+    other.call(|id| weak.write(id, b"l", b"")).assert_error(0, "busy_invocation");
+    other.call(|id| weak.write(id, b"", b"")).assert_error(0, "busy_invocation");
+    other.call(|id| State { op: 1, ..weak }.read(id, b"l\0")).assert_error(0, "busy_invocation");
+    assert_eq!(other.call(|id| State { invocation: 2, ..weak }.read(id, b"l")).result(), NOT_FOUND, "another one goes on");
     assert_eq!(strong_read(&mut other, "s", 2, b"l").result(), NOT_FOUND, "its connection is free to go on");
     other.send(&State::strong("script", "s", 1).end());
     assert_eq!(strong_write(&mut one, "s", 1, b"k", b"v").result(), 0);

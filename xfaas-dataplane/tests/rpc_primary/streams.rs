@@ -109,6 +109,12 @@ fn malformed_frames_close_their_connection_and_are_counted() {
     assert_refused(&node, "bad_payload", &with(&|b| b[48] += 1));
     assert_refused(&node, "bad_payload", &rpc_frame(16, "s", 1, 0, &[0; 19]));
     assert_refused(&node, "bad_payload", &rpc_frame(19, "", 1, 0, &[0; 13]));
+    assert_refused(&node, "bad_reserved", &rpc_frame(23, "", 1, 7, b""));
+    assert_refused(&node, "bad_reserved", &rpc_frame(19, "", 1, 7, &RpcClient::hello_frame(0, 1)[32..]));
+    assert_refused(&node, "bad_payload", &rpc_frame(23, "", 1, 0, b"x"));
+    assert_refused(&node, "bad_payload", &State { op: 1, ..State::weak("script", "s") }.write(1, b"k", b""));
+    assert_refused(&node, "bad_payload", &State { op: 1, ..State::weak("script", "s") }.write(1, b"", b"v"));
+    assert_refused(&node, "bad_payload", &State { op: 2, ..State::weak("script", "s") }.write(1, b"k", &[0; 4]));
     let list = [&3u32.to_be_bytes()[..], &[0; 6]].concat();
     assert_refused(&node, "bad_payload", &State { op: 2, ..State::weak("script", &owned(&node)) }.write(1, b"", &list));
     // A frame that is cut short is none: the connection ends, and nothing was written.

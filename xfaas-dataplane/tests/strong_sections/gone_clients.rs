@@ -1,7 +1,8 @@
 //! A client that is gone holds nobody up: its call is ended wherever it is, its locks go on, its open section never was.
 
 use crate::gate::{Gate, begin, cancelled, node, parked, queued, reset, results, run, value};
-use crate::harness::{Script, eventually};
+use crate::harness::{Script, eventually, request};
+use std::time::Duration;
 
 /// Adds nothing: reads `n` strongly and writes it.
 fn take_turn(value: &[u8]) -> Vec<u8> {
@@ -63,6 +64,22 @@ fn a_queued_call_whose_client_is_gone_never_runs() {
     assert_eq!(results(&behind.reply()), [-1, 0]);
     assert_eq!(value(&node, "s", "n").unwrap(), b"behind");
     cancelled(&node, 2);
+}
+
+#[test]
+fn a_client_that_is_gone_is_noticed_although_it_asked_for_more_than_is_read_ahead() {
+    let node = node(2);
+    for round in 1..=4 {
+        let session = format!("s{round}");
+        let mut holder = begin(&node, "script", &session, &Script::new().read("n", 1).write("begun", b"", 0).spin_forever());
+        eventually("it spins", || value(&node, &session, "begun").is_some());
+        // The shard stops reading at 128 KiB; the sockets hold the rest.
+        holder.send(&request("POST", "/f/script", &[("x-session-id", &session)], &[b'x'; 1_000]).repeat(300));
+        std::thread::sleep(Duration::from_millis(100)); // until the shard has stopped
+        reset(holder);
+        cancelled(&node, round);
+        assert_eq!(run(&node, &session, Script::new().read("n", 1)), [-1], "nobody holds it");
+    }
 }
 
 #[test]

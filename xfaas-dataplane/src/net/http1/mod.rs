@@ -61,7 +61,7 @@ pub enum Http1Event {
     /// The request is complete. What was not consumed belongs to the next one.
     Complete,
     /// Answer with this, and close unless `is_reusable` and the request's `keep_alive`. A `NoRoute` comes after the body was read and dropped,
-    /// except where the client waits for `100 Continue`.
+    /// except where the client waits for `100 Continue` before it sends one.
     Refused { code: ErrorCode, detail: &'static str },
 }
 
@@ -170,7 +170,7 @@ impl Http1Decoder {
                 if head.has_route {
                     return Ok((head_bytes, Http1Event::Head { expects_continue: head.expects_continue, has_body }));
                 }
-                if head.expects_continue {
+                if head.expects_continue && has_body {
                     return Err(NO_ROUTE);
                 }
                 self.lacks_route = true;
@@ -203,9 +203,12 @@ impl Http1Decoder {
             self.begin_body(end, &head)?;
             return Ok((end, Some(head)));
         }
-        let (start, end) = match self.scan.scan(piece)? {
+        let scanned = self.scan.scan(piece).inspect_err(|_| self.note_method(piece, request))?;
+        let (start, end) = match scanned {
             Scanned::End { start, end } => (start, end),
             Scanned::More { start } => {
+                // It may be refused before it is whole.
+                self.note_method(&piece[start..], request);
                 self.meter.add_bytes(piece.len())?;
                 if self.meter.room_bytes() == 0 {
                     return Err(Refusal::new(ErrorCode::HeadTooLarge, "the head is over 16 KiB"));
@@ -225,6 +228,16 @@ impl Http1Decoder {
         };
         self.begin_body(end, &head)?;
         Ok((end, Some(head)))
+    }
+
+    /// Whether the head that goes on with `piece` is of a HEAD request, whose refusal has no body either. Empty lines before it are skipped.
+    #[cold]
+    fn note_method(&self, piece: &[u8], request: &mut Request) {
+        const METHOD: &[u8] = b"HEAD ";
+        request.clear();
+        let is_before_head = |byte: &&u8| self.gathered.is_empty() && matches!(**byte, b'\r' | b'\n');
+        let rest = piece.iter().skip_while(is_before_head);
+        request.set_is_head(self.gathered.iter().chain(rest).take(METHOD.len()).eq(METHOD));
     }
 
     /// The head has ended with that many bytes of the piece.

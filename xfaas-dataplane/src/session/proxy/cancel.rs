@@ -1,7 +1,8 @@
-//! Calls that end between two of their slices: nobody waits for them any more, or they have waited too long for a lock.
+//! Calls that end between two of their slices: nobody waits for them any more, they have waited too long for a lock, or the node ends.
 //! Called by the shard's loop, never while a guest runs.
 
 use super::{Phase, Proxy};
+use crate::net::ErrorCode;
 use crate::session::namespace::NamespaceId;
 use crate::session::outcome::{Finished, Outcome};
 use crate::state::CallToken;
@@ -41,6 +42,19 @@ impl Proxy {
         self.start_waiting(id, now_ns);
         self.namespaces.remove_if_empty(id);
         Some(Finished { call, outcome: Outcome::Cancelled })
+    }
+
+    /// Ends all calls: those that wait for a worker as `not_begun`, the others as out of time.
+    pub fn end_all(&mut self, now_ns: u64, not_begun: Outcome, finished: &mut Vec<Finished>) {
+        for id in self.namespaces.waiting_ids() {
+            let waiting = std::mem::take(&mut self.namespaces.get_mut(id).waiting);
+            self.queued -= waiting.len();
+            self.namespaces.remove_if_empty(id);
+            finished.extend(waiting.into_iter().map(|call| Finished { call, outcome: not_begun }));
+        }
+        let out_of_time = Outcome::failed(ErrorCode::Deadline, "the server shut down before the function ended");
+        let begun: Vec<usize> = self.workers.iter().filter(|(_, slot)| slot.call.is_some()).map(|(id, _)| id).collect();
+        finished.extend(begun.into_iter().map(|id| self.abandon(id as u32, out_of_time, now_ns)));
     }
 
     /// Ends an invocation that is parked or waits for its next slice.

@@ -29,7 +29,7 @@ const UNKNOWN_OP: Refusal = (STATUS_REFUSED, "unknown_op");
 const NO_FUNCTION: Refusal = (Status::NoFunction as u8, "no_function");
 
 impl Shard {
-    /// Errors: the payload's lengths do not add up.
+    /// Errors: the payload breaks its kind's rules.
     pub(super) fn on_frame(&mut self, id: u32, frame: &Frame<'_>) -> Result<(), FrameFault> {
         let (head, payload) = (&frame.head, frame.payload);
         let mut kind = OTHER;
@@ -142,14 +142,17 @@ impl Shard {
         })
     }
 
-    /// The same; errors: also, the session sleeps. Then it is woken, and the container had better ask again.
-    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId) -> Result<Asked, Refusal> {
+    /// The same; errors: also, the invocation waits for a lock, or the session sleeps. Then it is woken, and the container had better ask again.
+    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId, invocation: u64) -> Result<Asked, Refusal> {
         let asked = self.asked(id, head, session)?;
+        if self.rpc.has_waiting() && self.is_waiting(&asked, invocation) {
+            return Err(BUSY_INVOCATION);
+        }
         if self.is_asleep(asked.app, &asked.session, asked.table_hash) { Err(OVERLOADED) } else { Ok(asked) }
     }
 
     fn on_state_read(&mut self, id: u32, head: &FrameHead, session: &SessionId, read: &StateRead<'_>) {
-        let asked = self.asked_awake(id, head, session);
+        let asked = self.asked_awake(id, head, session, read.invocation);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match read.op {
             READ_KEY => self.read_key(&asked, read),
@@ -176,7 +179,7 @@ impl Shard {
             _ => None,
         };
         // Nothing changes behind what is saved at the end.
-        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session) };
+        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session, write.invocation) };
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(&asked, write),
