@@ -464,6 +464,6 @@ fn peers_that_need_no_packages_are_rows_with_the_promised_keys() {
     for row in &rows {
         assert!(["requests_per_second", "p50_us", "rss_bytes"].iter().all(|field| row[*field].as_f64().unwrap() > 0.0), "{row}");
         assert!(row["p999_us"].as_f64() >= row["p99_us"].as_f64() && row["cpu_us_per_request"].as_f64().unwrap() >= 0.0, "{row}");
-        assert_eq!(row.as_object().unwrap().len(), 8);
+        assert_eq!(row.as_object().unwrap().len(), 7);
     }
 }
