@@ -270,7 +270,7 @@ impl Shard {
     }
 
     /// Hands replies over now if one of them is to be remembered: the wait that does it otherwise lasts until something comes, and nobody could tell
-    /// when it sent. One system call more, in the few turns that have such a reply.
+    /// when it sent. One system call more in each turn that has such a reply: with many replies a turn, not in few of them.
     fn stamp_sent(&mut self) {
         if self.tail.has_pending() {
             self.ring.hand_over();
