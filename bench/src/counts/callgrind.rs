@@ -1,8 +1,9 @@
-//! Runs a program under callgrind and reads what it wrote: instructions and cache misses between two marks, thread by thread.
+//! Runs a program under callgrind and reads what it wrote: instructions, lines of code and cache misses between two marks, thread by thread.
 //!
 //! Marks are functions of the program: entering one clears the counts, entering the other writes them into a file. That needs no stack to be
 //! followed, which guests on their own fibers would make impossible, and no request to valgrind from within the program.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,6 +11,8 @@ use std::process::{Command, Stdio};
 pub const MARKS: [&str; 2] = ["*counted_from_here*", "*counted_until_here*"];
 /// The same simulated caches on every machine: those of a usual server core. Bytes, ways, bytes of a line.
 const CACHES: [&str; 3] = ["--I1=32768,8,64", "--D1=32768,8,64", "--LL=8388608,16,64"];
+/// As in the caches.
+const CODE_LINE_BYTES: u64 = 64;
 const OUTPUT: &str = "out";
 
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +37,9 @@ pub enum CallgrindError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     pub instructions: u64,
-    /// Of the first-level caches, and of the last one for both.
-    pub code_misses: u64,
+    /// Different lines of code that were run, of `CODE_LINE_BYTES`.
+    pub code_lines: u64,
+    /// Of the first-level cache, and of the last one for code and data.
     pub data_misses: u64,
     pub last_level_misses: u64,
 }
@@ -61,7 +65,7 @@ pub fn run(
     let mut command = Command::new("valgrind");
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).envs(variables.iter().copied()).current_dir(folder).stdin(Stdio::null());
-    command.args(["--tool=callgrind", "--quiet", "--cache-sim=yes", "--separate-threads=yes"]).args(CACHES);
+    command.args(["--tool=callgrind", "--quiet", "--cache-sim=yes", "--separate-threads=yes", "--dump-instr=yes", "--compress-pos=no"]).args(CACHES);
     command.arg(format!("--callgrind-out-file={}", folder.join(OUTPUT).display()));
     command.arg(format!("--zero-before={}", MARKS[0])).arg(format!("--dump-before={}", MARKS[1]));
     let output = command.arg(program).args(arguments).output().map_err(start_error)?;
@@ -119,11 +123,23 @@ fn parse(text: &str) -> Result<Option<Part>, String> {
     let sum = |names: &[&str]| names.iter().map(|name| total(name)).sum::<Result<u64, String>>();
     let counted = Counted {
         instructions: total("Ir")?,
-        code_misses: total("I1mr")?,
+        code_lines: code_lines(text)?,
         data_misses: sum(&["D1mr", "D1mw"])?,
         last_level_misses: sum(&["ILmr", "DLmr", "DLmw"])?,
     };
     Ok(Some(Part { number: part, thread, counted }))
+}
+
+/// How many lines of code the instructions lie in. Each has a line of the file that begins with its address; the one below `calls=` begins with that of
+/// the call, which has its own as well.
+fn code_lines(text: &str) -> Result<u64, String> {
+    let addresses = text.lines().filter_map(|line| line.strip_prefix("0x")).map(|line| line.split(' ').next().unwrap_or(line));
+    let lines = addresses.map(|address| u64::from_str_radix(address, 16).map(|address| address / CODE_LINE_BYTES));
+    let lines: BTreeSet<u64> = lines.collect::<Result<_, _>>().map_err(|_| "a line begins with no address".to_owned())?;
+    match lines.len() as u64 {
+        0 => Err("no line begins with an instruction's address".to_owned()),
+        lines => Ok(lines),
+    }
 }
 
 #[cfg(test)]
@@ -132,19 +148,19 @@ mod tests {
 
     const FILE: &str = "# callgrind format\nversion: 1\ncreator: callgrind-3.19.0\npid: 7\ncmd:  ./counts --under-callgrind\npart: 2\nthread: 3\n\n\
         desc: I1 cache: 32768 B, 64 B, 8-way associative\n\ndesc: Timerange: Basic block 0 - 9\n\
-        desc: Trigger: --dump-before=bench::counted_until_here\n\npositions: line\nevents: Ir Dr Dw I1mr D1mr D1mw ILmr DLmr DLmw\n\
-        summary: 9 9 9\n\nfn=(1) main\n1 100\n\ntotals: 100 20 10 1 2 3 4 5 6\n";
+        desc: Trigger: --dump-before=bench::counted_until_here\n\npositions: instr line\nevents: Ir Dr Dw I1mr D1mr D1mw ILmr DLmr DLmw\n\
+        summary: 9 9 9\n\nfn=(1) main\n0x103f 7 60 1\n0x1040 7 20\ncalls=2 0x2000 1\n0x1040 7 20\nfn=(2)\n0x10c0 0 0 4\n\ntotals: 100 20 10 1 2 3 4 5 6\n";
 
     #[test]
     fn a_part_is_read() {
-        let counted = Counted { instructions: 100, code_misses: 1, data_misses: 5, last_level_misses: 15 };
+        let counted = Counted { instructions: 100, code_lines: 3, data_misses: 5, last_level_misses: 15 };
         assert_eq!(parse(FILE), Ok(Some(Part { number: 2, thread: 3, counted })));
     }
 
     #[test]
     fn totals_that_end_with_zeros_are_shorter() {
         let part = parse(&FILE.replace("totals: 100 20 10 1 2 3 4 5 6", "totals: 100 20 10 1")).unwrap().unwrap();
-        assert_eq!(part.counted, Counted { instructions: 100, code_misses: 1, ..Counted::default() });
+        assert_eq!(part.counted, Counted { instructions: 100, code_lines: 3, ..Counted::default() });
     }
 
     #[test]
@@ -163,6 +179,8 @@ mod tests {
             ("events: Ir", "events: Cy", "Ir"),
             ("5 6\n", "5 6 7\n", "10 totals for 9 events"),
             ("desc: Trigger", "desc: Reason", "Trigger"),
+            ("0x1040 7 20\ncalls", "0xmain 7 20\ncalls", "no address"),
+            ("0x", "+", "no line"),
         ] {
             let error = parse(&FILE.replace(from, to)).unwrap_err();
             assert!(error.contains(what), "{error}");
