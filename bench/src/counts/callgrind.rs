@@ -65,7 +65,9 @@ pub fn run(
     let mut command = Command::new("valgrind");
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).envs(variables.iter().copied()).current_dir(folder).stdin(Stdio::null());
-    command.args(["--tool=callgrind", "--quiet", "--cache-sim=yes", "--separate-threads=yes", "--dump-instr=yes", "--compress-pos=no"]).args(CACHES);
+    command
+        .args(["--tool=callgrind", "--quiet", "--cache-sim=yes", "--separate-threads=yes", "--dump-instr=yes", "--compress-pos=no"])
+        .args(CACHES);
     command.arg(format!("--callgrind-out-file={}", folder.join(OUTPUT).display()));
     command.arg(format!("--zero-before={}", MARKS[0])).arg(format!("--dump-before={}", MARKS[1]));
     let output = command.arg(program).args(arguments).output().map_err(start_error)?;
