@@ -31,11 +31,14 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use xfaas_common::ids::CoreIndex;
+use xfaas_common::limits::OUTPUT_BYTES_MAX;
 
 /// A worker idle for so long is dropped.
 const KEEP_WARM_S: u64 = 60;
 /// Remembered answers of idempotent datagrams, a shard.
 const REPLAY_BYTES_MAX: usize = 64 << 20;
+/// Of the largest bodies or outputs, so many find room on a shard however little memory HTTP may take.
+const LARGEST_MESSAGES_MIN: u64 = 4;
 /// Draining answers 503 for at least so long before the sockets close.
 const DRAIN_MS_MIN: u64 = 200;
 /// How often the epoch ticks while guests run for long: their slice, and the grain of their deadlines.
@@ -236,6 +239,7 @@ fn shard_options(
     ShardOptions {
         connections_max: connections_max(limits.connections_max),
         body_bytes_max: limits.body_bytes_max as usize,
+        buffer_bytes_max: buffer_bytes_max(limits, shards),
         session_header: session_header.as_bytes().to_vec(),
         proxy: ProxyOptions {
             workers_live_max: (limits.workers_live_max as usize / shards).max(1),
@@ -334,6 +338,12 @@ fn recover_logs(
         tracing::info!(records = recovered.replayed, "writes of the log were loaded");
     }
     Ok(Arc::new(recovered))
+}
+
+/// A shard's part of what HTTP connections may hold, but room for some of the largest requests and replies.
+fn buffer_bytes_max(limits: &Limits, shards: usize) -> u64 {
+    let part = (u64::from(limits.http_memory_mib()) << 20) / shards as u64;
+    part.max(LARGEST_MESSAGES_MIN * u64::from(limits.body_bytes_max).max(OUTPUT_BYTES_MAX as u64))
 }
 
 /// Connections of a shard: as configured, or fewer where the system allows this process fewer descriptors.

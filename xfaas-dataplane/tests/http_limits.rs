@@ -244,3 +244,58 @@ fn drip(mut stream: &TcpStream) -> bool {
     stream.write_all(b"x").ok();
     true
 }
+
+/// Bytes, of a node whose connections may hold 64 MiB.
+const HELD_MAX: f64 = (64 << 20) as f64;
+const LONG: usize = 6 << 20;
+
+fn node_of_one_core() -> Node {
+    Node::builder().guests(&["echo"]).shards(1).limit("http_memory_mib = 64").start()
+}
+
+#[test]
+fn bodies_that_do_not_come_on_make_room_for_those_that_do() {
+    let node = node_of_one_core();
+    let begun = || {
+        let mut client = node.connect();
+        let length = (LONG + 1).to_string();
+        client.send(&request("POST", "/f/echo", &[("content-length", &length)], b""));
+        client.send(&vec![b'a'; LONG]);
+        client
+    };
+    let mut clients: Vec<Client> = (0..20).map(|_| begun()).collect();
+    eventually("they hold no more than they may", || {
+        let metrics = node.metrics();
+        metrics.sum("xfaas_connections_crowded_out_total", &[]) >= 1.0 && metrics.sum("xfaas_http_buffer_bytes", &[]) <= HELD_MAX
+    });
+    clients[0].reply().assert_error(503, "overloaded");
+    clients[0].assert_closed();
+    let last = clients.last_mut().unwrap();
+    last.send(b"b");
+    let reply = last.reply();
+    assert_eq!((reply.status, reply.body.len()), (200, LONG + 1));
+    node.call("POST", "/f/echo", &[], b"small").assert_ok(b"small");
+}
+
+#[test]
+fn replies_that_nobody_takes_make_room_for_those_that_are_taken() {
+    let node = node_of_one_core();
+    let body = vec![b'a'; LONG];
+    let ask = || {
+        let mut client = node.connect();
+        // What the kernel keeps is not the node's memory.
+        SockRef::from(client.stream()).set_recv_buffer_size(4_096).unwrap();
+        client.send(&request("POST", "/f/echo", &[], &body));
+        client
+    };
+    let clients: Vec<Client> = (0..30).map(|_| ask()).collect();
+    eventually("they hold no more than they may", || {
+        let metrics = node.metrics();
+        metrics.sum("xfaas_connections_crowded_out_total", &[]) >= 1.0 && metrics.sum("xfaas_http_buffer_bytes", &[]) <= HELD_MAX
+    });
+    let mut reader = node.connect();
+    let reply = reader.call("POST", "/f/echo", &[], &body);
+    assert_eq!((reply.status, reply.body.len()), (200, LONG));
+    drop(clients);
+    eventually("what they held is given back", || node.metrics().sum("xfaas_http_buffer_bytes", &[]) < 1e6);
+}

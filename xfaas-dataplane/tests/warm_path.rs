@@ -215,6 +215,7 @@ fn options(folder: &Path) -> ShardOptions {
     ShardOptions {
         connections_max: 64,
         body_bytes_max: 1 << 20,
+        buffer_bytes_max: 1 << 30,
         session_header: b"x-session-id".to_vec(),
         proxy: ProxyOptions {
             is_secondary: false,

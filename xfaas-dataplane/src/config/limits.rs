@@ -8,10 +8,10 @@ use xfaas_common::limits::{
     STATE_MIB_DEFAULT,
 };
 
-const GUEST_MEMORY_MIB_MIN: u32 = 64;
-const GUEST_MEMORY_MIB_MAX: u32 = 1 << 24;
-/// Half of a small machine.
-const GUEST_MEMORY_MIB_UNKNOWN: u64 = 2_048;
+const MEMORY_MIB_MIN: u32 = 64;
+const MEMORY_MIB_MAX: u32 = 1 << 24;
+/// Of a small machine.
+const MACHINE_MIB_UNKNOWN: u64 = 4_096;
 
 /// Checked by `check`; the ranges are in each field's text.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -35,6 +35,8 @@ pub struct Limits {
     pub workers_live_max: u32,
     /// What the memories of all workers may take together, by their size, MiB, 64..=16_777_216. 0: half of what this process may use.
     pub guest_memory_mib: u32,
+    /// What all HTTP connections may hold for requests and replies, MiB, 64..=16_777_216. 0: an eighth of what this process may use.
+    pub http_memory_mib: u32,
     /// The most a function may ask for as `memory_mib`, 1..=4_096.
     pub memory_mib_max: u32,
     /// From the first byte of a head to its end, milliseconds, 10..=600_000.
@@ -61,6 +63,7 @@ impl Default for Limits {
             lock_wait_ms: LOCK_WAIT_MS_DEFAULT,
             workers_live_max: 4_000,
             guest_memory_mib: 0,
+            http_memory_mib: 0,
             memory_mib_max: 1_024,
             head_timeout_ms: 10_000,
             body_stall_ms: 30_000,
@@ -77,13 +80,20 @@ impl Limits {
         if self.guest_memory_mib != 0 {
             return self.guest_memory_mib;
         }
-        let half_mib = memory::available_bytes().map_or(GUEST_MEMORY_MIB_UNKNOWN, |bytes| bytes >> 21);
-        u32::try_from(half_mib).unwrap_or(u32::MAX).clamp(GUEST_MEMORY_MIB_MIN, GUEST_MEMORY_MIB_MAX)
+        memory_mib(1)
+    }
+
+    /// `http_memory_mib`, or what is meant by its 0.
+    pub fn http_memory_mib(&self) -> u32 {
+        if self.http_memory_mib != 0 {
+            return self.http_memory_mib;
+        }
+        memory_mib(3)
     }
 
     /// Errors: the first key outside its range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let ranges: [(&str, u32, u32, u32); 15] = [
+        let ranges: [(&str, u32, u32, u32); 16] = [
             ("body_bytes_max", self.body_bytes_max, 1_024, 64 << 20),
             ("connections_max", self.connections_max, 1, CONNECTIONS_MAX as u32),
             ("shard_calls_max", self.shard_calls_max, 1, SHARD_CALLS_MAX as u32),
@@ -92,7 +102,8 @@ impl Limits {
             ("log_mib", self.log_mib, 1, 1 << 20),
             ("lock_wait_ms", self.lock_wait_ms, 1, 600_000),
             ("workers_live_max", self.workers_live_max, 1, 10_000),
-            ("guest_memory_mib", self.guest_memory_mib(), GUEST_MEMORY_MIB_MIN, GUEST_MEMORY_MIB_MAX),
+            ("guest_memory_mib", self.guest_memory_mib(), MEMORY_MIB_MIN, MEMORY_MIB_MAX),
+            ("http_memory_mib", self.http_memory_mib(), MEMORY_MIB_MIN, MEMORY_MIB_MAX),
             ("memory_mib_max", self.memory_mib_max, 1, 4_096),
             ("head_timeout_ms", self.head_timeout_ms, 10, 600_000),
             ("body_stall_ms", self.body_stall_ms, 10, 600_000),
@@ -112,4 +123,10 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// This process's memory, or that of a small machine, shifted right, MiB.
+fn memory_mib(shift: u32) -> u32 {
+    let mib = memory::available_bytes().map_or(MACHINE_MIB_UNKNOWN, |bytes| bytes >> 20) >> shift;
+    u32::try_from(mib).unwrap_or(u32::MAX).clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX)
 }

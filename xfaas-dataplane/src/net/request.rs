@@ -86,6 +86,11 @@ impl Request {
         self.is_http10 = false;
     }
 
+    /// Memory that its buffers take.
+    pub fn held_bytes(&self) -> usize {
+        self.head.capacity() + self.body.capacity()
+    }
+
     /// The `<name>` of `/f/<name>`: 1-64 bytes of `[A-Za-z0-9_.-]`; empty in a datagram, which names its function by hash.
     pub fn function_name(&self) -> &[u8] {
         self.parts.function_name.of(&self.head)

@@ -38,6 +38,8 @@ pub(super) struct Connection {
     /// Where the request that runs is.
     pub(super) asked: Option<Asked>,
     pub(super) sending: bool,
+    /// Of the send under way.
+    pub(super) sending_bytes: usize,
     /// The multishot receive is armed.
     pub(super) armed: bool,
     /// Our half is being closed; see `Ring::shutdown_write`.
@@ -70,6 +72,8 @@ pub(super) struct Asked {
     pub(super) app: u16,
     pub(super) table_hash: u32,
     pub(super) session: SessionId,
+    /// Of the request.
+    pub(super) body_bytes: usize,
 }
 
 /// Whose sessions a connection has spoken for: one owner's connection moves to it, a connection of many stays and forwards.
@@ -163,6 +167,7 @@ impl Connection {
             busy: false,
             asked: None,
             sending: false,
+            sending_bytes: 0,
             armed: false,
             half_closing: false,
             watched: false,
@@ -209,6 +214,14 @@ impl Connection {
             self.progress = self.decoder.progress();
             self.progress_ns = now_ns;
         }
+    }
+
+    /// Memory that was taken for what this connection sent and is to be sent.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let read = self.call.as_ref().map_or(0, |call| call.request.held_bytes()) + self.pending.capacity();
+        let asked = self.asked.filter(|_| self.busy).map_or(0, |asked| asked.body_bytes);
+        let sent = if self.sending { self.sending_bytes } else { 0 };
+        (read + asked + self.out.capacity() + sent) as u64
     }
 
     /// True when nothing of this connection is with the kernel or the proxy.

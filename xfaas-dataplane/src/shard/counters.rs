@@ -103,6 +103,10 @@ pub struct ShardCounters {
     pub connections: Count,
     /// `xfaas_connections_refused_total`: over the limit.
     pub connections_refused: Count,
+    /// `xfaas_connections_crowded_out_total`: closed because all together held too much.
+    pub crowded_out: Count,
+    /// `xfaas_http_buffer_bytes`: memory taken for requests and replies.
+    pub http_buffer_bytes: Count,
     /// `xfaas_connections_timed_out_total`: closed by a head, body, send or idle timeout.
     pub timed_out: Count,
     /// `xfaas_http_requests_total`: complete heads, good or refused.
@@ -241,6 +245,12 @@ pub const EXPORTED: &[Exported] = &[
     gauge("xfaas_connections", "Connections open now.", |c| c.connections.get() as f64),
     counter("xfaas_connections_refused_total", "Connections closed at once because the shard had connections_max.", |c| {
         c.connections_refused.get() as f64
+    }),
+    counter("xfaas_connections_crowded_out_total", "Connections closed because all together held more than http_memory_mib.", |c| {
+        c.crowded_out.get() as f64
+    }),
+    gauge("xfaas_http_buffer_bytes", "Memory that HTTP connections hold for what they sent and what is to be sent.", |c| {
+        c.http_buffer_bytes.get() as f64
     }),
     counter("xfaas_connections_timed_out_total", "Connections closed by a head, body, send or idle timeout.", |c| c.timed_out.get() as f64),
     counter("xfaas_http_requests_total", "HTTP requests, good or refused.", |c| c.http_requests.get() as f64),

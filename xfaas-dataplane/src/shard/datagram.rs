@@ -97,8 +97,12 @@ impl Shard {
     /// Runs a datagram's call on the owner; an idempotent one that was answered before gets the first answer again.
     pub(super) fn run_datagram(&mut self, call: Box<Call>, peer: Peer, request_id: u64) {
         if self.holds_back_datagram(&call) {
-            if let Some(finished) = self.hold_back(call) {
-                self.reply_datagram(finished);
+            if let Some(Finished { call, outcome }) = self.hold_back(call) {
+                // Whether it is a duplicate was not looked up: the first one may run, and its answer is not this.
+                self.record(&call, &outcome);
+                let head = named_by(&call, request_id);
+                self.send_datagram(peer, |out| encode_end(out, &head, &outcome, &call.output));
+                self.keep_call(call);
             }
             return;
         }

@@ -26,7 +26,13 @@ impl Shard {
         let generation = u32::from(connection.generation);
         call.origin = Origin::Http { connection: id, generation, shard: self.core.0 };
         connection.busy = true;
-        connection.asked = Some(Asked { shard: self.core.0, app: call.app, table_hash: call.table_hash, session: call.session });
+        connection.asked = Some(Asked {
+            shard: self.core.0,
+            app: call.app,
+            table_hash: call.table_hash,
+            session: call.session,
+            body_bytes: call.request.body().len(),
+        });
         if let Some(finished) = self.submit(call) {
             self.on_hook_end(id, generation, finished);
         }

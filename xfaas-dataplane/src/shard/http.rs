@@ -28,7 +28,7 @@ impl Shard {
         counters.accepted.add(1);
         let id = self.insert_connection(|generation, now_ns| Connection::new(file, generation, now_ns));
         self.arm_receive(id);
-        if self.is_traced {
+        if self.is_traced && self.flows.is_some() {
             self.ask_for_port(id);
         }
     }
@@ -248,7 +248,13 @@ impl Shard {
         let runs_here = self.runs_here(&mut call, owner);
         let connection = &mut self.connections[id as usize];
         let asked_shard = if runs_here { self.core } else { owner };
-        connection.asked = Some(Asked { shard: asked_shard.0, app: call.app, table_hash: call.table_hash, session: call.session });
+        connection.asked = Some(Asked {
+            shard: asked_shard.0,
+            app: call.app,
+            table_hash: call.table_hash,
+            session: call.session,
+            body_bytes: call.request.body().len(),
+        });
         if call.state_at == StateAt::Here {
             // One that runs beside the owner does as well here as there: no reason to move.
             connection.speaks_for = match connection.spoke_for == call.table_hash && self.pins.generation() != 0 {
@@ -289,7 +295,7 @@ impl Shard {
         self.keep_call(call);
     }
 
-    fn refuse_and_close(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
+    pub(super) fn refuse_and_close(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
         self.view.counters.http_refused.add(1);
         self.write_reply(id, &call, &Outcome::failed(code, detail), true);
         self.keep_call(call);

@@ -2,6 +2,7 @@
 
 mod admission;
 mod answers;
+mod buffers;
 mod cancel;
 mod checkpoints;
 mod commands;

@@ -112,8 +112,8 @@ impl Shard {
 
     /// Somebody traces from now on, or nobody does: segments are found in the kernel's stamps by their connections' ports.
     pub(super) fn set_traced(&mut self, is_traced: bool) {
-        self.is_traced = is_traced && self.flows.is_some();
-        if !self.is_traced {
+        self.is_traced = is_traced;
+        if !is_traced || self.flows.is_none() {
             return;
         }
         let unknown = self.connections.iter().filter(|(_, connection)| connection.peer_port == 0 && connection.closing != Closing::Shut);

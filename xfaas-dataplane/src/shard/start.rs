@@ -79,6 +79,8 @@ pub enum ShardError {
 pub struct ShardOptions {
     pub connections_max: usize,
     pub body_bytes_max: usize,
+    /// What the connections of a shard may hold together.
+    pub buffer_bytes_max: u64,
     /// Lower case.
     pub session_header: Vec<u8>,
     pub proxy: ProxyOptions,

@@ -56,6 +56,7 @@ impl Shard {
         self.tail.work.checkpoints_ns += clock::quick_ns().saturating_sub(from_ns);
         self.sweep_primary();
         self.sweep_connections();
+        self.bound_buffers();
         self.sweep_rpc();
         self.publish_timers();
         let stats = self.proxy.state().stats();

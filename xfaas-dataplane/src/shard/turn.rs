@@ -114,7 +114,7 @@ pub struct Shard {
     /// When the turn began, or the last call in it ended: one clock read a request gives this one's end and the next one's begin.
     pub(super) now_ns: u64,
     pub(super) tail: Tail,
-    /// Somebody traces, and the kernel programs write stamps.
+    /// Somebody traces; the kernel programs, where there are any, write stamps.
     pub(super) is_traced: bool,
 }
 
@@ -269,11 +269,14 @@ impl Shard {
         Ok(())
     }
 
-    /// Hands replies over now if one of them is to be remembered: the wait that does it otherwise lasts until something comes, and nobody could tell
-    /// when it sent. One system call more in each turn that has such a reply: with many replies a turn, not in few of them.
+    /// Remembers the requests of this turn that are to be. While somebody traces, replies are handed over before: the wait that does it otherwise lasts
+    /// until something comes, and nobody could tell when it sent. That is one system call more in each turn that has such a reply, and a client
+    /// that asks again while the others' replies still leave: some percent of the throughput, so not when nobody looks.
     fn stamp_sent(&mut self) {
         if self.tail.has_pending() {
-            self.ring.hand_over();
+            if self.is_traced {
+                self.ring.hand_over();
+            }
             self.tail.publish(clock::quick_ns(), &self.view.tail);
         }
     }
@@ -340,6 +343,7 @@ impl Shard {
             || self.logging.has_work()
             || self.lifecycle.has_work()
             || self.draining_since_ns.is_some()
+            || self.is_getting_crowded()
         {
             SWEEP_PARKED_NS
         } else if self.connections.is_empty() && !self.rpc.has_connections() && self.container.is_none() {

@@ -115,6 +115,7 @@ impl Shard {
         }
         let buffer = std::mem::replace(&mut connection.out, self.spare_buffers.pop().unwrap_or_default());
         connection.sending = true;
+        connection.sending_bytes = buffer.capacity();
         connection.send_since_ns = self.now_ns;
         let tag = Operation::Sent { connection: id, generation: connection.generation }.tag();
         self.ring.send_in_pieces(tag, connection.file, buffer);
