@@ -446,3 +446,23 @@ fn answers_leave_from_the_address_that_was_asked() {
         drop(node);
     }
 }
+
+#[test]
+fn what_an_app_was_answered_is_nothing_to_another_app_that_takes_the_name() {
+    let node = Node::builder().start();
+    let deploy = |guest: &str, app: &str| {
+        let path = harness::guest(guest);
+        let output = node.cli(&["deploy", "shared", path.to_str().unwrap(), "--app", app, "--idempotent", "--deadline-ms", "4000"]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let udp = UdpClient::connect(node.http);
+    deploy("echo", "one");
+    udp.call("shared", "alice", 1, b"of app one").assert_reply(b"of app one");
+    assert!(node.cli(&["undeploy", "shared"]).status.success());
+    deploy("echo", "two");
+    udp.call("shared", "alice", 1, b"of app two").assert_reply(b"of app two");
+    // Deployed again in its app, a function still knows what it answered.
+    deploy("counter-rmw", "two");
+    udp.call("shared", "alice", 1, b"").assert_reply(b"of app two");
+    udp.call("shared", "alice", 2, b"").assert_reply(b"1");
+}

@@ -154,8 +154,24 @@ fn without_what_says_which_segments_count_the_node_does_not_start_and_takes_none
         refused();
     }
     std::fs::rename(&kept, &current).unwrap();
+    let older = std::fs::read(&current).unwrap();
     node.start();
     assert_eq!(value(&node, "s"), 3);
+    // One from before the last start, as a backup has it: what was written since must not count as left over.
+    assert_eq!(node.post("counter-rmw-linear", "s", b"").status, 200);
+    node.kill();
+    lose_memory(&node);
+    let newest = std::fs::read(&current).unwrap();
+    assert_ne!(newest, older);
+    std::fs::write(&current, older).unwrap();
+    let before = segments();
+    let ended = harness::xfaas(&["run", "--steering", "off", "--config", config.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.code() == Some(1) && text.contains("older than the log"), "{text}");
+    assert_eq!(segments(), before);
+    std::fs::write(&current, newest).unwrap();
+    node.start();
+    assert_eq!(value(&node, "s"), 4);
 }
 
 #[test]

@@ -141,6 +141,21 @@ fn more_is_pipelined_than_is_buffered() {
 }
 
 #[test]
+fn a_client_that_ends_its_half_behind_much_input_still_gets_its_replies() {
+    let node = Node::builder().guests(&["echo"]).function(Script::function("slow")).start();
+    let mut client = node.connect();
+    let body = vec![b'x'; 4_096];
+    client.send(&request("POST", "/f/slow", &[("x-session-id", "s")], &Script::new().spin(200_000_000).end()));
+    // More than is read while a request runs.
+    client.send(&request("POST", "/f/echo", &[("x-session-id", "s")], &body).repeat(40));
+    client.finish();
+    assert_eq!(client.reply().status, 200);
+    (0..40).for_each(|_| client.reply().assert_ok(&body));
+    client.assert_closed();
+    assert_eq!(node.metrics().sum("xfaas_cancelled_total", &[]), 0.0);
+}
+
+#[test]
 fn expect_gets_100_then_the_reply() {
     let node = node();
     for value in ["100-continue", "100-Continue"] {

@@ -32,6 +32,25 @@ pub(super) struct Current {
     pub shards: u16,
 }
 
+impl Current {
+    fn to_text(self) -> String {
+        let says = format!("xfaas-log 2 {} {}", self.epoch, self.shards);
+        let sum = crc32c::crc32c(says.as_bytes());
+        format!("{says} {sum:08x}\n")
+    }
+
+    /// `None`: these are not the words of this format, or a bit is wrong. Those of the former format have no checksum.
+    fn of_text(text: &str) -> Option<Current> {
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let (epoch, shards) = match words[..] {
+            ["xfaas-log", "1", epoch, shards] | ["xfaas-log", "2", epoch, shards, _] => (epoch, shards),
+            _ => return None,
+        };
+        let current = Current { epoch: epoch.parse().ok()?, shards: shards.parse().ok()? };
+        (words.len() == 4 || current.to_text() == text).then_some(current)
+    }
+}
+
 /// A segment by its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SegmentFile {
@@ -82,20 +101,13 @@ impl LogDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(failed)?,
         };
-        let mut words = text.split_ascii_whitespace();
-        let parsed = match (words.next(), words.next(), words.next(), words.next(), words.next()) {
-            (Some("xfaas-log"), Some("1"), Some(epoch), Some(shards), None) => epoch.parse().ok().zip(shards.parse().ok()),
-            _ => None,
-        };
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not say `xfaas-log 1 <epoch> <shards>`");
-        let (epoch, shards) = parsed.ok_or_else(|| failed(bad()))?;
-        Ok(Some(Current { epoch, shards }))
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not say `xfaas-log 2 <epoch> <shards> <crc32c>`");
+        Current::of_text(&text).ok_or_else(|| failed(bad())).map(Some)
     }
 
     pub(super) fn set_current(&self, current: Current) -> Result<(), LogError> {
         let draft = self.path.join("current.new");
-        let text = format!("xfaas-log 1 {} {}\n", current.epoch, current.shards);
-        let written = private(&draft).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        let written = private(&draft).and_then(|mut file| file.write_all(current.to_text().as_bytes()).and_then(|()| file.sync_all()));
         written.map_err(|source| LogError { operation: "write", path: draft.clone(), source })?;
         self.rename(&draft, &self.path.join(CURRENT))
     }
@@ -245,6 +257,19 @@ mod tests {
     fn drafts(folder: &Path) -> Vec<PathBuf> {
         let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         paths.filter(|path| path.extension().is_some_and(|extension| extension == "new")).collect()
+    }
+
+    #[test]
+    fn a_flipped_bit_in_what_says_which_log_counts_is_seen() {
+        let current = Current { epoch: 12, shards: 2 };
+        let text = current.to_text();
+        assert_eq!(Current::of_text(&text), Some(current));
+        assert_eq!(Current::of_text("xfaas-log 1 12 2\n"), Some(current), "the former format");
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(String::from_utf8(bytes).ok().and_then(|text| Current::of_text(&text)), None, "bit {bit}");
+        }
     }
 
     #[test]

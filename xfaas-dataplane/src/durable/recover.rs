@@ -56,7 +56,7 @@ pub enum RecoverError {
     #[error(transparent)]
     Log(LogError),
     #[error(
-        "{} tells which writes of the log count: restore it as it was, or move {} away to start without what only the log holds",
+        "{} tells which writes of the log count: restore it as it was last (it changes at each start), or move {} away to start without what only the log holds",
         path.display(),
         folder.display()
     )]
@@ -181,15 +181,30 @@ pub fn recover(options: &RecoverOptions<'_>) -> Result<Recovered, RecoverError> 
 
 impl Recovery<'_> {
     /// The segments in force, by shard. Those of other epochs are removed: a start was cut short before or after they counted.
+    /// Errors: also, `current` is an older one than its log.
     fn logs(&mut self, segments: Vec<SegmentFile>) -> Result<Logs, RecoverError> {
-        let mut logs = Logs::new();
+        let (mut logs, mut left_over) = (Logs::new(), Vec::new());
         for segment in segments {
             match SegmentReader::open(&segment, self.epoch)?.head()? {
-                Some((_, epoch)) if epoch != self.epoch => self.directory.remove(&segment.path)?,
+                Some((head, epoch)) if self.is_newer(&head, epoch) => return Err(self.outdated()),
+                Some((_, epoch)) if epoch != self.epoch => left_over.push(segment),
                 head => logs.entry(segment.shard).or_default().push((segment, head.map(|(head, _)| head))),
             }
         }
+        for segment in left_over {
+            self.directory.remove(&segment.path)?;
+        }
         Ok(logs)
+    }
+
+    /// True for a segment that no start can have left before `current` said so: of the next log only snapshots are made by then.
+    fn is_newer(&self, head: &Head, epoch: u64) -> bool {
+        epoch > self.epoch + 1 || epoch > self.epoch && head.kind == SegmentKind::Writes
+    }
+
+    fn outdated(&self) -> RecoverError {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is older than the log beside it");
+        LogError { operation: "read", path: self.options.directory.join(CURRENT), source }.into()
     }
 
     /// Opens the region of every app of the log, made anew where it is not the one that the log was written beside.

@@ -32,10 +32,10 @@ pub(super) fn start(
     Ok(status)
 }
 
-/// Waits for the list, if a function that runs needs it.
+/// Waits for the list. Also where no function may sleep now: sessions may sleep since it could, and who they are only the list says.
 pub(super) fn wait(status: &CheckpointStatus, deployer: &Deployer) {
-    let may_sleep = deployer.functions().iter().any(|function| !deployer.shows_at_once(&function.manifest.app));
-    if may_sleep && !status.wait_listed(LIST_WAIT) {
+    let may_sleep = || deployer.functions().iter().any(|function| !deployer.shows_at_once(&function.manifest.app));
+    if !status.wait_listed(LIST_WAIT) && may_sleep() {
         tracing::error!("the store of checkpoints is not listed yet: sessions that are not in memory get 503 until it is");
     }
 }

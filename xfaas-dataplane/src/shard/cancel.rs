@@ -6,7 +6,7 @@ use super::mailbox::Message;
 use super::tag::Operation;
 use super::turn::Shard;
 use crate::session::CallName;
-use crate::sys::clock;
+use crate::sys::{Ring, clock};
 use crate::worker::Origin;
 
 impl Shard {
@@ -40,11 +40,12 @@ impl Shard {
         }
     }
 
-    /// `result`: what happened to the connection, poll(2), or an error where it is no longer watched.
+    /// `result`: what happened to the connection, poll(2), or an error where it is no longer watched. A client that only closed its sending half still
+    /// gets its replies; it is not watched again, which would end at once.
     pub(super) fn on_watched(&mut self, id: u32, generation: u16, result: i32) {
         let Some(connection) = self.connection(id, generation) else { return };
         connection.watched = false;
-        if result > 0 {
+        if Ring::is_reset(result) {
             connection.ended = true;
             connection.closing = Closing::Shut; // nobody reads a reply
         }

@@ -108,7 +108,7 @@ impl Shard {
         }
         let idempotent = self.proxy.function(call.function).is_some_and(|function| function.manifest.idempotent);
         if idempotent {
-            let key = ReplayKey { function: call.function, session: call.session, request_id };
+            let key = replay_key(&call, request_id);
             let head = named_by(&call, request_id);
             let replay = self.replays.look_up(&key, Asker { peer, session: head.session }, self.now_ns);
             if replay != Replay::New {
@@ -145,7 +145,7 @@ impl Shard {
             unreachable!("`deliver` sends datagrams' calls here only");
         };
         let head = named_by(&call, request_id);
-        let key = ReplayKey { function: call.function, session: call.session, request_id };
+        let key = replay_key(&call, request_id);
         if self.replays.is_running(&key) {
             self.answer_waiters(&key, &head, &call, outcome);
         }
@@ -200,6 +200,10 @@ impl Shard {
 fn named_by(call: &Call, request_id: u64) -> DatagramHead {
     let session = *call.request.session().expect("a datagram names its session");
     DatagramHead { session, request_id, function: call.function_hash }
+}
+
+fn replay_key(call: &Call, request_id: u64) -> ReplayKey {
+    ReplayKey { app: call.app, function: call.function_hash, session: call.session, request_id }
 }
 
 /// Appends the answer of a call that is over.

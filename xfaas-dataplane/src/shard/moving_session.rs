@@ -1,4 +1,4 @@
-//! A session moves to another shard while it is in use. DESIGN.md sections 5 and 10, ARCHITECTURE.md "Moving a session".
+//! A session moves to another shard while it is in use. ARCHITECTURE.md "Moving a session".
 //!
 //! ```text
 //! old owner                                   new owner
@@ -218,15 +218,18 @@ impl Shard {
         let is_durable = state.journal.logs(order.app);
         let has_state = has_state || self.has_checkpoint(order.app, &order.session, table_hash);
         let has_function = self.function_of(order.app).is_some();
+        let is_home = self.placement.owner(hash.slot()) == CoreIndex(order.to);
+        let has_something = has_state || self.proxy.is_active(order.app, &order.session, table_hash);
         let refusal = if self.pins.owner(&*self.placement, &order.app_name, &order.session, hash) != self.core || order.to == self.core.0 {
             Some(MoveRefusal::NotHere)
         } else if self.draining_since_ns.is_some() {
             Some(MoveRefusal::Draining)
-        } else if !has_function {
+        } else if !has_function && !is_home {
             Some(MoveRefusal::NoFunction)
         } else if self.lifecycle.is_listing {
             Some(MoveRefusal::Unlisted)
-        } else if !has_state && !self.proxy.is_active(order.app, &order.session, table_hash) {
+        } else if !has_something && !is_home {
+            // One that is elsewhere and has nothing any more still goes home: until then it keeps containers out.
             Some(MoveRefusal::UnknownSession)
         } else if is_durable {
             Some(MoveRefusal::Durable)
@@ -244,7 +247,6 @@ impl Shard {
         };
         assert!(self.moves.leaving.is_none(), "whoever asks has claimed the board");
         waiting.append(&mut self.proxy.take_waiting(order.app, &order.session, table_hash));
-        let is_home = self.placement.owner(hash.slot()) == CoreIndex(order.to);
         let step = Step::Emptying { since_ns: self.now_ns };
         self.moves.leaving = Some(Box::new(Leaving { order, table_hash, is_home, claim, answer, step, waiting, arrived: VecDeque::new() }));
         self.step_move();
@@ -412,9 +414,7 @@ impl Shard {
         let Leaving { order, table_hash, claim, answer, step, waiting, arrived, .. } = *leaving;
         self.pins.refresh();
         let used = self.proxy.leave(order.app, &order.session, table_hash);
-        let proxy = &self.proxy;
-        let is_of_app = |function: u16| proxy.function(function).is_some_and(|function| function.app == order.app);
-        let replays = self.replays.take_session(&order.session, is_of_app);
+        let replays = self.replays.take_session(order.app, &order.session);
         for call in waiting.iter().chain(&arrived) {
             self.note_asked(call.origin, order.to);
         }

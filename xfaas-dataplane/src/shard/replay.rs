@@ -5,7 +5,7 @@ use crate::session::Outcome;
 use crate::sys::Peer;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use xfaas_common::ids::SessionId;
+use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::limits::IDEMPOTENT_WINDOW_S;
 
 const WINDOW_NS: u64 = IDEMPOTENT_WINDOW_S * 1_000_000_000;
@@ -16,7 +16,10 @@ const WAITERS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ReplayKey {
-    pub(super) function: u16,
+    /// Never another app's while the process runs, as a function's index may be: what one app's clients were told is nothing to another's.
+    pub(super) app: u16,
+    /// Stays the same when a function is deployed again.
+    pub(super) function: FunctionHash,
     pub(super) session: SessionId,
     pub(super) request_id: u64,
 }
@@ -119,9 +122,9 @@ impl Replays {
         ReplayEnd { waiters, evictions }
     }
 
-    /// Takes out what is known of a session's requests of those functions, to go on elsewhere. Cost: a look at every entry.
-    pub(super) fn take_session(&mut self, session: &SessionId, is_wanted: impl Fn(u16) -> bool) -> SessionReplays {
-        let is_of = |key: &ReplayKey| key.session == *session && is_wanted(key.function);
+    /// Takes out what is known of a session's requests, to go on elsewhere. Cost: a look at every entry.
+    pub(super) fn take_session(&mut self, app: u16, session: &SessionId) -> SessionReplays {
+        let is_of = |key: &ReplayKey| key.session == *session && key.app == app;
         let mut taken = SessionReplays::default();
         if self.entries.is_empty() {
             return taken;
@@ -186,7 +189,7 @@ mod tests {
     use super::*;
 
     fn key(request_id: u64) -> ReplayKey {
-        ReplayKey { function: 1, session: SessionId::new(b"alice").unwrap(), request_id }
+        ReplayKey { app: 1, function: FunctionHash(7), session: SessionId::new(b"alice").unwrap(), request_id }
     }
 
     fn asker(port: u16) -> Asker {
@@ -254,7 +257,7 @@ mod tests {
             to.finish(&ReplayKey { request_id: id, ..other }, Some(output(b"")), id);
         }
         let session = key(0).session;
-        assert_eq!(to.put_session(from.take_session(&session, |_| true)), 2);
+        assert_eq!(to.put_session(from.take_session(1, &session)), 2);
         assert_eq!(to.look_up(&key(1), asker(1), 5), Replay::New);
         assert_eq!(to.look_up(&key(2), asker(1), 5), Replay::Answered(output(b"")));
     }

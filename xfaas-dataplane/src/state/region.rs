@@ -161,29 +161,46 @@ impl Region {
 
     /// The namespace of a session that has none, empty. Errors: `RegionFull`.
     pub(super) fn create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
-        let created = self.try_create(session, table_hash);
-        self.note_refusal(created.as_ref().err());
-        created
+        let begun = self.begin(session, table_hash)?;
+        self.link(begun).map(|()| begun)
     }
 
-    fn try_create(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
+    /// A namespace to which nothing leads yet: no reader finds it, nor does whoever maps the region after a kill. `link` makes it the session's,
+    /// `abandon` frees it. Errors: `RegionFull`.
+    pub(super) fn begin(&mut self, session: &SessionId, table_hash: u32) -> Result<NamespaceRef, StateError> {
         release_fence();
-        let Region { space, alloc, secret, .. } = self;
+        let Region { space, alloc, .. } = self;
         let bytes = namespace::record_bytes(usize::from(session.length()));
-        let record = alloc.allocate(space, Kind::Namespace, bytes, Purpose::Growth).ok_or(StateError::RegionFull)?;
+        let Some(record) = alloc.allocate(space, Kind::Namespace, bytes, Purpose::Growth) else {
+            self.note_refusal(Some(&StateError::RegionFull));
+            return Err(StateError::RegionFull);
+        };
         let words = space.words();
         words.bump(HEADER, WORD_INCARNATIONS); // before use: a crash may waste a number, never give it out twice
         let incarnation = words.load(HEADER, WORD_INCARNATIONS);
         namespace::create(words, record, session, table_hash, incarnation);
-        let hash = secret.session_hash(session, table_hash);
-        let inserted = SESSIONS.insert(space, alloc, hash, record, |record| namespace::hash(space.words(), record, *secret));
+        Ok(NamespaceRef { record, incarnation })
+    }
+
+    /// Makes a namespace that was begun its session's, with all that it holds by now, by one store. Errors: `RegionFull`; then it is gone.
+    pub(super) fn link(&mut self, begun: NamespaceRef) -> Result<(), StateError> {
+        release_fence();
+        let Region { space, alloc, secret, .. } = self;
+        let hash = namespace::hash(space.words(), begun.record, *secret);
+        let inserted = SESSIONS.insert(space, alloc, hash, begun.record, |record| namespace::hash(space.words(), record, *secret));
         if inserted.is_err() {
-            namespace::retire(words, record);
-            alloc.free(words, record);
+            self.abandon(begun);
+            self.note_refusal(Some(&StateError::RegionFull));
             return Err(StateError::RegionFull);
         }
         self.totals.sessions += 1;
-        Ok(NamespaceRef { record, incarnation })
+        Ok(())
+    }
+
+    /// Frees a namespace that was begun and not linked, with all that it holds.
+    pub(super) fn abandon(&mut self, begun: NamespaceRef) {
+        release_fence();
+        self.free_namespace(begun.record);
     }
 
     /// The record behind a reference, unless the namespace was removed since.
@@ -355,10 +372,19 @@ impl Region {
     pub fn remove(&mut self, ns: NamespaceRef) {
         let Some(record) = self.record(ns) else { return };
         release_fence();
-        let Region { space, alloc, totals, secret, .. } = self;
+        let Region { space, alloc, secret, .. } = self;
         let words = space.words();
         let removed = SESSIONS.remove(words, alloc, namespace::hash(words, record, *secret), record);
         assert!(removed, "a record in use is in the session table");
+        self.free_namespace(record);
+        self.totals.sessions -= 1;
+        self.compact_after_change();
+    }
+
+    /// Frees a record to which nothing leads any more, and all below it.
+    fn free_namespace(&mut self, record: Offset) {
+        let Region { space, alloc, totals, .. } = self;
+        let words = space.words();
         namespace::retire(words, record);
         // Before any cell's version: a reader that still got to one of them must see that its walk is void.
         words.bump(HEADER, WORD_RECLAIM);
@@ -371,8 +397,6 @@ impl Region {
             table.free_nodes(words, alloc);
         }
         alloc.free(words, record);
-        totals.sessions -= 1;
-        self.compact_after_change();
     }
 
     /// The keys of a namespace with the lengths of their values, in no particular order; none when it is gone.

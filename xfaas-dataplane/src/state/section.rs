@@ -59,19 +59,18 @@ impl ShardState {
         W: Iterator<Item = (&'w [u8], Option<&'w [u8]>)> + Clone,
     {
         let region = self.region_mut(key.app).ok_or(StateError::RegionFull)?;
-        let is_new = region.find(key.session, key.table_hash).is_none();
-        let namespace = region.find_or_create(key.session, key.table_hash)?;
-        let mut look = writes.clone();
-        let written = match (look.next(), look.next()) {
-            (Some((state_key, Some(value))), None) => region.write(namespace, state_key, value, session_bytes_max),
-            _ => region.write_many(namespace, writes.clone(), session_bytes_max),
+        let write = |region: &mut Region, namespace| {
+            let mut look = writes.clone();
+            match (look.next(), look.next()) {
+                (Some((state_key, Some(value))), None) => region.write(namespace, state_key, value, session_bytes_max),
+                _ => region.write_many(namespace, writes.clone(), session_bytes_max),
+            }
         };
-        if is_new && written.is_err() {
-            region.remove(namespace);
-        } else {
-            *known = Some(namespace);
+        *known = region.find(key.session, key.table_hash);
+        match *known {
+            Some(namespace) => write(region, namespace)?,
+            None => *known = Some(begin_with(region, key, write)?),
         }
-        written?;
         if self.journal.logs(key.app) {
             self.journal.record(key.app, key.session, writes);
         }
@@ -96,21 +95,36 @@ fn write_or_begin(
         }
     }
     *known = region.find(key.session, key.table_hash);
-    let is_new = known.is_none();
-    let namespace = known.map_or_else(|| region.create(key.session, key.table_hash), Ok)?;
-    let written = region.write(namespace, state_key, value, session_bytes_max);
-    if is_new && written.is_err() {
-        region.remove(namespace); // or requests that are refused would fill the region with sessions that hold nothing
-    } else {
-        *known = Some(namespace);
+    let write = |region: &mut Region, namespace| region.write(namespace, state_key, value, session_bytes_max);
+    match *known {
+        Some(namespace) => write(region, namespace)?,
+        None => *known = Some(begin_with(region, key, write)?),
     }
-    written
+    Ok(())
+}
+
+/// Makes the session with what `write` puts into it: found by nobody before that is whole, not even after a kill. One that sleeps would begin empty
+/// then, because what is in memory counts and not its checkpoint. A refused write leaves no session, or requests that are refused would fill the
+/// region with sessions that hold nothing.
+fn begin_with(
+    region: &mut Region,
+    key: &SessionKey<'_>,
+    write: impl FnOnce(&mut Region, NamespaceRef) -> Result<(), StateError>,
+) -> Result<NamespaceRef, StateError> {
+    let begun = region.begin(key.session, key.table_hash)?;
+    if let Err(error) = write(region, begun) {
+        region.abandon(begun);
+        return Err(error);
+    }
+    region.link(begun).map(|()| begun)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::region_tests::Scratch;
+    use super::super::test_points;
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
     fn a_refused_first_write_leaves_no_session_behind() {
@@ -132,5 +146,47 @@ mod tests {
         state.store(&key, &mut known, b"key", &[0; 100], 50).unwrap_err();
         state.store(&key, &mut None, b"other", &[0; 100], 50).unwrap_err();
         assert_eq!((state.stats().total.sessions, known), (1, namespace), "one that was there before stays");
+    }
+
+    /// Output: keys of the session afterwards, `None` if there is none; and whether it was killed before its end.
+    fn begin_until_store(stores: u64, writes: &[(&[u8], Option<&[u8]>)]) -> (Option<u64>, bool) {
+        let scratch = Scratch::new();
+        let open = || {
+            let mut state = ShardState::new(scratch.path().join("state"), 0, 4 << 20);
+            state.open_app(0, "a").unwrap();
+            state
+        };
+        let session = SessionId::new(b"asleep").unwrap();
+        let key = SessionKey { app: 0, session: &session, table_hash: 7 };
+        let mut state = open();
+        test_points::kill_at_store(Some(stores));
+        let stored = catch_unwind(AssertUnwindSafe(|| state.store_many(&key, &mut None, writes.iter().copied(), 1 << 20).unwrap()));
+        test_points::kill_at_store(None);
+        drop(state);
+        let mut state = open();
+        let region = state.region(0).unwrap();
+        let keys = region.find(&session, 7).map(|namespace| region.keys(namespace).count() as u64);
+        // Nothing is in the way of the next load.
+        state.store_many(&key, &mut None, writes.iter().copied(), 1 << 20).unwrap();
+        (keys, stored.is_err())
+    }
+
+    #[test]
+    fn a_session_that_is_loaded_when_the_server_is_killed_is_whole_or_not_there() {
+        let value = [b'v'; 3_000];
+        let one: [(&[u8], Option<&[u8]>); 1] = [(b"key", Some(&value))];
+        let three: [(&[u8], Option<&[u8]>); 3] = [(b"one", Some(&value)), (b"two", Some(b"2")), (b"three", Some(&value))];
+        for writes in [&one[..], &three[..]] {
+            let mut was_absent = false;
+            for stores in (0..).step_by(7) {
+                let (keys, was_killed) = begin_until_store(stores, writes);
+                assert!(keys.is_none_or(|keys| keys == writes.len() as u64), "{keys:?} before store {stores}");
+                was_absent |= keys.is_none();
+                if !was_killed {
+                    assert!(keys.is_some() && was_absent);
+                    break;
+                }
+            }
+        }
     }
 }

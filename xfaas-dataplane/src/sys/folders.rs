@@ -20,18 +20,33 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
     for folder in path.ancestors().take(missing.max(1)) {
         let Some(above) = folder.parent() else { break };
         match sync_folder(above) {
-            // One that is not ours may be used and not read: then this is left to the file system.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) if is_left_to_the_file_system(&error) => {}
             synced => synced?,
         }
     }
     Ok(())
 }
 
+/// A folder that is not ours may be used and not read; one whose file system keeps nothing, or cannot be written, has nothing to sync.
+fn is_left_to_the_file_system(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), PermissionDenied | InvalidInput | ReadOnlyFilesystem | Unsupported)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_folder_of_a_file_system_that_syncs_nothing_is_fine() {
+        for errno in [22, 13, 30, 95] {
+            assert!(is_left_to_the_file_system(&io::Error::from_raw_os_error(errno)), "errno {errno}");
+        }
+        for errno in [5, 28, 2] {
+            assert!(!is_left_to_the_file_system(&io::Error::from_raw_os_error(errno)), "errno {errno}");
+        }
+    }
 
     #[test]
     fn folders_are_made_private_and_as_deep_as_asked() {

@@ -47,7 +47,7 @@ impl MemoryBudget {
 }
 
 /// Bytes of an invocation's writes that are not charged: such calls touch nothing that all shards share. Each has a guest's memory that is larger.
-const CHARGE_FREE_BYTES: usize = 16 << 10;
+pub(super) const CHARGE_FREE_BYTES: usize = 16 << 10;
 /// What is charged at once beyond them.
 const CHARGE_STEP_BYTES: u64 = 64 << 10;
 

@@ -1,7 +1,7 @@
 //! The writes of an invocation of an `--atomic` function: seen by its own reads at once, by others when `handle` has returned 0.
 //! Buffers are kept for the next invocation, so a warm call allocates nothing. What is large is charged to the budget of the guests' memories.
 
-use super::memory_budget::{Charge, MemoryBudget};
+use super::memory_budget::{CHARGE_FREE_BYTES, Charge, MemoryBudget};
 use crate::state::{StateError, timer_name};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -10,8 +10,6 @@ use xfaas_common::limits::SESSION_KEYS_MAX;
 
 /// Entries whose buffers are kept for the next invocation.
 const ENTRIES_KEPT_MAX: usize = 64;
-/// Bytes above which a kept buffer is given back.
-const BUFFER_BYTES_KEPT_MAX: usize = 64 << 10;
 /// What an entry takes besides its key and value: itself, its place in the index, and what the allocator adds to three pieces of memory.
 const ENTRY_BYTES: usize = 128;
 /// End of a chain of entries with the same hash.
@@ -177,11 +175,12 @@ impl Overlay {
         if self.entries.is_empty() {
             return;
         }
-        for entry in &mut self.entries[..self.live.min(ENTRIES_KEPT_MAX)] {
-            entry.value.clear();
-            entry.value.shrink_to(BUFFER_BYTES_KEPT_MAX);
+        // What is kept for the next invocation is charged to nobody.
+        if self.memory_bytes > CHARGE_FREE_BYTES {
+            self.entries = Vec::new();
         }
         self.entries.truncate(ENTRIES_KEPT_MAX);
+        self.entries.iter_mut().for_each(|entry| entry.value.clear());
         self.index.clear();
         self.index.shrink_to(ENTRIES_KEPT_MAX);
         self.live = 0;

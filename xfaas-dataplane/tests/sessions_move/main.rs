@@ -301,6 +301,75 @@ fn a_container_and_a_moved_session_keep_each_other_out_until_the_session_is_home
     assert_refused(&node, "counter", "s", 1 - core, 409, "containers");
 }
 
+/// Moves a session, runs `change`, and lets a container join, which needs the session at home.
+fn a_container_joins_after(node: &mut Node, function: &str, app: &str, change: impl FnOnce(&mut Node)) {
+    let core = core_of(node, function, "s");
+    move_to(node, app, "s", 1 - core);
+    change(node);
+    let mut container = Container::join(node, &[]);
+    assert_eq!(node.metrics().sum("xfaas_pinned_sessions", &[]), 0.0);
+    container.stop();
+    eventually("the container is gone", || node.metrics().sum("xfaas_rpc_connections", &[]) == 0.0);
+}
+
+#[test]
+fn a_moved_session_that_has_nothing_any_more_still_goes_home() {
+    let mut node = builder().start();
+    // Nobody knows of it after a restart, but the record of moves.
+    a_container_joins_after(&mut node, "script", "state", |node| {
+        node.stop();
+        node.start();
+    });
+}
+
+#[test]
+fn moved_sessions_go_home_before_their_app_goes_or_becomes_sync() {
+    let mut node = builder().start();
+    let deploy = |node: &Node, flags: &[&str]| {
+        let path = harness::guest("counter-rmw-linear");
+        let output = node.cli(&[&["deploy", "later", path.to_str().unwrap(), "--app", "later"], flags].concat());
+        assert!(output.status.success(), "{output:?}");
+    };
+    deploy(&node, &[]);
+    a_container_joins_after(&mut node, "later", "later", |node| {
+        deploy(node, &["--durability", "sync"]);
+        assert_eq!(node.metrics().sum("xfaas_pinned_sessions", &[]), 0.0);
+    });
+    node.post("later", "s", b"").assert_ok(b"2");
+    deploy(&node, &[]);
+    a_container_joins_after(&mut node, "later", "later", |node| {
+        assert!(node.cli(&["undeploy", "later"]).status.success());
+        assert_eq!(node.metrics().sum("xfaas_pinned_sessions", &[]), 0.0);
+    });
+    deploy(&node, &[]);
+    node.post("later", "s", b"").assert_ok(b"4");
+}
+
+#[test]
+fn a_duplicate_that_finds_the_queue_of_a_moving_session_full_ends_nothing_of_the_first() {
+    let node = builder()
+        .limit("namespace_queue_calls_max = 1")
+        .function(Script::function("slow").app("slow").with("idempotent = true").with("deadline_ms = 10000"))
+        .start();
+    let (udp, other) = (UdpClient::connect(node.http), UdpClient::connect(node.http));
+    let slow = Script::new().write("k", b"v", 0).spin(1_000_000_000).end();
+    let core = core_of(&node, "slow", "s");
+    udp.send(&request_datagram("slow", "s", 7, &slow));
+    std::thread::scope(|scope| {
+        std::thread::sleep(Duration::from_millis(100));
+        let moving = scope.spawn(|| try_move(&node, "slow", "s", 1 - core));
+        std::thread::sleep(Duration::from_millis(100));
+        other.send(&request_datagram("slow", "s", 8, &Script::new().end()));
+        eventually("one is held back", || node.metrics().sum("xfaas_calls_held_for_move", &[]) >= 1.0);
+        other.call("slow", "s", 7, &slow).assert_error(3, "overloaded");
+        assert_eq!(Script::results(&udp.answer().payload), [0]);
+        moving.join().unwrap();
+    });
+    assert_eq!(Script::results(&other.answer().payload), [0; 0]);
+    assert_eq!(Script::results(&udp.call("slow", "s", 7, &slow).payload), [0]);
+    assert_eq!(node.metrics().requests("slow", "ok"), 3.0, "core_of, 7 and 8, each once");
+}
+
 /// A node is busy with two sessions of one core; the other core has nothing to do.
 #[test]
 fn a_hot_session_moves_by_itself_to_a_core_with_room() {

@@ -109,7 +109,11 @@ impl Work {
                 return;
             }
             if !self.has_been_told {
-                let state = if self.primary.is_some() { "is lost" } else { "cannot be reached" };
+                let state = match (error.is_refusal(), self.primary.is_some()) {
+                    (true, _) => "does not let this container in yet",
+                    (false, true) => "is lost",
+                    (false, false) => "cannot be reached",
+                };
                 tracing::warn!("the primary at {} {state}: {}; trying again until it is there", self.parts.config.join, describe(&error));
                 self.has_been_told = true;
             }

@@ -5,6 +5,7 @@ use super::connection::Moving;
 use super::counters::{COMMIT, END, HELLO, MODULE, OTHER, PING, READ, SNAPSHOT, WRITE};
 use super::invocations::{Asked, Asker};
 use std::sync::Arc;
+use xfaas_common::guest_abi::MODE_STRONG;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::RPC_MODULES_MAX;
 use xfaas_common::rpc::{
@@ -143,16 +144,18 @@ impl Shard {
     }
 
     /// The same; errors: also, the invocation waits for a lock, or the session sleeps. Then it is woken, and the container had better ask again.
-    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId, invocation: u64) -> Result<Asked, Refusal> {
+    /// `strong`: the invocation that asks so, or commits. Its weak requests go on: it may have given up a wait that is not over here.
+    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId, strong: Option<u64>) -> Result<Asked, Refusal> {
         let asked = self.asked(id, head, session)?;
-        if self.rpc.has_waiting() && self.is_waiting(&asked, invocation) {
+        if self.rpc.has_waiting() && strong.is_some_and(|invocation| self.is_waiting(&asked, invocation)) {
             return Err(BUSY_INVOCATION);
         }
         if self.is_asleep(asked.app, &asked.session, asked.table_hash) { Err(OVERLOADED) } else { Ok(asked) }
     }
 
     fn on_state_read(&mut self, id: u32, head: &FrameHead, session: &SessionId, read: &StateRead<'_>) {
-        let asked = self.asked_awake(id, head, session, read.invocation);
+        let strong = (i32::from(read.mode) == MODE_STRONG).then_some(read.invocation);
+        let asked = self.asked_awake(id, head, session, strong);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match read.op {
             READ_KEY => self.read_key(&asked, read),
@@ -178,8 +181,9 @@ impl Shard {
             WRITE_COMMIT => Some(CommitWrites::decode(write.value)?),
             _ => None,
         };
+        let strong = (i32::from(write.mode) == MODE_STRONG || write.op != WRITE_KEY).then_some(write.invocation);
         // Nothing changes behind what is saved at the end.
-        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session, write.invocation) };
+        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session, strong) };
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(&asked, write),
