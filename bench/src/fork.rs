@@ -1,4 +1,4 @@
-//! Fork, DESIGN.md section 1: a new worker from a function's image, its first call, and its end.
+//! Fork: a new worker from a function's image, its first call, and its end.
 
 use crate::guest::{Guest, GuestError};
 use crate::load::Interrupt;

@@ -23,6 +23,7 @@ pub mod servers;
 pub mod sessions;
 pub mod settings;
 pub mod soak;
+pub mod stamps;
 pub mod state;
 pub mod steer;
 pub mod suite;

@@ -13,6 +13,9 @@ use xfaas_bench::settings::built_beside;
 use xfaas_common::wire::{Header, KIND_REPLY};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 
+#[path = "generator/manners.rs"]
+mod manners;
+
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests");
 
 /// The program and the guests.
@@ -91,9 +94,9 @@ fn an_open_loop_over_http_keeps_its_rate_and_its_mix() {
     let mix = ["--function", "counter-read:3", "--function", "counter-rmw-linear:1", "--rate", "500", "--popularity", "zipf"];
     let run = document(&load(&format!("http://{}", node.address()), &mix), 0);
     check_counters(&run);
-    // Poisson, 600 in 1.2 s: 5 standard deviations.
-    let sent = count(&run, "sent") + count(&run, "unsent");
-    assert!((478..=722).contains(&sent), "{run}");
+    // Poisson, 600 in 1.2 s: 5 standard deviations, and fewer as the generator had no CPU.
+    let (sent, off_cpu_ms) = (count(&run, "sent") + count(&run, "unsent"), run["off_cpu_ms"].as_f64().unwrap());
+    assert!(sent <= 722 && sent + (off_cpu_ms * 0.5).ceil() as u64 >= 478, "{run}");
     let [reads, writes] = [0, 1].map(|i| count(&run["functions"][i], "good"));
     assert!(reads > writes && writes > 0, "{run}");
     assert_eq!((run["offered_per_second"].as_f64(), run["arrivals"].as_str()), (Some(500.0), Some("poisson")));
@@ -377,6 +380,7 @@ fn wrong_usage_ends_with_two_and_says_what_is_wrong() {
         (&["127.0.0.1:80"][..], "http://HOST:PORT"),
         (&[], "TARGET"),
         (&["http://127.0.0.1:1", "--rate", "0"], "requests a second"),
+        (&["http://127.0.0.1:1/path"], "--path"),
         (&["http://127.0.0.1:1", "--arrivals", "bursts"], "--rate"),
         (&["http://127.0.0.1:1", "--function", "a:b"], "weight"),
         (&["http://127.0.0.1:1", "--function", "counter-rmw", "--function", "counter-rmw-linear"], "take its updates back"),
@@ -442,7 +446,7 @@ fn curves_of_one_core_are_points_up_to_twice_the_top_and_a_verdict() {
     // Whether it bends is the machine's at that moment, and a machine that slept may not have been loaded past its top.
     assert!(rows.len() >= 11, "{output:?}");
     let parts: Vec<f64> = rows[1..11].iter().map(|row| row["part_of_top"].as_f64().unwrap()).collect();
-    assert!(parts.is_sorted() && parts[9] == 2.0, "{parts:?}");
+    assert!(parts.is_sorted() && (parts[9] / parts[6] - 2.0).abs() < 0.02, "{parts:?}");
     assert!(rows[0]["part_of_top"].is_null() && rows[0]["requests_per_second"].as_f64().unwrap() > 100.0, "{text}");
     assert!(rows[..11].iter().all(|row| row["name"] == "http_rmw" && row["steering"] == "off" && row["cores"] == 1), "{text}");
     assert!(rows.get(11).is_none_or(|row| row["name"] == "http_rmw_verdict" && row["kept_share"].is_number()), "{text}");

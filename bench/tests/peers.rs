@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn peers(arguments: &[&str]) -> Output {
     let nowhere = tempfile::tempdir().expect("a temporary directory");
@@ -49,4 +50,30 @@ fn a_row_that_is_left_out_fails_the_run_only_where_all_are_required() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("not there: restate_rmw"), "{stderr}");
     assert_eq!(names(&rows(&output)), ["limit_http"]);
+}
+
+#[test]
+fn a_server_ends_with_a_benchmark_that_was_killed() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peers"));
+    command.args(["--only", "nginx", "--saturation-only", "--seconds", "600"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut bench = command.spawn().expect("a built program starts");
+    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let children = || std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", bench.id())).unwrap_or_default();
+    let nginx = until(|| children().split_whitespace().find(|pid| name(pid) == "nginx\n").map(str::to_owned));
+    bench.kill().expect("it runs");
+    bench.wait().expect("it was killed");
+    let pid = nginx.expect("nginx is started");
+    assert!(until(|| (name(&pid) != "nginx\n").then_some(())).is_some(), "nginx runs on as process {pid}");
+}
+
+/// Looks for some seconds.
+fn until<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        if let Some(seen) = look() {
+            return Some(seen);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
 }

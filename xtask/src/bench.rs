@@ -11,15 +11,15 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::process::{run_quiet, say, step};
 use crate::run::{Lab, SERVER_ADDRESS, Stop, remove_leftovers};
-use crate::{build, paths, peers, rights, setup};
+use crate::{build, paths, peers, pgo, rights, setup};
 
 /// Builds with optimisations and runs one of the benchmark programs.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (the table of the README), `state` (reads and writes of session
+    /// The program: `steer` (nanoseconds a packet in the kernel), `quick` (xfaas beside a bare echo and nginx), `sync` (durability sync beside redis), `state` (reads and writes of session
     /// state), `soak` (its fragmentation), `sessions` (their starts, memory and durability), `bursts` (many requests at once on one session),
     /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `counts` (instructions, system calls and allocations a request, held
-    /// against a committed table), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
+    /// against a committed table), `stamps` (what the stamps of stages cost of the throughput), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
     /// `peers` (other servers side by side, installed by this command), `paper` (the paper's evaluation, with a report in target/paper), or
     /// another one of bench/src/bin.
     name: String,
@@ -53,6 +53,11 @@ const COUNTS: [&str; 3] = ["counts", "counted", "xfaas"];
 /// `counted` of another build, whose requests carry no stamps.
 const UNSTAMPED: &str = "counted-unstamped";
 const UNSTAMPED_FEATURE: [&str; 2] = ["--features", "xfaas-dataplane/unstamped"];
+/// The program that compares two nodes, and the one of them that has no stamps.
+const STAMPS: [&str; 2] = ["stamps", "xfaas-unstamped"];
+/// The same feature as a flag: with the feature itself every function of the dataplane has another name, and the record of a node's ways
+/// (`pgo`) would guide the build of one node only.
+const UNSTAMPED_FLAG: &str = "--cfg=feature=\"unstamped\"";
 const POLL: Duration = Duration::from_millis(20);
 
 /// Builds and runs `counts`, which needs no optimised build of everything: it may run in CI.
@@ -71,6 +76,17 @@ fn counts(arguments: &[OsString]) -> Result<ExitCode> {
     Err(run.exec()).context("start the benchmark counts")
 }
 
+/// Builds the node without stamps as it is built for use, and keeps it under its own name.
+fn unstamped_node() -> Result<()> {
+    let mut command = build::unguided_build(true, "xfaas");
+    pgo::guide_with(&mut command, &[UNSTAMPED_FLAG.to_owned()]);
+    step("build the dataplane without the stamps of stages (optimised, with all that it uses; minutes the first time)", || {
+        run_quiet(&mut command)
+    })?;
+    std::fs::copy(paths::host_program("xfaas", true), paths::host_program(STAMPS[1], true)).context("keep that build")?;
+    Ok(())
+}
+
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     if arguments.name == COUNTS[0] {
@@ -78,6 +94,9 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         return counts(&arguments.arguments);
     }
     build::ebpf_and_guests(&tools)?;
+    if arguments.name == STAMPS[0] {
+        unstamped_node()?; // first: the build that follows takes its place
+    }
     let binary = build::dataplane(true)?;
     let beside = if arguments.name == PAPER[0] { PAPER[1] } else { BESIDE };
     for program in [&arguments.name, beside] {

@@ -66,16 +66,22 @@ fn recorded_by() -> PathBuf {
 
 /// Lays an optimised build out by what was recorded. Code that has changed since is built as if nothing was known about it.
 pub fn guide(build: &mut Command) {
+    guide_with(build, &[]);
+}
+
+/// The same with more compiler flags, for all crates. They leave functions their names, by which the record knows them; a feature of a crate does not.
+pub fn guide_with(build: &mut Command, more: &[String]) {
     let profile = profile();
     // A checkout without it builds all the same, slower programs.
-    let Ok(bytes) = fs::read(&profile) else { return };
+    let Ok(bytes) = fs::read(&profile) else { return add_flags(build, more) };
     static WARNING: Once = Once::new();
     let recorded_by = fs::read_to_string(recorded_by()).unwrap_or_default();
     WARNING.call_once(|| stale(recorded_by.trim_end(), toolchain::host_compiler().as_deref()).iter().for_each(|warning| say(warning)));
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
     // Cargo builds again when flags change, and does not look into the file.
-    add_flags(build, &[format!("-Cprofile-use={}", profile.display()), format!("--cfg=xfaas_profile_{:016x}", hasher.finish())]);
+    let own = [format!("-Cprofile-use={}", profile.display()), format!("--cfg=xfaas_profile_{:016x}", hasher.finish())];
+    add_flags(build, &[&own, more].concat());
 }
 
 /// A warning if another compiler recorded the profile: rustc names and cuts functions otherwise, and recognises few of them.

@@ -14,7 +14,7 @@ use xfaas_bench::servers::exit_code;
 use xfaas_bench::settings::{seconds, xfaas_files};
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 
-/// Read-modify-writes over HTTP and by datagrams, offered at 0.1 to 2 times what a closed loop gets, on each way of steering and on 1 and 2
+/// Read-modify-writes over HTTP and by datagrams, offered at 0.1 to 2 times what a closed loop of as many gets, on each way of steering and on 1 and 2
 /// cores: what is answered, refused and late. Says whether throughput past saturation stays within 10 % of the top and that errors are 503s,
 /// and fails where it does not and the load had cores of its own.
 ///
@@ -27,16 +27,16 @@ struct Arguments {
     /// One JSON object a line instead of the table.
     #[arg(long)]
     json: bool,
-    /// Seconds of each point; there are 11 of each curve.
+    /// Seconds of each run; a curve has 10 points and takes some thirty runs.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
     /// Numbers of cores that the server runs on.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=64))]
     cores: Vec<u16>,
-    /// HTTP connections that an open loop may use.
+    /// HTTP connections of every loop, closed or open.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=8_192))]
     connections: u32,
-    /// Datagrams that an open loop may have under way.
+    /// Datagrams that a loop may have under way, closed or open.
     #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(32..=IN_FLIGHT_MAX as i64))]
     in_flight: u32,
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -3,6 +3,7 @@
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use std::error::Error;
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use xfaas_bench::settings::seconds;
 use xfaas_dataplane::sys::affinity::allowed_cpus;
 use xfaas_dataplane::sys::clock::unix_ms;
 
+const WARM_UP_S: f64 = 1.0;
 const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 /// A datagram's payload beside header and session.
 const DATAGRAM_PAYLOAD_BYTES_MAX: u32 = 1_400;
@@ -26,11 +28,13 @@ const DATAGRAM_PAYLOAD_BYTES_MAX: u32 = 1_400;
 /// open loop: requests are due at times that no answer changes, and latency is counted from when a request was due, so that a server that
 /// hangs is seen to hang (no coordinated omission). Requests that never left, and those that are given up without an answer, are in the times
 /// with what they had waited until then, which is the least that they take; those whose connection was cut are failures and have no time.
+/// The times of a closed loop are those of all requests that were under way in the measured time, also of those that left before it.
 /// Where the generator itself does not get its CPU, arrivals pause: the run tells how many a second were due beside what was asked for.
 ///
 /// Every answer must have its status, name its session, and hold what its function answers. Functions that are checked as a `counter` must
 /// never answer the same number twice, and in the end each session must have counted exactly the acknowledged requests: lost or doubled
-/// updates end the run with exit code 1. Datagrams that are not answered are counted apart as unsure: they may have run. 503 and 429 are
+/// updates end the run with exit code 1. A `read` must answer no less than was acknowledged when it left and, where all that adds to the
+/// counter is known, no more than was asked for by then. Datagrams that are not answered are counted apart as unsure: they may have run. 503 and 429 are
 /// counted as refused and do not fail the run.
 ///
 /// Examples:
@@ -83,10 +87,10 @@ struct Arguments {
     /// Seconds that are measured, 0.1 to 600.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     seconds: f64,
-    /// Seconds before, in which answers are checked and not measured, 0 to 600.
-    #[arg(long, default_value_t = 1.0, value_parser = seconds_or_none)]
-    warm_up_s: f64,
-    /// Ends the run after so many requests, warm-up included.
+    /// Seconds before, in which answers are checked and not measured, 0 to 600 [default: 1; 0 with --requests].
+    #[arg(long, value_parser = seconds_or_none)]
+    warm_up_s: Option<f64>,
+    /// Ends the run after so many requests, warm-up included, of which there is none then unless it is asked for.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
     /// Bytes of each request's body or payload. With some, the HTTP method is POST.
@@ -167,6 +171,10 @@ fn target(text: &str) -> Result<(Transport, SocketAddr), String> {
         Some(("redis", rest)) => (Transport::Redis, rest),
         _ => return Err("give http://HOST:PORT, udp://HOST:PORT or redis://HOST:PORT".to_owned()),
     };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.contains('/') {
+        return Err("give HOST:PORT alone, and what follows it with --path".to_owned());
+    }
     let mut addresses = rest.to_socket_addrs().map_err(|error| format!("{rest:?} is no HOST:PORT: {error}"))?;
     addresses.next().map(|address| (transport, address)).ok_or_else(|| format!("{rest:?} has no address"))
 }
@@ -217,7 +225,7 @@ fn header_name(text: &str) -> Result<String, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match spec_of(&arguments) {
-        Ok(spec) => exit_code(run(&arguments, &spec)),
+        Ok(spec) => run(&arguments, &spec).unwrap_or_else(|error| exit_code(Err(error))),
         Err(fault) => Arguments::command().error(clap::error::ErrorKind::ValueValidation, fault).exit(),
     }
 }
@@ -294,6 +302,7 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     };
     let prefix = arguments.session_prefix.clone();
     let timeout_ms = arguments.answer_timeout_ms.unwrap_or(if is_http { 5_000 } else { 1_000 });
+    let warm_up_s = arguments.warm_up_s.unwrap_or(if arguments.requests.is_some() { 0.0 } else { WARM_UP_S });
     let fresh = || format!("load-{:x}-{:x}-", unix_ms(), std::process::id());
     Ok(LoadSpec {
         shape: shape_of(arguments),
@@ -310,7 +319,7 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
         },
         is_fresh: prefix.is_none(),
         reader: reader_of(arguments),
-        warm_up: Duration::from_secs_f64(arguments.warm_up_s),
+        warm_up: Duration::from_secs_f64(warm_up_s),
         measured: Duration::from_secs_f64(arguments.seconds),
         requests_max: arguments.requests.unwrap_or(u64::MAX),
         threads: usize::from(arguments.threads),
@@ -326,17 +335,24 @@ fn spec_of(arguments: &Arguments) -> Result<LoadSpec, String> {
     })
 }
 
-fn run(arguments: &Arguments, spec: &LoadSpec) -> Result<(), Box<dyn Error>> {
+/// Errors: a run that could not be made, or failed; its results are printed all the same.
+fn run(arguments: &Arguments, spec: &LoadSpec) -> Result<ExitCode, Box<dyn Error>> {
     if !arguments.i_own_this_target {
         check_target(spec.target.ip())?;
     }
     let interrupt = Interrupt::on_signals()?;
     let progress = if arguments.progress { Progress::Lines } else { Progress::Terminal };
     let outcome = run_load(spec, &interrupt, progress)?;
-    if arguments.json {
-        println!("{}", outcome.to_json());
-    } else {
-        print!("{}", outcome.to_text());
+    let text = if arguments.json { outcome.to_json() + "\n" } else { outcome.to_text() };
+    let mut stdout = std::io::stdout().lock();
+    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    if let Some(fault) = outcome.fault().or_else(|| outcome.nothing_measured()) {
+        return Err(fault.into());
     }
-    outcome.fault().or_else(|| outcome.nothing_measured()).map_or(Ok(()), |fault| Err(fault.into()))
+    match printed {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Who reads has gone, and wants to be told nothing: but it has not all results.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ExitCode::FAILURE),
+        Err(error) => Err(format!("the results cannot be written: {error}").into()),
+    }
 }

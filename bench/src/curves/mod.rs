@@ -1,6 +1,8 @@
 //! Latency and throughput against offered load, up to saturation and past it: for HTTP and datagrams, each way of steering, one core and two.
-//! The top is found by a closed loop; then an open loop offers parts and multiples of it. Before and after each point at the top and past it the
-//! closed loop runs again: a machine that is slower for a while must not look like a server that breaks.
+//! A closed loop looks for the top; then an open loop over as many connections, with as many datagrams under way, offers parts and multiples of
+//! it: with fewer, a server that has less to look after would be faster and the open loop look broken. The top is what either gets at most.
+//! Before and after each point at the top and past it the closed loop runs again: a machine that is slower for a while must not look like a
+//! server that breaks.
 
 mod plot;
 mod report;
@@ -12,15 +14,13 @@ use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, Progress
 use crate::load::Interrupt;
 use crate::network::Network;
 use crate::servers::{Server, ServerError, Steered, XfaasFiles, start_xfaas_steered};
+use std::net::SocketAddr;
 use std::time::Duration;
 use xfaas_dataplane::sys::clock::unix_ms;
 
-/// What is offered, in parts of the top.
+/// What is offered, in parts of what the first closed loop got.
 pub const PARTS: [f64; 10] = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0];
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Under way in the closed loop that finds the top.
-const TOP_CONNECTIONS: usize = 64;
-const TOP_IN_FLIGHT: usize = 256;
 /// Of a point at the top or past it.
 const ROUNDS_PAST_TOP: usize = 3;
 /// Past the top lost datagrams keep their places for this long.
@@ -108,7 +108,7 @@ pub struct CurveBench<'a> {
     pub cores: &'a [usize],
     /// Of each point.
     pub seconds: f64,
-    /// HTTP connections, and datagrams under way, that an open loop may have.
+    /// HTTP connections, and datagrams under way, that a loop may have, closed or open.
     pub connections: usize,
     pub in_flight: usize,
     pub sessions: usize,
@@ -148,28 +148,29 @@ impl CurveBench<'_> {
 
     fn curve(&self, asked: Asked, setting: Setting, server: &Server) -> Result<Vec<CurvePoint>, CurveError> {
         let mut curve = vec![self.point(asked, setting, server, None)?];
-        let top = curve[0].requests_per_second;
+        let closed = curve[0].requests_per_second;
         for part in PARTS {
             if self.interrupt.is_set() {
                 break;
             }
-            let offered = (part, top * part);
+            let per_second = closed * part;
             curve.push(if part < 1.0 {
-                self.point(asked, setting, server, Some(offered))?
+                self.point(asked, setting, server, Some(per_second))?
             } else {
-                self.past_top(asked, setting, server, offered)?
+                self.past_top(asked, setting, server, per_second)?
             });
         }
+        report::set_parts_of_top(&mut curve);
         Ok(curve)
     }
 
     /// The median of some rounds, each between two closed loops: a single second says more about the machine than about the server.
     /// It has the errors of all of them.
-    fn past_top(&self, asked: Asked, setting: Setting, server: &Server, offered: (f64, f64)) -> Result<CurvePoint, CurveError> {
+    fn past_top(&self, asked: Asked, setting: Setting, server: &Server, per_second: f64) -> Result<CurvePoint, CurveError> {
         let closed = || self.point(asked, setting, server, None);
         let (mut rounds, mut loops) = (Vec::new(), vec![closed()?]);
         for round in 0..ROUNDS_PAST_TOP {
-            let point = self.point(asked, setting, server, Some(offered))?;
+            let point = self.point(asked, setting, server, Some(per_second))?;
             loops.push(closed()?);
             let beside = (loops[round].requests_per_second + loops[round + 1].requests_per_second) / 2.0;
             rounds.push(CurvePoint { closed_per_second: Some(beside), ..point });
@@ -181,15 +182,15 @@ impl CurveBench<'_> {
     }
 
     /// Again where the generator had a core of its own and was short of arrivals all the same.
-    /// `offered`: part of the top, and requests a second; `None` for a closed loop.
-    fn point(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<(f64, f64)>) -> Result<CurvePoint, CurveError> {
+    /// `offered`: requests a second; `None` for a closed loop.
+    fn point(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<f64>) -> Result<CurvePoint, CurveError> {
         let is_short = |point: &CurvePoint| point.arrivals_short && !point.load_shares_cores && !self.interrupt.is_set();
         repeat_while_short(|_| self.point_once(asked, setting, server, offered), is_short)
     }
 
-    fn point_once(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<(f64, f64)>) -> Result<CurvePoint, CurveError> {
+    fn point_once(&self, asked: Asked, setting: Setting, server: &Server, offered: Option<f64>) -> Result<CurvePoint, CurveError> {
         let (name, Setting { steering, cores }) = (asked.name(), setting);
-        let spec = self.spec(asked, cores, server, offered.map(|(_, per_second)| per_second));
+        let spec = self.spec(asked, cores, server.address(), offered);
         let outcome = run_load(&spec, self.interrupt, Progress::Off).map_err(|source| CurveError::Load {
             name,
             steering: steering.name(),
@@ -211,9 +212,9 @@ impl CurveBench<'_> {
         self.cpus.len() <= cores
     }
 
-    fn spec(&self, asked: Asked, cores: usize, server: &Server, per_second: Option<f64>) -> LoadSpec {
+    fn spec(&self, asked: Asked, cores: usize, target: SocketAddr, per_second: Option<f64>) -> LoadSpec {
         // New sessions for each point, so that none is warmer than another.
-        let mut spec = LoadSpec::new(server.address(), asked.transport(), format!("{:x}-", unix_ms()));
+        let mut spec = LoadSpec::new(target, asked.transport(), format!("{:x}-", unix_ms()));
         let own = if self.is_shared(cores) { Vec::new() } else { self.cpus[cores..].to_vec() };
         spec.threads = own.len().clamp(1, cores);
         spec.wait = if own.is_empty() { Wait::Sleep } else { Wait::Spin };
@@ -226,12 +227,8 @@ impl CurveBench<'_> {
         if !is_http {
             spec.answer_timeout = DATAGRAM_TIMEOUT;
         }
-        (spec.connections, spec.in_flight) = match (per_second, is_http) {
-            (None, true) => (TOP_CONNECTIONS, TOP_CONNECTIONS),
-            (None, false) => (DATAGRAM_SOCKETS, TOP_IN_FLIGHT),
-            (Some(_), true) => (self.connections, self.connections),
-            (Some(_), false) => (DATAGRAM_SOCKETS, self.in_flight),
-        };
+        let datagrams = (DATAGRAM_SOCKETS, self.in_flight);
+        (spec.connections, spec.in_flight) = if is_http { (self.connections, self.connections) } else { datagrams };
         if let Some(per_second) = per_second {
             spec.arrivals = Arrivals::Poisson { per_second: per_second.max(1.0) };
         }
@@ -246,7 +243,7 @@ impl CurvePoint {
         steering: &'static str,
         cores: usize,
         shares_cores: bool,
-        offered: Option<(f64, f64)>,
+        offered: Option<f64>,
         outcome: &LoadOutcome,
     ) -> CurvePoint {
         let other: u64 = outcome.statuses.iter().filter(|(status, _)| **status != 503).map(|(_, count)| count).sum();
@@ -255,8 +252,8 @@ impl CurvePoint {
             steering,
             cores,
             load_shares_cores: shares_cores,
-            part_of_top: offered.map(|(part, _)| part),
-            offered_per_second: offered.map(|(_, per_second)| per_second.round()),
+            part_of_top: None,
+            offered_per_second: offered.map(f64::round),
             requests_per_second: outcome.requests_per_second,
             refused_per_second: outcome.refused_per_second,
             arrived_per_second: outcome.arrived_per_second,
@@ -265,10 +262,42 @@ impl CurvePoint {
             cut: outcome.cut,
             unsent: outcome.unsent,
             other_statuses: other,
+            refusals: outcome.statuses.get(&503).copied().unwrap_or(0),
             p50_us: outcome.latency.p50_us,
             p99_us: outcome.latency.p99_us,
             p999_us: outcome.latency.p999_us,
             closed_per_second: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn open_and_closed_loops_have_the_same_number_under_way() {
+        let files = XfaasFiles { binary: Path::new("xfaas").into(), guests: Path::new("guests").into() };
+        let bench = CurveBench {
+            xfaas: &files,
+            network: &Network::loopback(),
+            cpus: &[0, 1],
+            asked: &Asked::ALL,
+            steering: &[Steering::Off],
+            cores: &[1],
+            seconds: 1.0,
+            connections: 500,
+            in_flight: 4_000,
+            sessions: 80,
+            interrupt: &Interrupt::default(),
+        };
+        for (asked, under_way) in [(Asked::HttpRmw, (500, 500)), (Asked::UdpRmw, (DATAGRAM_SOCKETS, 4_000))] {
+            for per_second in [None, Some(9e5)] {
+                let spec = bench.spec(asked, 1, SocketAddr::from(([127, 0, 0, 1], 1)), per_second);
+                assert_eq!((spec.connections, spec.in_flight), under_way, "{asked:?} {per_second:?}");
+                assert_eq!(spec.arrivals == Arrivals::Closed, per_second.is_none());
+            }
         }
     }
 }

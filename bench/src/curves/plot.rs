@@ -5,11 +5,17 @@ use super::CurvePoint;
 use crate::picture::Picture;
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 const PANEL: (u32, u32) = (560, 330);
 const FONT: &str = "sans-serif";
-/// Of the legend: its box is measured for this size, the letters are always as wide as `picture/raster.rs` has them.
-const LABEL_PIXELS: u32 = 18;
+/// Height of the legend's strip above all panels: in a panel it would hide what lies there.
+const LEGEND: u32 = 36;
+const LEGEND_FONT_PIXELS: u32 = 18;
+/// From one name of the legend to the next, the line before a name, and the gap between the two.
+const NAME_PIXELS: i32 = 150;
+const LINE_PIXELS: i32 = 26;
+const GAP_PIXELS: i32 = 8;
 const COLOURS: [RGBColor; 4] = [RGBColor(0, 90, 160), RGBColor(210, 95, 0), RGBColor(0, 140, 90), RGBColor(150, 40, 130)];
 
 /// What is drawn of a point.
@@ -24,6 +30,8 @@ pub struct CurvesPicture<'a> {
     points: &'a [CurvePoint],
     /// What was asked, and of how many cores: a row of panels each.
     rows: Vec<(&'static str, usize)>,
+    /// All ways of steering: each has its colour in every panel.
+    steering: Vec<&'static str>,
 }
 
 impl<'a> CurvesPicture<'a> {
@@ -31,7 +39,18 @@ impl<'a> CurvesPicture<'a> {
         let mut rows: Vec<(&'static str, usize)> = points.iter().map(|point| (point.name, point.cores)).collect();
         rows.sort_unstable();
         rows.dedup();
-        CurvesPicture { points, rows }
+        let mut steering: Vec<&'static str> = Vec::new();
+        for point in points {
+            if !steering.contains(&point.steering) {
+                steering.push(point.steering);
+            }
+        }
+        CurvesPicture { points, rows, steering }
+    }
+
+    fn colour(&self, steering: &str) -> RGBColor {
+        let at = self.steering.iter().position(|name| *name == steering).unwrap_or(0);
+        COLOURS[at % COLOURS.len()]
     }
 
     /// The lines of a panel, in the order in which they were measured: way of steering, offered and figure.
@@ -57,10 +76,12 @@ impl<'a> CurvesPicture<'a> {
 
 impl Picture for CurvesPicture<'_> {
     fn size(&self) -> (u32, u32) {
-        (PANEL.0 * 2, PANEL.1 * self.rows.len().max(1) as u32)
+        (PANEL.0 * 2, LEGEND + PANEL.1 * self.rows.len().max(1) as u32)
     }
 
     fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+        let (legend, root) = root.split_vertically(LEGEND);
+        self.legend(&legend)?;
         let panels = root.split_evenly((self.rows.len().max(1), 2));
         for (row, pair) in self.rows.iter().zip(panels.chunks(2)) {
             self.latency(&pair[0], *row)?;
@@ -71,6 +92,18 @@ impl Picture for CurvesPicture<'_> {
 }
 
 impl CurvesPicture<'_> {
+    fn legend<DB: DrawingBackend>(&self, strip: &DrawingArea<DB, Shift>) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+        let middle = LEGEND as i32 / 2;
+        let style = (FONT, LEGEND_FONT_PIXELS).into_text_style(strip).pos(Pos::new(HPos::Left, VPos::Center));
+        for (i, steering) in self.steering.iter().enumerate() {
+            let left = GAP_PIXELS * 2 + i as i32 * NAME_PIXELS;
+            let line = [(left, middle), (left + LINE_PIXELS, middle)];
+            strip.draw(&PathElement::new(line, self.colour(steering).stroke_width(2)))?;
+            strip.draw(&Text::new(*steering, (left + LINE_PIXELS + GAP_PIXELS, middle), style.clone()))?;
+        }
+        Ok(())
+    }
+
     fn latency<DB: DrawingBackend>(
         &self,
         panel: &DrawingArea<DB, Shift>,
@@ -87,20 +120,10 @@ impl CurvesPicture<'_> {
         let mut mesh = chart.configure_mesh();
         mesh.x_desc("1,000 offered a second").y_desc("p99, ms").light_line_style(TRANSPARENT);
         mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&|y| format!("{y}")).draw()?;
-        for ((steering, line), colour) in lines.into_iter().zip(COLOURS) {
-            chart
-                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-                .label(steering)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        for (steering, line) in lines {
+            chart.draw_series(LineSeries::new(line, self.colour(steering).stroke_width(2)))?;
         }
-        let mut labels = chart.configure_series_labels();
-        labels
-            .label_font((FONT, LABEL_PIXELS))
-            .position(SeriesLabelPosition::UpperLeft)
-            .margin(10)
-            .border_style(BLACK)
-            .background_style(WHITE)
-            .draw()
+        Ok(())
     }
 
     fn throughput<DB: DrawingBackend>(
@@ -119,8 +142,8 @@ impl CurvesPicture<'_> {
         let mut mesh = chart.configure_mesh();
         mesh.x_desc("1,000 offered a second").y_desc("1,000 good a second").light_line_style(TRANSPARENT);
         mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&|y| format!("{y:.0}")).draw()?;
-        for ((_, line), colour) in lines.into_iter().zip(COLOURS) {
-            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+        for (steering, line) in lines {
+            chart.draw_series(LineSeries::new(line, self.colour(steering).stroke_width(2)))?;
         }
         Ok(())
     }
@@ -154,10 +177,29 @@ mod tests {
         let lines = picture.lines(("udp_rmw", 2), Figure::P99Ms);
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1], ("off", vec![(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]));
+        assert_eq!((picture.colour("xdp"), picture.colour("off")), (COLOURS[0], COLOURS[1]));
+        let text = drawn(&picture);
+        assert!(text.contains("http_rmw on 1 core(s): p99") && text.contains("udp_rmw on 2 core(s): good answers") && text.contains("xdp"));
+    }
+
+    #[test]
+    fn the_legend_hides_no_line() {
+        let points: Vec<CurvePoint> = ["xdp", "off"]
+            .into_iter()
+            .flat_map(|steering| [100.0, 2_000.0].map(|load| sample_point(steering, Some(load), load, load)))
+            .collect();
+        let text = drawn(&CurvesPicture::new(&points));
+        let names: Vec<&str> = text.split("<text ").filter(|text| text.contains("\nxdp\n") || text.contains("\noff\n")).collect();
+        assert_eq!(names.len(), 2, "{text}");
+        let y = |name: &str| name.split_once(" y=\"").and_then(|(_, y)| y.split('"').next()?.parse::<u32>().ok());
+        assert!(names.iter().all(|name| y(name).is_some_and(|y| y < LEGEND)), "{names:?}");
+    }
+
+    /// The picture as SVG.
+    fn drawn(picture: &CurvesPicture<'_>) -> String {
         let directory = tempfile::tempdir().unwrap();
         let svg = directory.path().join("curves.svg");
-        save(&picture, &svg).unwrap();
-        let text = std::fs::read_to_string(&svg).unwrap();
-        assert!(text.contains("http_rmw on 1 core(s): p99") && text.contains("udp_rmw on 2 core(s): good answers") && text.contains("xdp"));
+        save(picture, &svg).unwrap();
+        std::fs::read_to_string(&svg).unwrap()
     }
 }

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 
 /// What must be left of the top past saturation.
 const KEPT_SHARE_MIN: f64 = 0.9;
+/// Behind what is asked, in a verdict's name.
+const VERDICT_SUFFIX: &str = "_verdict";
 
 /// One load on one server. The fields' names and order are the JSON object's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,7 +18,7 @@ pub struct CurvePoint {
     pub cores: usize,
     /// The load generator had no core of its own: compare such curves with each other only.
     pub load_shares_cores: bool,
-    /// Null for the closed loop that finds the top.
+    /// Offered, in parts of the curve's top (`CurveVerdict::top_per_second`). Null for the closed loop.
     pub part_of_top: Option<f64>,
     pub offered_per_second: Option<f64>,
     /// What was due: less than offered where the generator did not get its CPU, and more or less by chance.
@@ -36,6 +38,9 @@ pub struct CurvePoint {
     pub unsent: u64,
     /// Answers with other statuses than 2xx and 503.
     pub other_statuses: u64,
+    /// Answers with 503, of the same runs as those.
+    #[serde(skip)]
+    pub refusals: u64,
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
@@ -54,6 +59,7 @@ impl CurvePoint {
 
     /// Takes in those of another run of the same point.
     pub(super) fn add_errors(&mut self, other: &CurvePoint) {
+        self.refusals += other.refusals;
         self.unanswered += other.unanswered;
         self.cut += other.cut;
         self.other_statuses += other.other_statuses;
@@ -61,8 +67,7 @@ impl CurvePoint {
 
     /// Nothing came but good answers and 503s. Datagrams may be lost where a socket's buffer is full; over HTTP every request has an answer.
     fn has_only_503(&self) -> bool {
-        let may_lose = self.name == Asked::UdpRmw.name();
-        self.other_statuses == 0 && (may_lose || self.unanswered + self.cut == 0)
+        self.other_statuses == 0 && (may_lose(self.name) || self.unanswered + self.cut == 0)
     }
 
     /// Good answers for one of the closed loops beside it; 0 without them.
@@ -84,6 +89,25 @@ impl CurvePoint {
     }
 }
 
+/// Whether what is asked so may go without an answer: datagrams.
+fn may_lose(name: &str) -> bool {
+    name == Asked::UdpRmw.name()
+}
+
+/// The most good answers a second at any point of a curve, the closed loop among them, as if the machine had been as fast all the time
+/// (`closed_per_second`). 0 without points.
+fn top_of(curve: &[CurvePoint]) -> f64 {
+    let closed = curve.first().map_or(0.0, |first| first.requests_per_second);
+    curve.iter().map(|point| point.at_speed_of(closed).1).fold(0.0, f64::max)
+}
+
+/// Says of each point which part of the curve's top was offered, now that the curve is whole.
+pub(super) fn set_parts_of_top(curve: &mut [CurvePoint]) {
+    let top = top_of(curve);
+    let part = |offered: f64| if top > 0.0 { (offered / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
+    curve.iter_mut().for_each(|point| point.part_of_top = point.offered_per_second.map(part));
+}
+
 /// What a curve does past its top.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CurveVerdict {
@@ -91,13 +115,16 @@ pub struct CurveVerdict {
     pub steering: &'static str,
     pub cores: usize,
     pub load_shares_cores: bool,
-    /// The most good answers a second of an open loop; this and the next as if the machine had been as fast all the time (`closed_per_second`).
+    /// The most good answers a second of any point, the closed loop among them, which has as many connections and datagrams under way as the
+    /// open ones; this and the next as if the machine had been as fast all the time (`closed_per_second`).
     pub top_per_second: f64,
     /// The fewest where more was offered than that.
     pub least_past_top_per_second: f64,
     pub kept_share: f64,
     /// Nothing was refused otherwise than by 503, and over HTTP every request got an answer.
     pub only_503: bool,
+    /// Answers with 503.
+    pub refusals: u64,
     /// Requests of all points that got no answer; datagrams may be lost.
     pub unanswered: u64,
     /// Of those: the connection ended.
@@ -112,14 +139,14 @@ impl CurveVerdict {
         let first = curve.first()?;
         let open = curve.iter().filter(|point| point.offered_per_second.is_some());
         let open: Vec<(f64, f64)> = open.map(|point| point.at_speed_of(first.requests_per_second)).collect();
-        let top = open.iter().map(|(_, good)| *good).fold(0.0, f64::max);
+        let top = top_of(curve);
         // What a machine that has become faster is offered at `1.0` is no longer all that it takes.
         let past = open.iter().filter(|(offered, _)| *offered > top * 1.05);
         let least = past.map(|(_, good)| *good).min_by(f64::total_cmp)?;
         let kept_share = if top > 0.0 { (least / top * 1_000.0).round() / 1_000.0 } else { 0.0 };
         let only_503 = curve.iter().all(CurvePoint::has_only_503);
         Some(CurveVerdict {
-            name: format!("{}_verdict", first.name),
+            name: format!("{}{VERDICT_SUFFIX}", first.name),
             steering: first.steering,
             cores: first.cores,
             load_shares_cores: first.load_shares_cores,
@@ -127,6 +154,7 @@ impl CurveVerdict {
             least_past_top_per_second: least,
             kept_share,
             only_503,
+            refusals: curve.iter().map(|point| point.refusals).sum(),
             unanswered: curve.iter().map(|point| point.unanswered).sum(),
             cut: curve.iter().map(|point| point.cut).sum(),
             holds: kept_share >= KEPT_SHARE_MIN && only_503,
@@ -136,6 +164,27 @@ impl CurveVerdict {
     /// The verdict as one line of JSON, without a line end.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers and names are always JSON")
+    }
+
+    /// One line of text.
+    fn told(&self) -> String {
+        let CurveVerdict { name, steering, cores, top_per_second, refusals, unanswered, cut, .. } = self;
+        let shared = if self.load_shares_cores { "*" } else { "" };
+        let bend = if self.kept_share >= KEPT_SHARE_MIN { "bends" } else { "BREAKS" };
+        let errors = match (self.only_503, refusals) {
+            (false, _) => "OTHER ERRORS THAN 503",
+            (true, 0) => "no 503s",
+            (true, _) => "refusals are 503s",
+        };
+        let without_answer = if name.strip_suffix(VERDICT_SUFFIX).is_some_and(may_lose) {
+            format!("{unanswered} datagrams lost")
+        } else {
+            format!("{unanswered} unanswered, {cut} of them cut")
+        };
+        let kept = self.kept_share * 100.0;
+        format!(
+            "{name} {steering} {cores}{shared} core(s): {bend}: {kept:.0}% of the top, {top_per_second:.0}/s, is kept past it; {errors}; {without_answer}"
+        )
     }
 }
 
@@ -159,7 +208,7 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
         "closed/s"
     );
     for point in points {
-        let part = point.part_of_top.map_or("closed".to_owned(), |part| format!("{part:.1}"));
+        let part = point.part_of_top.map_or("closed".to_owned(), |part| format!("{part:.2}"));
         let short = if point.arrivals_short { "!" } else { "" };
         let offered = point.offered_per_second.map_or(String::new(), |offered| format!("{offered:.0}{short}"));
         let [p50, p99, p999] = [point.p50_us, point.p99_us, point.p999_us].map(|us| us_or_dash(us, 1));
@@ -174,18 +223,9 @@ pub fn curves_table(points: &[CurvePoint], verdicts: &[CurveVerdict]) -> String 
         .expect("a String takes all");
     }
     for verdict in verdicts {
-        let CurveVerdict { name, steering, cores, load_shares_cores, top_per_second, kept_share, only_503, unanswered, cut, .. } = verdict;
-        let shared = if *load_shares_cores { "*" } else { "" };
-        let errors = if *only_503 { "refusals are 503s" } else { "OTHER ERRORS THAN 503" };
-        let bend = if *kept_share >= KEPT_SHARE_MIN { "bends" } else { "BREAKS" };
-        writeln!(
-            text,
-            "{name} {steering} {cores}{shared} core(s): {bend}: {:.0}% of the top, {top_per_second:.0}/s, is kept past it; {errors}; \
-             {unanswered} unanswered, {cut} of them cut",
-            kept_share * 100.0
-        )
-        .expect("a String takes all");
+        writeln!(text, "{}", verdict.told()).expect("a String takes all");
     }
+    text += "of top: offered, in parts of the most that any load got, the closed loop among them\n";
     text += "closed/s: of closed loops just before and after; how much of the top is kept is told as if the machine had been equally fast all the time\n";
     if points.iter().any(|point| point.arrivals_short) {
         text += "! the generator did not get its CPU and offered less than that: these points are of less load\n";
@@ -219,6 +259,7 @@ mod tests {
             cut: 0,
             unsent: 0,
             other_statuses: 0,
+            refusals: 0,
             p50_us: Some(100.0),
             p99_us: Some(p99_us),
             p999_us: Some(p99_us * 2.0),
@@ -234,13 +275,45 @@ mod tests {
     #[test]
     fn a_curve_that_keeps_nine_tenths_past_its_top_bends() {
         let kept = CurveVerdict::of(&curve(900.0)).unwrap();
-        assert_eq!((kept.top_per_second, kept.kept_share, kept.holds), (980.0, 0.918, true));
+        assert_eq!((kept.top_per_second, kept.kept_share, kept.holds), (1_000.0, 0.9, true));
         let broken = CurveVerdict::of(&curve(800.0)).unwrap();
         assert!(!broken.holds && broken.least_past_top_per_second == 800.0);
         let mut wrong = curve(980.0);
         wrong[3].other_statuses = 1;
         let wrong = CurveVerdict::of(&wrong).unwrap();
         assert!(!wrong.holds && !wrong.only_503);
+    }
+
+    #[test]
+    fn the_top_is_what_either_loop_got_and_parts_are_of_it() {
+        let mut curve = curve(900.0);
+        // The open loops alone would have kept more of their own best.
+        curve[0].requests_per_second = 1_250.0;
+        set_parts_of_top(&mut curve);
+        let parts: Vec<Option<f64>> = curve.iter().map(|point| point.part_of_top).collect();
+        assert_eq!(parts, [None, Some(0.4), Some(0.8), Some(1.6)]);
+        let verdict = CurveVerdict::of(&curve).unwrap();
+        assert_eq!((verdict.top_per_second, verdict.kept_share, verdict.holds), (1_250.0, 0.72, false));
+        curve[2].requests_per_second = 1_500.0;
+        set_parts_of_top(&mut curve);
+        assert_eq!((curve[3].part_of_top, CurveVerdict::of(&curve).unwrap().top_per_second), (Some(1.333), 1_500.0));
+        set_parts_of_top(&mut []);
+    }
+
+    #[test]
+    fn what_went_without_a_good_answer_is_called_what_it_was() {
+        let told = |name, refusals, unanswered| {
+            let mut curve = curve(980.0);
+            curve.iter_mut().for_each(|point| point.name = name);
+            curve[3].unanswered = unanswered;
+            let round = CurvePoint { refusals, unanswered: 0, ..curve[3].clone() };
+            curve[3].add_errors(&round);
+            curves_table(&[], &[CurveVerdict::of(&curve).unwrap()])
+        };
+        assert!(told("udp_rmw", 0, 7).contains("; no 503s; 7 datagrams lost\n"));
+        assert!(told("udp_rmw", 3, 7).contains("; refusals are 503s; 7 datagrams lost\n"));
+        assert!(told("http_rmw", 3, 0).contains("; refusals are 503s; 0 unanswered, 0 of them cut\n"));
+        assert!(told("http_rmw", 0, 0).contains("; no 503s; 0 unanswered, 0 of them cut\n"));
     }
 
     #[test]
@@ -303,9 +376,9 @@ mod tests {
         let points = curve(800.0);
         let verdict = CurveVerdict::of(&points).unwrap();
         let text = curves_table(&points, std::slice::from_ref(&verdict));
-        assert_eq!(text.lines().count(), 7, "{text}");
+        assert_eq!(text.lines().count(), 8, "{text}");
         assert!(!text.contains('!') && text.contains("cut"), "{text}");
-        assert!(text.contains("closed") && text.contains("BREAKS: 82% of the top, 980/s") && !text.contains('*'), "{text}");
+        assert!(text.contains("closed") && text.contains("BREAKS: 80% of the top, 1000/s") && !text.contains('*'), "{text}");
         assert!(points[1].to_json().starts_with(
             r#"{"name":"http_rmw","steering":"off","cores":1,"load_shares_cores":false,"part_of_top":0.5,"offered_per_second":500.0,"#
         ));

@@ -1,10 +1,11 @@
 //! Reads the sessions' counters before and after a run, with plain blocking sockets.
 
-use super::judge::{is_refusal, number, status_of_error};
+use super::asker::{Asker, Patience, no_answer};
+use super::judge::{fault_of_bytes, is_refusal, number, status_of_error};
 use super::resp::read_numbers;
 use super::spec::{GeneratorError, LoadSpec, Transport};
 use super::template::Template;
-use crate::load::{Client, FetchError};
+use crate::load::{FetchError, excerpt, parse_reply};
 use std::net::UdpSocket;
 use std::time::Duration;
 use xfaas_common::ids::{FunctionHash, SessionId};
@@ -13,54 +14,93 @@ use xfaas_common::wire::{HEADER_BYTES, Header, KIND_ERROR, KIND_INVOKE, KIND_REP
 /// Requests in one write; their replies fit the sockets' buffers.
 const PIPELINED: usize = 32;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
-const TRIES: usize = 10;
+const TRIES: u32 = 10;
 /// A server that is overloaded or moves a session refuses for a moment; its `Retry-After` is a second.
 const REFUSED_TRIES: usize = 5;
 const REFUSED_WAIT: Duration = Duration::from_secs(1);
+/// Connections made one after another on which nothing was answered.
+const CUT_TRIES: usize = 3;
 
 /// The counters of `wanted`, indices into `sessions`, as the function `reader` answers them; in that order.
-/// Errors: it does not answer, or not with a number.
-pub(super) fn read_counters(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[usize]) -> Result<Vec<u64>, GeneratorError> {
+/// Errors: it does not answer, or not with a number; `LoadError::Interrupted` when `patience` is over.
+pub(super) fn read_counters(
+    spec: &LoadSpec,
+    reader: &str,
+    sessions: &[SessionId],
+    wanted: &[usize],
+    patience: &Patience<'_>,
+) -> Result<Vec<u64>, GeneratorError> {
     // The whole of it where clients are: sockets stay in the namespace that they were made in.
     spec.network.at_client(|| match spec.transport {
-        Transport::Http => over_http(spec, reader, sessions, wanted),
-        Transport::Redis => read_numbers(spec, reader, sessions, wanted),
-        Transport::Datagram => by_datagrams(spec, reader, sessions, wanted),
+        Transport::Http => over_http(spec, reader, sessions, wanted, patience),
+        Transport::Redis => read_numbers(spec, reader, sessions, wanted, patience),
+        Transport::Datagram => by_datagrams(spec, reader, sessions, wanted, patience),
     })?
 }
 
-fn over_http(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[usize]) -> Result<Vec<u64>, GeneratorError> {
+fn over_http(
+    spec: &LoadSpec,
+    reader: &str,
+    sessions: &[SessionId],
+    wanted: &[usize],
+    patience: &Patience<'_>,
+) -> Result<Vec<u64>, GeneratorError> {
     let bare = LoadSpec { payload: Vec::new(), ..spec.clone() };
     let template = Template::http(&bare, reader);
-    let mut client = Client::connect(spec.target)?;
+    let mut asker = Asker::connect(spec.target, patience)?;
     let mut numbers = vec![0; wanted.len()];
     let (mut request, mut requests) = (Vec::new(), Vec::new());
     for (chunk, numbers) in wanted.chunks(PIPELINED).zip(numbers.chunks_mut(PIPELINED)) {
         let mut left: Vec<usize> = (0..chunk.len()).collect();
-        for tried in 1..=REFUSED_TRIES {
+        let (mut refused_tries, mut cut_tries) = (0, 0);
+        while !left.is_empty() {
             requests.clear();
             for i in &left {
                 template.fill(&sessions[chunk[*i]], &mut request);
                 requests.extend_from_slice(&request);
             }
-            client.send(&requests)?;
-            let mut refused = Vec::new();
-            for i in left {
-                let reply = client.receive()?;
-                if is_refusal(reply.status) && tried < REFUSED_TRIES {
-                    refused.push(i);
+            asker.send(&requests)?;
+            let (mut again, mut was_refused, mut answered) = (Vec::new(), false, 0);
+            for i in &left {
+                let Some((status, body, closes)) = asker.receive(|bytes| parse(spec, bytes))? else { break };
+                answered += 1;
+                if is_refusal(status) && refused_tries + 1 < REFUSED_TRIES {
+                    again.push(*i);
+                    was_refused = true;
                 } else {
-                    numbers[i] = number_of(reader, reply.status, &reply.body)?;
+                    numbers[*i] = number_of(reader, status, &body)?;
+                }
+                if closes {
+                    break;
                 }
             }
-            left = refused;
-            if left.is_empty() {
-                break;
+            cut_tries = if answered > 0 { 0 } else { cut_tries + 1 };
+            if cut_tries == CUT_TRIES {
+                return Err(asker.cut());
             }
-            std::thread::sleep(REFUSED_WAIT);
+            if answered < left.len() {
+                // Servers close connections after so many requests; a read that was cut can be asked again.
+                again.extend_from_slice(&left[answered..]);
+                asker = Asker::connect(spec.target, patience)?;
+            }
+            left = again;
+            if was_refused {
+                refused_tries += 1;
+                patience.sleep(REFUSED_WAIT)?;
+            }
         }
     }
     Ok(numbers)
+}
+
+/// Status and body of a reply, and whether it is the last one of its connection.
+type HttpAnswer = (u16, Vec<u8>, bool);
+
+fn parse(spec: &LoadSpec, bytes: &[u8]) -> Result<Option<(HttpAnswer, usize)>, GeneratorError> {
+    match parse_reply(bytes) {
+        Ok(reply) => Ok(reply.map(|reply| ((reply.status, reply.body.to_vec(), reply.closes), reply.bytes))),
+        Err(_) => Err(GeneratorError::Answer { target: spec.target, fault: fault_of_bytes(bytes), excerpt: excerpt(bytes) }),
+    }
 }
 
 fn number_of(reader: &str, status: u16, body: &[u8]) -> Result<u64, GeneratorError> {
@@ -71,43 +111,50 @@ fn number_of(reader: &str, status: u16, body: &[u8]) -> Result<u64, GeneratorErr
     })
 }
 
-fn by_datagrams(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[usize]) -> Result<Vec<u64>, GeneratorError> {
+/// Asks for the counter at `index`; an answer that does not come is asked for again. Errors: none came, or no number.
+fn by_datagram(
+    socket: &UdpSocket,
+    (spec, reader): (&LoadSpec, &str),
+    (session, index): (&SessionId, usize),
+    patience: &Patience<'_>,
+) -> Result<u64, GeneratorError> {
+    let request_id = index as u64 + 1;
+    let header = Header::new(KIND_INVOKE, 0, session, request_id, FunctionHash::of(reader.as_bytes()), 0);
+    let request = [&header.to_bytes()[..], session.as_bytes()].concat();
+    let (mut answer, mut refused) = ([0; 2_048], 0);
+    for _ in 0..TRIES {
+        patience.check()?;
+        let Ok(length) = socket.send(&request).and_then(|_| socket.recv(&mut answer)) else { continue };
+        let bytes = &answer[..length];
+        let Some(header) = Header::read(bytes).filter(|header| header.request_id() == request_id) else { continue };
+        let output = bytes.get(HEADER_BYTES + usize::from(header.session_len)..).unwrap_or_default();
+        let status = match header.kind {
+            KIND_REPLY => 200,
+            KIND_ERROR => status_of_error(header.status).unwrap_or(500),
+            _ => 500,
+        };
+        refused += usize::from(is_refusal(status));
+        if is_refusal(status) && refused < REFUSED_TRIES {
+            patience.sleep(REFUSED_WAIT)?;
+            continue;
+        }
+        return number_of(reader, status, output);
+    }
+    Err(no_answer(spec.target, ANSWER_WAIT * TRIES))
+}
+
+fn by_datagrams(
+    spec: &LoadSpec,
+    reader: &str,
+    sessions: &[SessionId],
+    wanted: &[usize],
+    patience: &Patience<'_>,
+) -> Result<Vec<u64>, GeneratorError> {
     let target = spec.target;
     let io = |operation| move |source| FetchError::Io { operation, target, source };
     let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).map_err(io("make a socket for"))?;
     socket.connect(target).map_err(io("connect to"))?;
     socket.set_read_timeout(Some(ANSWER_WAIT)).map_err(io("set a timeout on a socket to"))?;
-    let function = FunctionHash::of(reader.as_bytes());
-    let mut answer = [0; 2_048];
-    let mut numbers = Vec::with_capacity(wanted.len());
-    for &index in wanted {
-        let (session, request_id) = (&sessions[index], index as u64 + 1);
-        let header = Header::new(KIND_INVOKE, 0, session, request_id, function, 0);
-        let request = [&header.to_bytes()[..], session.as_bytes()].concat();
-        let mut refused = 0;
-        let number = (0..TRIES).find_map(|_| {
-            let received = socket.send(&request).and_then(|_| socket.recv(&mut answer));
-            let bytes = &answer[..*received.as_ref().ok()?];
-            let header = Header::read(bytes).filter(|header| header.request_id() == request_id)?;
-            let output = bytes.get(HEADER_BYTES + usize::from(header.session_len)..).unwrap_or_default();
-            let status = match header.kind {
-                KIND_REPLY => 200,
-                KIND_ERROR => status_of_error(header.status).unwrap_or(500),
-                _ => 500,
-            };
-            refused += usize::from(is_refusal(status));
-            if is_refusal(status) && refused < REFUSED_TRIES {
-                std::thread::sleep(REFUSED_WAIT);
-                return None;
-            }
-            Some(number_of(reader, status, output))
-        });
-        numbers.push(number.ok_or_else(|| FetchError::Io {
-            operation: "get an answer from",
-            target,
-            source: std::io::ErrorKind::TimedOut.into(),
-        })??);
-    }
-    Ok(numbers)
+    wanted.iter().map(|&index| by_datagram(&socket, (spec, reader), (&sessions[index], index), patience)).collect()
 }

@@ -75,6 +75,19 @@ fn judge_output(check: Check, payload: &[u8], output: &[u8]) -> Outcome {
     }
 }
 
+/// What is wrong with `bytes`, which are no reply that is understood.
+pub(super) fn fault_of_bytes(bytes: &[u8]) -> &'static str {
+    let head = &bytes[..memchr::memmem::find(bytes, b"\r\n\r\n").unwrap_or(bytes.len())];
+    let is_chunked = head.split(|byte| *byte == b'\n').any(|line| {
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':').unwrap_or(0));
+        name.eq_ignore_ascii_case(b"transfer-encoding") && value.to_ascii_lowercase().windows(7).any(|word| word == b"chunked")
+    });
+    if is_chunked {
+        return "the answer is chunked, which is not understood: only replies with a content-length are";
+    }
+    if head.starts_with(b"HTTP/1.1 ") { "the answer is no HTTP reply that is understood" } else { "the answer is no HTTP reply" }
+}
+
 /// Decimal digits only, below 2^64.
 pub(super) fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
@@ -114,6 +127,14 @@ mod tests {
         for (status, outcome) in [(503, Outcome::Refused(503)), (429, Outcome::Refused(429)), (504, Outcome::Failed(504))] {
             assert_eq!(judge(&Reply { status, ..good() }, Check::Counter), outcome);
         }
+    }
+
+    #[test]
+    fn what_is_no_reply_is_told_by_what_it_is() {
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, Chunked\r\n\r\n1\r\n7\r\n0\r\n\r\n";
+        assert!(fault_of_bytes(chunked).contains("chunked"));
+        assert!(fault_of_bytes(b"HTTP/1.1 200 OK\r\n\r\ntransfer-encoding: chunked\r\n").ends_with("reply that is understood"));
+        assert_eq!([fault_of_bytes(b"SSH-2.0-x\r\n"), fault_of_bytes(b"")], ["the answer is no HTTP reply"; 2]);
     }
 
     #[test]

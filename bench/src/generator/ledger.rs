@@ -46,6 +46,11 @@ impl Window {
         (self.from_ns..self.to_ns).contains(&now_ns)
     }
 
+    /// Whether a part of it lies between the two.
+    fn meets(&self, began_ns: u64, ended_ns: u64) -> bool {
+        self.from_ns < self.to_ns && began_ns < self.to_ns && ended_ns >= self.from_ns
+    }
+
     /// How much of it lies in the `length_ns` from `from_ns` on.
     fn part_ns(&self, from_ns: u64, length_ns: u64) -> u64 {
         (from_ns + length_ns).min(self.to_ns).saturating_sub(from_ns.max(self.from_ns))
@@ -67,6 +72,7 @@ pub(super) struct Ledger<'a> {
     window: Window,
     requests_max: u64,
     has_counter: bool,
+    bounds_reads: bool,
     last_answer_ns: u64,
     /// Answers taken and requests given up.
     ended: u64,
@@ -103,6 +109,7 @@ impl<'a> Ledger<'a> {
             window: Window::new(spec, start_ns),
             requests_max: share(spec.requests_max),
             has_counter: spec.functions.iter().any(|function| function.check == Check::Counter),
+            bounds_reads: spec.bounds_reads(),
             last_answer_ns: start_ns,
             ended: 0,
             awaiting_since_ns: None,
@@ -118,6 +125,7 @@ impl<'a> Ledger<'a> {
             return None;
         }
         let due_ns = match &mut self.schedule {
+            None if now_ns < self.window.start_ns => return None,
             None => now_ns,
             Some(schedule) => {
                 let due_ns = schedule.due_ns();
@@ -130,8 +138,11 @@ impl<'a> Ledger<'a> {
         };
         let index = self.idle.pop_front()?;
         let (function, session) = (self.functions.next(&mut self.random), self.sessions.next(&mut self.random));
-        let reads = self.has_counter && self.spec.functions[function].check == Check::Read;
-        let floor = if reads { self.truth.floor(session) } else { 0 };
+        let check = self.spec.functions[function].check;
+        let floor = if self.has_counter && check == Check::Read { self.truth.floor(session) } else { 0 };
+        if self.bounds_reads && check == Check::Counter {
+            self.truth.ask(session);
+        }
         self.places[index as usize] =
             Place { function: function as u16, session: session as u32, due_ns, sent_ns: now_ns, floor, busy: true };
         if self.schedule.is_some() && self.window.has(due_ns) {
@@ -149,7 +160,7 @@ impl<'a> Ledger<'a> {
         if self.idle.is_empty() || self.tally.sent == self.requests_max {
             return None;
         }
-        let due_ns = self.schedule.as_ref().map_or(now_ns, Schedule::due_ns);
+        let due_ns = self.schedule.as_ref().map_or(now_ns.max(self.window.start_ns), Schedule::due_ns);
         (due_ns < self.window.to_ns).then(|| due_ns.saturating_sub(now_ns))
     }
 
@@ -179,18 +190,24 @@ impl<'a> Ledger<'a> {
             Outcome::Number(number) if check == Check::Read && number < floor => {
                 (Outcome::Wrong("a read fell behind acknowledged updates"), false)
             }
+            Outcome::Number(number) if check == Check::Read && self.bounds_reads && number > self.truth.ceiling(session as usize) => {
+                (Outcome::Wrong("a read ran ahead of all updates that were asked for"), false)
+            }
             other => (other, false),
         };
+        if self.bounds_reads && check == Check::Counter && matches!(outcome, Outcome::Refused(_)) {
+            self.truth.refuse(session as usize);
+        }
         if check == Check::Counter && !is_counted && matches!(outcome, Outcome::Failed(_) | Outcome::Wrong(_)) {
             self.truth.unsure(session as usize); // it may have run
         }
-        let in_time = self.window.has(now_ns);
+        let (in_time, is_timed) = (self.window.has(now_ns), self.is_timed(due_ns, now_ns));
         let tally = &mut self.tally.functions[usize::from(function)];
         match outcome {
             Outcome::Good | Outcome::Number(_) => {
                 tally.good += 1;
                 self.tally.good_in_time += u64::from(in_time);
-                if self.window.has(due_ns) {
+                if is_timed {
                     let latency_ns = now_ns - due_ns;
                     let is_disturbed = self.away_ns > latency_ns / AWAY_PART_MAX;
                     let times = if is_disturbed { &mut tally.disturbed_ns } else { &mut tally.latency_ns };
@@ -215,11 +232,17 @@ impl<'a> Ledger<'a> {
         self.free(place);
     }
 
+    /// An open loop times what was due in the measured time. A closed loop times what was under way in it, with the whole of its time: one that
+    /// hangs from the warm-up on keeps its place, and no later one would be due there to be late.
+    fn is_timed(&self, due_ns: u64, ended_ns: u64) -> bool {
+        if self.schedule.is_some() { self.window.has(due_ns) } else { self.window.meets(due_ns, ended_ns) }
+    }
+
     /// No answer to the request at `place` came until now, and none is awaited any more. It is timed with what it has waited, which is less
     /// than it really takes: without it, a server that hangs for longer than the time to answer would have no slow requests.
     fn given_up(&mut self, place: usize, now_ns: u64) {
         let Place { function, due_ns, .. } = self.places[place];
-        if self.window.has(due_ns) {
+        if self.is_timed(due_ns, now_ns) {
             self.tally.functions[usize::from(function)].latency_ns.saturating_record(now_ns.saturating_sub(due_ns));
         }
         self.unanswered(place);
@@ -265,7 +288,7 @@ impl<'a> Ledger<'a> {
 
     /// Sends no more from now on, as if the measured time were over.
     pub(super) fn stop(&mut self, now_ns: u64) {
-        self.window.to_ns = self.window.to_ns.min(now_ns.max(self.window.start_ns));
+        self.window.to_ns = self.window.to_ns.min(now_ns);
     }
 
     /// Nothing is left to send and no answer is awaited. Gives up what is unanswered long after the end.
@@ -313,6 +336,11 @@ impl<'a> Ledger<'a> {
         self.away_ns += waited_ns;
     }
 
+    /// How long the thread was off its CPU since it last looked; 0 where that is counted as the server's.
+    pub(super) fn away_ns(&self) -> u64 {
+        self.away_ns
+    }
+
     /// All answers that had come by now were handed over.
     pub(super) fn has_looked(&mut self) {
         self.away_ns = 0;
@@ -321,6 +349,11 @@ impl<'a> Ledger<'a> {
     /// How long answers have been awaited and none came, ns.
     pub(super) fn silence_ns(&self, now_ns: u64) -> u64 {
         self.awaiting_since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns))
+    }
+
+    /// Good and refused answers so far.
+    pub(super) fn served(&self) -> u64 {
+        self.tally.functions.iter().map(|function| function.good + function.refused).sum()
     }
 
     /// Requests sent and answers taken so far.

@@ -6,6 +6,7 @@
 //! hands its requests to the kernel in batches, and copies a prepared request for each: one core of it must out-run one core of the server.
 
 mod arrivals;
+mod asker;
 mod counters;
 mod datagram;
 mod guard;

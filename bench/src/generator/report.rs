@@ -14,7 +14,7 @@ const ARRIVED_PART_MIN: f64 = 0.95;
 const ARRIVED_DIFFERENCE_TOLD: f64 = 0.01;
 
 /// Times in us from when each request was due to its good answer, or to when it was given up or the run ended, which is the least that it
-/// takes. Null without any.
+/// takes: of an open loop's requests that were due in the measured time, of a closed loop's that were under way in it. Null without any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Latency {
     pub mean_us: Option<f64>,
@@ -107,6 +107,11 @@ fn rounded(value: f64, parts: f64) -> f64 {
 /// A time of a table.
 pub(crate) fn us_or_dash(us: Option<f64>, digits: usize) -> String {
     us.map_or("-".to_owned(), |us| format!("{us:.digits$}"))
+}
+
+/// Of requests a second: whole ones, and of few also what is behind the point.
+fn per_second(rate: f64) -> String {
+    if rate < 10.0 { format!("{}", rounded(rate, 1_000.0)) } else { format!("{rate:.0}") }
 }
 
 fn ratio(value: f64, by: f64) -> f64 {
@@ -211,7 +216,7 @@ impl LoadOutcome {
         let first = self.first_fault.as_deref().map_or(String::new(), |first| format!("; the first: {first}"));
         let counters = self.counters.clone().unwrap_or_default();
         if let Some(error) = &self.error {
-            return Some(error.clone());
+            return Some(format!("{error}{first}"));
         }
         if counters.lost_updates + counters.doubled_updates > 0 {
             let CounterVerdict { lost_updates, doubled_updates, first_fault, .. } = counters;
@@ -252,8 +257,9 @@ impl LoadOutcome {
             text += &line;
             text.push('\n');
         };
-        let offered =
-            self.offered_per_second.map_or("closed loop".to_owned(), |rate| format!("{} arrivals, {rate:.0} offered/s", self.arrivals));
+        let offered = self
+            .offered_per_second
+            .map_or("closed loop".to_owned(), |rate| format!("{} arrivals, {} offered/s", self.arrivals, per_second(rate)));
         line(format!(
             "{}://{}  {offered}, {} connections, {} sessions ({}), {} threads, {:.1} s measured",
             self.transport, self.target, self.connections, self.sessions, self.popularity, self.threads, self.measured_s
@@ -281,7 +287,7 @@ impl LoadOutcome {
         }
         match self.nothing_measured() {
             Some(why) => line(why),
-            None => line(format!("{:.0} good/s, {:.0} refused/s", self.requests_per_second, self.refused_per_second)),
+            None => line(format!("{} good/s, {} refused/s", per_second(self.requests_per_second), per_second(self.refused_per_second))),
         }
         self.notes(&mut text);
         text
@@ -291,7 +297,7 @@ impl LoadOutcome {
         let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
         if let (Some(offered), Some(arrived)) = (self.offered_per_second, self.arrived_per_second) {
             if (arrived / offered - 1.0).abs() > ARRIVED_DIFFERENCE_TOLD {
-                line(format!("{arrived:.0} requests/s were due, and {offered:.0}/s asked for"));
+                line(format!("{} requests/s were due, and {}/s asked for", per_second(arrived), per_second(offered)));
             }
             if self.arrivals_short {
                 line("WARNING: the generator did not get its CPU and offered too little: give it a CPU of its own".to_owned());
@@ -367,6 +373,11 @@ mod tests {
         assert!(short.arrivals_short && short.to_text().contains("WARNING: the generator did not get its CPU"), "{}", short.to_text());
         let json: serde_json::Value = serde_json::from_str(&short.to_json()).unwrap();
         assert_eq!((json["arrived_per_second"].as_f64(), json["arrivals_short"].as_bool()), (Some(600.0), Some(true)));
+    }
+
+    #[test]
+    fn a_low_rate_is_no_rate_of_0() {
+        assert_eq!([0.1, 0.25, 0.0, 9.5, 50_000.4].map(per_second), ["0.1", "0.25", "0", "9.5", "50000"]);
     }
 
     #[test]

@@ -1,21 +1,18 @@
 //! redis as a target: SET, GET and INCR of one key a session as RESP2 arrays, and its replies held against what they must be. Used in place of
 //! HTTP by the streams and by the counters' reader. Source: redis.io, "Redis serialization protocol specification".
 
+use super::asker::{Asker, Patience};
 use super::judge::{Outcome, number};
 use super::mix::Check;
 use super::spec::{GeneratorError, LoadSpec};
 use super::template::Template;
-use crate::load::{FetchError, excerpt};
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use crate::load::excerpt;
 use xfaas_common::ids::SessionId;
 
 /// What SET stores when the load has no payload.
 const VALUE: &[u8] = b"1";
 const LINE_BYTES_MAX: usize = 512;
 const BULK_BYTES_MAX: usize = 64 << 20;
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A reply, as far as the load asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,32 +82,27 @@ fn judge(reply: Resp<'_>, check: Check, payload: &[u8]) -> Outcome {
 }
 
 /// The numbers that `reader` answers for `wanted`, one after another; a key that is not there counts as 0.
-pub(super) fn read_numbers(spec: &LoadSpec, reader: &str, sessions: &[SessionId], wanted: &[usize]) -> Result<Vec<u64>, GeneratorError> {
-    let target = spec.target;
-    let io = |operation| move |source| FetchError::Io { operation, target, source };
-    let mut stream = TcpStream::connect_timeout(&target, TIMEOUT).map_err(io("connect to"))?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(io("set a timeout on a connection to"))?;
-    stream.set_nodelay(true).map_err(io("set TCP_NODELAY on a connection to"))?;
+pub(super) fn read_numbers(
+    spec: &LoadSpec,
+    reader: &str,
+    sessions: &[SessionId],
+    wanted: &[usize],
+    patience: &Patience<'_>,
+) -> Result<Vec<u64>, GeneratorError> {
     let template = Template::redis(&LoadSpec { payload: Vec::new(), ..spec.clone() }, reader);
-    let (mut request, mut received, mut chunk) = (Vec::new(), Vec::new(), [0; 4_096]);
+    let no_number = |bytes: &[u8]| GeneratorError::Number { function: reader.to_owned(), status: 500, body: excerpt(bytes) };
+    let number_of = |bytes: &[u8]| match parse(bytes) {
+        Ok(None) => Ok(None),
+        Ok(Some((Resp::Nil, length))) => Ok(Some((0, length))),
+        Ok(Some((Resp::Text(text), length))) => number(text).map(|number| Some((number, length))).ok_or_else(|| no_number(bytes)),
+        Ok(Some((Resp::Error, _))) | Err(_) => Err(no_number(bytes)),
+    };
+    let (mut asker, mut request) = (Asker::connect(spec.target, patience)?, Vec::new());
     let mut numbers = Vec::with_capacity(wanted.len());
     for session in wanted {
         template.fill(&sessions[*session], &mut request);
-        stream.write_all(&request).map_err(io("write to"))?;
-        received.clear();
-        let found = loop {
-            match parse(&received) {
-                Ok(None) => {}
-                Ok(Some((Resp::Nil, _))) => break Some(0),
-                Ok(Some((Resp::Text(text), _))) => break number(text),
-                Ok(Some((Resp::Error, _))) | Err(_) => break None,
-            }
-            match stream.read(&mut chunk).map_err(io("read from"))? {
-                0 => return Err(FetchError::Cut { target, bytes: received.len() }.into()),
-                bytes => received.extend_from_slice(&chunk[..bytes]),
-            }
-        };
-        numbers.push(found.ok_or_else(|| GeneratorError::Number { function: reader.to_owned(), status: 500, body: excerpt(&received) })?);
+        asker.send(&request)?;
+        numbers.push(asker.receive(number_of)?.ok_or_else(|| asker.cut())?);
     }
     Ok(numbers)
 }

@@ -1,5 +1,6 @@
 //! One run: threads that connect, begin together and end together, the counters before and after, and what came of it.
 
+use super::asker::Patience;
 use super::counters::read_counters;
 use super::live::{LiveThread, Progress, ProgressLine};
 use super::mix::Check;
@@ -8,7 +9,7 @@ use super::spec::{GeneratorError, LoadSpec};
 use super::tally::Tally;
 use super::thread::{Shared, run_thread};
 use super::truth::{CounterVerdict, Truth};
-use crate::load::Interrupt;
+use crate::load::{Interrupt, LoadError};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
@@ -18,6 +19,10 @@ use xfaas_dataplane::sys::open_files::raise_limit;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// From when the last thread has connected to the first request.
 const START_DELAY_NS: u64 = 1_000_000;
+
+/// Reading the counters in the end goes on for so long after an interrupt: a run of hours that is ended by hand is worth a look at them, and one whose
+/// server is slow is not to be waited for.
+const INTERRUPTED_READ_MAX: Duration = Duration::from_secs(1);
 
 /// Open files beside one for each connection.
 const OTHER_FILES: u64 = 64;
@@ -46,15 +51,21 @@ pub fn run_load_marked(
     let counts = spec.functions.iter().any(|function| function.check == Check::Counter);
     if let Some(reader) = spec.reader.as_deref().filter(|_| counts && !spec.is_fresh) {
         let all: Vec<usize> = (0..spec.sessions).collect();
-        let bases = read_counters(spec, reader, &sessions, &all)?;
-        bases.into_iter().enumerate().for_each(|(session, base)| truth.set_base(session, base));
+        match read_counters(spec, reader, &sessions, &all, &Patience::new(interrupt, Duration::ZERO)) {
+            Ok(bases) => bases.into_iter().enumerate().for_each(|(session, base)| truth.set_base(session, base)),
+            Err(GeneratorError::Load(LoadError::Interrupted)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if interrupt.is_set() {
+        return Ok(LoadOutcome::new(spec, Tally::new(spec.functions.len()), None, true, None));
     }
     let (tally, mut ended) = run_threads(spec, &sessions, &truth, interrupt, progress, measuring)?;
     let mut counters = None;
     if counts {
         // A server that failed cannot be asked; what its answers said stands.
         let reader = spec.reader.as_deref().filter(|_| ended.is_none());
-        let (verdict, unread) = judge_counters(spec, reader, &sessions, &truth);
+        let (verdict, unread) = judge_counters(spec, reader, &sessions, &truth, interrupt);
         (counters, ended) = (Some(verdict), ended.or(unread));
     }
     Ok(LoadOutcome::new(spec, tally, counters, interrupt.is_set(), ended))
@@ -138,16 +149,19 @@ fn run_threads(
     Ok((whole, first))
 }
 
-/// Without `reader`, or where it fails, the counters are judged by what they answered. Output: also why it failed.
+/// Without `reader`, or where it fails or is interrupted, the counters are judged by what they answered. Output: also why it failed.
 fn judge_counters(
     spec: &LoadSpec,
     reader: Option<&str>,
     sessions: &[SessionId],
     truth: &Truth,
+    interrupt: &Interrupt,
 ) -> (CounterVerdict, Option<GeneratorError>) {
     let asked: Vec<usize> = (0..spec.sessions).filter(|session| truth.was_asked(*session)).collect();
-    let (numbers, unread) = match reader.map(|reader| read_counters(spec, reader, sessions, &asked)).transpose() {
+    let patience = Patience::new(interrupt, INTERRUPTED_READ_MAX);
+    let (numbers, unread) = match reader.map(|reader| read_counters(spec, reader, sessions, &asked, &patience)).transpose() {
         Ok(numbers) => (numbers, None),
+        Err(GeneratorError::Load(LoadError::Interrupted)) => (None, None),
         Err(error) => (None, Some(error)),
     };
     let mut verdict = CounterVerdict { was_read: numbers.is_some(), ..CounterVerdict::default() };

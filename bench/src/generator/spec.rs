@@ -1,7 +1,7 @@
 //! What a run asks for, and how it can fail.
 
 use super::arrivals::Arrivals;
-use super::mix::MixFunction;
+use super::mix::{Check, MixFunction};
 use super::popularity::Popularity;
 use crate::load::{FetchError, LoadError};
 use crate::network::{Network, NetworkError};
@@ -145,6 +145,19 @@ impl LoadSpec {
         self.session_prefix.len() + NUMBER_DIGITS
     }
 
+    /// Whether it is known how far a session's counter can have come: what it was before the run is, and nothing but what is checked as a
+    /// counter adds to it.
+    pub(super) fn bounds_reads(&self) -> bool {
+        let has_check = |check| self.functions.iter().any(|function| function.check == check);
+        let names_session = self.transport != Transport::Http
+            || self.shape.headers.iter().chain([&self.shape.path]).any(|text| text.contains(super::template::SESSION));
+        if has_check(Check::Counter) {
+            return has_check(Check::Read) && (self.is_fresh || self.reader.is_some());
+        }
+        let only_reads = self.functions.iter().all(|function| matches!(function.check, Check::Read | Check::Echo));
+        has_check(Check::Read) && only_reads && self.is_fresh && names_session
+    }
+
     /// Share of thread `thread` of `total`, such that all shares together are `total`.
     pub(super) fn share(&self, total: usize, thread: usize) -> usize {
         total / self.threads + usize::from(thread < total % self.threads)
@@ -204,6 +217,10 @@ pub enum GeneratorError {
     OpenFiles { needed: u64, limit: u64 },
     #[error("a thread of the load panicked")]
     Panicked,
+    #[error("{count} connections to {target} ended one after another, and no request was answered well meanwhile")]
+    Reconnects { target: SocketAddr, count: u64 },
+    #[error("a counter cannot be read from {target}: {fault}: {excerpt}")]
+    Answer { target: SocketAddr, fault: &'static str, excerpt: String },
     #[error("a counter cannot be read")]
     Reader(#[from] FetchError),
     #[error(
@@ -235,6 +252,20 @@ mod tests {
         for prefix in ["a b".to_owned(), "x".repeat(SESSION_PREFIX_BYTES_MAX + 1)] {
             assert!(LoadSpec { session_prefix: prefix, ..spec() }.session_ids().is_err());
         }
+    }
+
+    #[test]
+    fn reads_are_bounded_where_all_increments_are_known() {
+        let bounds = |functions: &[&str], change: fn(&mut LoadSpec)| {
+            let mut spec = LoadSpec { functions: functions.iter().map(|text| text.parse().unwrap()).collect(), ..spec() };
+            change(&mut spec);
+            spec.bounds_reads()
+        };
+        let (reads, mixed) = (["counter-read"], ["counter-read", "counter-rmw-linear"]);
+        assert!(bounds(&reads, |_| ()) && bounds(&mixed, |_| ()) && bounds(&mixed, |spec| spec.is_fresh = false));
+        assert!(!bounds(&mixed, |spec| (spec.is_fresh, spec.reader) = (false, None)), "nobody read what was there");
+        assert!(!bounds(&reads, |spec| spec.is_fresh = false) && !bounds(&reads, |spec| spec.shape.headers.clear()));
+        assert!(!bounds(&["counter-read", "counter-rmw"], |_| ()) && !bounds(&["counter-rmw-linear"], |_| ()));
     }
 
     #[test]

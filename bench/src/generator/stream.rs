@@ -2,7 +2,7 @@
 //! many requests under way as connections there is one on each; with more, they are pipelined. A connection that the server closes, or on which it says what is no
 //! reply, is made anew.
 
-use super::judge::{Outcome, judge_http};
+use super::judge::{Outcome, fault_of_bytes, judge_http};
 use super::ledger::Ledger;
 use super::resp::judge_resp;
 use super::spec::{GeneratorError, LoadSpec, Transport};
@@ -19,8 +19,8 @@ use xfaas_dataplane::sys::{Completion, FixedFile, GroupOptions, Ring, RingOption
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECEIVE_BUFFER_BYTES: u32 = 4_096;
-/// A server that closes more often does not serve.
-const RECONNECTS_MAX: u64 = 10_000;
+/// A server whose connections end so often, with nothing served meanwhile, does not serve.
+const RECONNECTS_IN_VAIN_MAX: u64 = 10_000;
 /// A tag: what it is, how often the connection was made (16 bits), its number (32 bits).
 const KIND_SHIFT: u32 = 48;
 const ROUND_SHIFT: u32 = 32;
@@ -58,6 +58,9 @@ pub(super) struct Streams<'a> {
     request: Vec<u8>,
     /// Send buffers to use again.
     spare: Vec<Vec<u8>>,
+    /// Requests that were served when a connection last ended, and how often one has since then.
+    served: u64,
+    in_vain: u64,
 }
 
 impl<'a> Streams<'a> {
@@ -86,6 +89,8 @@ impl<'a> Streams<'a> {
             ready: Vec::with_capacity(count),
             request: Vec::new(),
             spare: Vec::with_capacity(2 * count),
+            served: 0,
+            in_vain: 0,
         };
         for i in 0..count {
             streams.arm(&mut ring, i);
@@ -155,8 +160,11 @@ impl<'a> Streams<'a> {
         connection.out.clear();
         connection.is_sending = false; // what was being sent belongs to the round before
         ledger.tally.reconnects += 1;
-        if ledger.tally.reconnects > RECONNECTS_MAX {
-            return Err(LoadError::Closed { target: self.spec.target, replies: ledger.tally.whole().answers() }.into());
+        let served = ledger.served();
+        self.in_vain = if served > self.served { 1 } else { self.in_vain + 1 };
+        self.served = served;
+        if self.in_vain > RECONNECTS_IN_VAIN_MAX {
+            return Err(GeneratorError::Reconnects { target: self.spec.target, count: RECONNECTS_IN_VAIN_MAX });
         }
         let socket = self.spec.network.at_client(|| connect(self.spec))??;
         ring.adopt(FixedFile(i as u32), socket.as_fd()).map_err(LoadError::from)?; // in place of the old one
@@ -211,7 +219,7 @@ fn judge(spec: &LoadSpec, sessions: &[SessionId], place: usize, bytes: &[u8], le
             let outcome = judge_http(&reply, session, ledger.check_of(place), &spec.payload);
             (outcome, (!reply.closes).then_some(reply.bytes))
         }),
-        Err(_) => Some((Outcome::Wrong("the answer is no HTTP reply"), None)),
+        Err(_) => Some((Outcome::Wrong(fault_of_bytes(bytes)), None)),
     }
 }
 

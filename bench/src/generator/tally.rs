@@ -11,7 +11,7 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 #[derive(Debug)]
 pub(super) struct FunctionTally {
     /// From when a request was due (in a closed loop: left) to its good answer, ns, or to when it was given up; of requests due in the measured
-    /// time.
+    /// time (in a closed loop: under way in it).
     pub(super) latency_ns: Histogram<u64>,
     /// The same of answers that the thread found after it had been off its CPU for a good part of that time.
     pub(super) disturbed_ns: Histogram<u64>,

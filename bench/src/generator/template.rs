@@ -3,7 +3,7 @@
 use super::spec::{HttpShape, LoadSpec};
 use xfaas_common::ids::SessionId;
 
-const SESSION: &str = "{session}";
+pub(super) const SESSION: &str = "{session}";
 const FUNCTION: &str = "{function}";
 
 /// What is the same in all requests of a function.

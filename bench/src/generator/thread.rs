@@ -24,6 +24,9 @@ const STOPPED_NS_MIN: u64 = 1_000_000_000;
 /// A turn sends no more: a generator that is late must take answers meanwhile, or they stand in its sockets, where they cost the server, which
 /// makes them, more than answers that are taken at once.
 const SEND_MAX: usize = 128;
+/// Looks for what came while the thread was off its CPU: more than enough for all that a server under way can have answered. A server that
+/// answers ever on would keep it from sending.
+const LOOKS_AGAIN_MAX: usize = 16;
 /// A turn in vain takes less; if not, others had the core, and that is no CPU time of ours.
 const IDLE_TURN_NS_MAX: u64 = 2_000;
 
@@ -56,6 +59,12 @@ pub(super) struct Shared<'a> {
     pub(super) interrupt: &'a Interrupt,
     /// Set when a thread cannot go on.
     pub(super) stop: &'a Interrupt,
+}
+
+impl Shared<'_> {
+    fn must_stop(&self) -> bool {
+        self.interrupt.is_set() || self.stop.is_set()
+    }
 }
 
 /// Connects, tells `ready`, waits for the time to start, and runs to the end.
@@ -126,18 +135,21 @@ fn run_turns(
         }
         .map_err(LoadError::from)?;
         // What the kernel has brought was there by now; the time that judging it takes is not the server's.
-        let now_ns = monotonic_ns();
+        let mut now_ns = monotonic_ns();
         if now_ns - turned_ns > STOPPED_NS_MIN {
             ledger.was_stopped(now_ns - turned_ns);
         }
         look(&mut off_cpu, ledger, now_ns);
-        let mut was_busy = false;
-        while let Some(completion) = ring.next_completion() {
+        let mut was_busy = take(wire, ring, ledger, now_ns)?;
+        if ledger.away_ns() > 0 {
+            now_ns = take_what_came_meanwhile(wire, ring, ledger, &mut off_cpu)?;
             was_busy = true;
-            wire.on_completion(ring, completion, ledger, now_ns)?;
         }
         ledger.has_looked();
         wire.sweep(ledger, now_ns);
+        if shared.must_stop() {
+            ledger.stop(now_ns);
+        }
         was_busy |= send_due(wire, ring, ledger, &mut off_cpu)?;
         ledger.publish();
         let end_ns = monotonic_ns();
@@ -145,9 +157,6 @@ fn run_turns(
             *idle_ns += (end_ns - turned_ns).min(IDLE_TURN_NS_MAX);
         }
         turned_ns = end_ns;
-        if shared.interrupt.is_set() || shared.stop.is_set() {
-            ledger.stop(now_ns);
-        }
         if ledger.is_over(now_ns) {
             return Ok(());
         }
@@ -155,6 +164,38 @@ fn run_turns(
             return Err(LoadError::Silence { target: shared.spec.target, outstanding: ledger.under_way() }.into());
         }
     }
+}
+
+/// Takes what the ring has brought. Output: whether there was something.
+fn take(wire: &mut impl Wire, ring: &mut Ring, ledger: &mut Ledger<'_>, now_ns: u64) -> Result<bool, GeneratorError> {
+    let mut was_busy = false;
+    while let Some(completion) = ring.next_completion() {
+        was_busy = true;
+        wire.on_completion(ring, completion, ledger, now_ns)?;
+    }
+    Ok(was_busy)
+}
+
+/// Takes the answers that came while this thread was off its CPU, so that the ledger knows them as such. A thread that loses its CPU on its way
+/// out of the ring, as any that is stopped by a signal does, has not found them: they appear only when the ring is entered, and of datagrams
+/// only some each time. Output: when it was done.
+fn take_what_came_meanwhile(
+    wire: &mut impl Wire,
+    ring: &mut Ring,
+    ledger: &mut Ledger<'_>,
+    off_cpu: &mut OffCpu,
+) -> Result<u64, GeneratorError> {
+    let mut now_ns = 0;
+    for _ in 0..LOOKS_AGAIN_MAX {
+        ring.poll().map_err(LoadError::from)?;
+        now_ns = monotonic_ns();
+        let away_ns = ledger.away_ns();
+        look(off_cpu, ledger, now_ns);
+        if !take(wire, ring, ledger, now_ns)? && ledger.away_ns() == away_ns {
+            break;
+        }
+    }
+    Ok(now_ns)
 }
 
 /// Tells the ledger if this thread stood still since it was last seen to run.

@@ -13,6 +13,8 @@ struct Counter {
     base: u64,
     acknowledged: u64,
     unsure: u64,
+    /// Increments that left and were not refused. Kept only where reads are held against it.
+    asked: u64,
     seen: Ranges,
 }
 
@@ -83,6 +85,21 @@ impl Truth {
         self.with(session, |counter| counter.seen.highest().unwrap_or(counter.base))
     }
 
+    /// An increment leaves.
+    pub(super) fn ask(&self, session: usize) {
+        self.with(session, |counter| counter.asked += 1);
+    }
+
+    /// An increment that left did not run.
+    pub(super) fn refuse(&self, session: usize) {
+        self.with(session, |counter| counter.asked -= 1);
+    }
+
+    /// What a read that is answered now must not exceed: every increment that left may have run, whoever sent it and answered or not.
+    pub(super) fn ceiling(&self, session: usize) -> u64 {
+        self.with(session, |counter| counter.base + counter.asked)
+    }
+
     /// Whether the session was asked to count.
     pub(super) fn was_asked(&self, session: usize) -> bool {
         self.with(session, |counter| counter.acknowledged + counter.unsure > 0)
@@ -137,6 +154,18 @@ mod tests {
         let found = verdict(&truth, Some(8));
         assert_eq!((found.lost_updates, found.doubled_updates, found.acknowledged, &found.first_fault), (0, 0, 3, &None));
         assert!(truth.was_asked(70) && !truth.was_asked(6)); // of the same stripe
+    }
+
+    #[test]
+    fn a_read_is_at_most_what_was_there_and_what_was_asked_for() {
+        let truth = Truth::new(80);
+        truth.set_base(70, 5);
+        assert_eq!(truth.ceiling(70), 5);
+        (0..3).for_each(|_| truth.ask(70));
+        truth.refuse(70);
+        assert_eq!(truth.acknowledge(70, 6), None);
+        truth.unsure(70);
+        assert_eq!((truth.ceiling(70), truth.ceiling(6)), (7, 0));
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn figure_of(units: &[Unit]) -> Figure {
         series: vec![series("shared pages divided", |unit| unit.shared), series("its own", |unit| unit.own)],
     })];
     figure.notes.push(
-        "The process is a traditional container at its least: no runtime beside it, no image of its own, no pages of a language's runtime; DESIGN.md counts 20 MB and more. Redis is not counted."
+        "The process is a traditional container at its least: no runtime beside it, no image of its own, no pages of a language's runtime: with those it takes 20 MB and more. Redis is not counted."
             .to_owned(),
     );
     figure

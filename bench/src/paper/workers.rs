@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// What each request works for.
 const WORK: Duration = Duration::from_micros(3_000);
-/// Requests at once: some, and as many as in the issue's burst.
+/// Requests at once: some, and as many as in the burst of Fig. 11.
 const FEW: u32 = 10;
 const MANY: u32 = 100;
 const METHOD: &str = "requests at once on one session of a node, each of which reads a number, works for 3 ms and writes the number plus 1: weakly (RMW) or \

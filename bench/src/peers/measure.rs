@@ -3,8 +3,9 @@
 
 use super::case::{PeerCase, Running};
 use super::report::{PeerRow, Point};
-use super::usage::{UsageError, usage_of};
-use crate::generator::{Arrivals, GeneratorError, Latency, LoadOutcome, LoadSpec, Progress, repeat_while_short, run_load};
+use super::usage::UsageError;
+use super::window::used_while_measured;
+use crate::generator::{Arrivals, GeneratorError, Latency, LoadOutcome, LoadSpec, Progress, repeat_while_short, run_load, run_load_marked};
 use crate::load::Interrupt;
 use crate::servers::{ServerError, XfaasFiles};
 use std::path::Path;
@@ -209,22 +210,22 @@ impl PeersBench<'_> {
         }
         (spec.warm_up, spec.measured) =
             (Duration::from_secs_f64(WARM_UP_S_MAX.min(self.seconds / 2.0)), Duration::from_secs_f64(self.seconds));
-        let before = usage_of(&running.pids())?;
-        let outcome = good(run_load(&spec, self.interrupt, Progress::Off)?, running)?;
-        let after = usage_of(&running.pids())?;
+        let load = |measuring: &mut dyn FnMut()| run_load_marked(&spec, self.interrupt, Progress::Off, measuring);
+        let (outcome, window) = used_while_measured(&running.pids(), spec.measured, load)?;
+        let outcome = good(outcome?, running)?;
         let Latency { p50_us: Some(p50_us), p99_us: Some(p99_us), p999_us: Some(p999_us), .. } = outcome.latency else {
             let run = |fault| PeerError::Run { fault, log: running.log_excerpt() };
             return Err(outcome.nothing_measured().map_or(PeerError::Nothing, run));
         };
+        let window = window.ok_or(PeerError::Nothing)?;
         let row = PeerRow {
             name: String::new(),
             requests_per_second: outcome.requests_per_second,
             p50_us,
             p99_us,
             p999_us,
-            // Answers of the warm-up too: the time is that of the whole run.
-            cpu_us_per_request: ((after.cpu_us - before.cpu_us) / outcome.good.max(1) as f64 * 100.0).round() / 100.0,
-            rss_bytes: after.rss_bytes,
+            cpu_us_per_request: window.cpu_us_per_answer(outcome.requests_per_second),
+            rss_bytes: window.rss_bytes,
             arrivals_short: outcome.arrivals_short,
             point,
         };

@@ -47,7 +47,7 @@ pub struct PeerRow {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
-    /// CPU time of the server's processes for each answer.
+    /// CPU time of the server's processes for each good answer, of the measured time alone.
     pub cpu_us_per_request: f64,
     pub rss_bytes: u64,
     /// The generator did not get its CPU, in three tries: less was offered than asked for, and the times are of less load.

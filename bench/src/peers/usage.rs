@@ -15,13 +15,67 @@ pub enum UsageError {
     Ended { pid: u32 },
 }
 
-/// Of several processes together.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Of several processes, at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// User and system time since they began. Resolution: a clock tick, 10 ms, for each process.
-    pub cpu_us: f64,
-    /// Resident pages; one that two of them share counts twice.
-    pub rss_bytes: u64,
+    processes: BTreeMap<u32, ProcessUsage>,
+}
+
+/// Of one process.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct ProcessUsage {
+    /// User and system time of all its threads, of those that have ended too. The kernel cuts each of the two to whole ticks, 10 ms.
+    ticks: u64,
+    /// Time on a CPU in ns of each thread that there is.
+    threads: BTreeMap<u32, u64>,
+    rss_pages: u64,
+}
+
+/// Ticks that a difference of `ProcessUsage::ticks` may be too high: one each of user and system time.
+const TICKS_UNSURE: u64 = 2;
+
+impl Usage {
+    /// Of those of `pids` that there are. Cost: a few files for each process and one for each thread; nothing of other processes.
+    pub fn of(pids: &[u32]) -> Usage {
+        Usage { processes: pids.iter().filter_map(|pid| Some((*pid, ProcessUsage::read(*pid)?))).collect() }
+    }
+
+    /// Resident bytes of all; a page that two of them share counts twice.
+    pub fn rss_bytes(&self) -> u64 {
+        self.processes.values().map(|process| process.rss_pages).sum::<u64>() * rustix::param::page_size() as u64
+    }
+
+    /// CPU time in us, user and system, since `earlier`; of processes that were not there then, all of theirs. Those that have ended meanwhile
+    /// are not in it.
+    pub fn cpu_us_since(&self, earlier: &Usage) -> f64 {
+        let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second();
+        let none = ProcessUsage::default();
+        let of = |(pid, now): (&u32, &ProcessUsage)| now.cpu_ns_since(earlier.processes.get(pid).unwrap_or(&none), tick_ns);
+        self.processes.iter().map(of).sum::<u64>() as f64 / 1_000.0
+    }
+}
+
+impl ProcessUsage {
+    /// None: it has ended.
+    fn read(pid: u32) -> Option<ProcessUsage> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let stat = parse(&std::fs::read_to_string(folder.join("stat")).ok()?)?;
+        // A thread that has ended meanwhile, and a kernel that does not count, leave no file.
+        let time = |thread: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            Some((thread.file_name().to_str()?.parse().ok()?, text.split_ascii_whitespace().next()?.parse().ok()?))
+        };
+        let threads = std::fs::read_dir(folder.join("task")).into_iter().flatten().flatten().filter_map(time).collect();
+        Some(ProcessUsage { ticks: stat.ticks, threads, rss_pages: stat.rss_pages })
+    }
+
+    /// By its threads, to the ns, but where some have ended and taken what they used with them: then by the ticks, which have it.
+    fn cpu_ns_since(&self, earlier: &ProcessUsage, tick_ns: u64) -> u64 {
+        let before = |thread: &u32| earlier.threads.get(thread).copied().unwrap_or(0);
+        let by_threads: u64 = self.threads.iter().map(|(thread, ns)| ns.saturating_sub(before(thread))).sum();
+        let by_ticks = self.ticks.saturating_sub(earlier.ticks) * tick_ns;
+        if by_ticks > by_threads + TICKS_UNSURE * tick_ns { by_ticks } else { by_threads }
+    }
 }
 
 /// A line of /proc/PID/stat, as far as it is asked for.
@@ -32,8 +86,8 @@ struct Stat {
     rss_pages: u64,
 }
 
-/// The processes `roots` and their descendants. Errors: one of `roots` is gone.
-pub fn usage_of(roots: &[u32]) -> Result<Usage, UsageError> {
+/// The processes `roots` and their descendants. Cost: reads a file of every process of the machine. Errors: one of `roots` is gone.
+pub fn family_of(roots: &[u32]) -> Result<Vec<u32>, UsageError> {
     let all = all_processes()?;
     if let Some(pid) = roots.iter().find(|pid| !all.contains_key(*pid)) {
         return Err(UsageError::Ended { pid: *pid });
@@ -47,11 +101,7 @@ pub fn usage_of(roots: &[u32]) -> Result<Usage, UsageError> {
         family.extend(children);
         next += 1;
     }
-    let (tick_us, page_bytes) = (1e6 / rustix::param::clock_ticks_per_second() as f64, rustix::param::page_size() as u64);
-    Ok(family.iter().filter_map(|pid| all.get(pid)).fold(Usage::default(), |sum, stat| Usage {
-        cpu_us: sum.cpu_us + stat.ticks as f64 * tick_us,
-        rss_bytes: sum.rss_bytes + stat.rss_pages * page_bytes,
-    }))
+    Ok(family)
 }
 
 fn all_processes() -> Result<BTreeMap<u32, Stat>, UsageError> {
@@ -79,6 +129,9 @@ fn parse(stat: &str) -> Option<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xfaas_dataplane::sys::clock::thread_cpu_ns;
+
+    const TICK_NS: u64 = 10_000_000;
 
     #[test]
     fn a_line_is_read_behind_a_name_with_blanks_and_brackets() {
@@ -93,16 +146,48 @@ mod tests {
         // The kernel counts pages on each CPU and adds them up in batches: a program that has just begun may show none yet.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let own = loop {
-            let own = usage_of(&[child.id()]).unwrap();
-            if own.rss_bytes > 0 || std::time::Instant::now() > deadline {
+            let own = Usage::of(&family_of(&[child.id()]).unwrap()).rss_bytes();
+            if own > 0 || std::time::Instant::now() > deadline {
                 break own;
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         };
-        let both = usage_of(&[std::process::id()]).unwrap();
+        let both = Usage::of(&family_of(&[std::process::id()]).unwrap()).rss_bytes();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(own.rss_bytes > 0 && both.rss_bytes > own.rss_bytes, "{own:?} {both:?}");
-        assert!(matches!(usage_of(&[child.id()]), Err(UsageError::Ended { .. })));
+        assert!(own > 0 && both > own, "{own} {both}");
+        assert!(matches!(family_of(&[child.id()]), Err(UsageError::Ended { .. })));
+        assert_eq!(Usage::of(&[child.id()]), Usage::default());
+    }
+
+    fn process(ticks: u64, threads: &[(u32, u64)]) -> ProcessUsage {
+        ProcessUsage { ticks, threads: threads.iter().copied().collect(), rss_pages: 1 }
+    }
+
+    #[test]
+    fn threads_count_to_the_nanosecond_and_ended_ones_by_ticks() {
+        let earlier = process(100, &[(1, 700_000_000), (2, 300_000_000)]);
+        let since = |later: &ProcessUsage| later.cpu_ns_since(&earlier, TICK_NS);
+        // Whole ticks may differ from the time by two.
+        assert_eq!(since(&process(101, &[(1, 700_000_001), (2, 300_000_000)])), 1);
+        assert_eq!(since(&process(152, &[(1, 1_000_000_007), (2, 500_000_000), (3, 5_000_000)])), 505_000_007);
+        assert_eq!(since(&process(150, &[(1, 900_000_000)])), 500_000_000);
+        // One that came and went is in no list of threads.
+        assert_eq!(since(&process(150, &[(1, 700_000_000), (2, 300_000_000)])), 500_000_000);
+        // A kernel that does not count by threads.
+        assert_eq!(process(150, &[]).cpu_ns_since(&process(100, &[]), TICK_NS), 500_000_000);
+    }
+
+    #[test]
+    fn what_a_thread_used_before_it_ended_is_counted() {
+        let pids = [std::process::id()];
+        let before = Usage::of(&pids);
+        let burn = || {
+            let began = thread_cpu_ns();
+            while thread_cpu_ns() - began < 100_000_000 {}
+        };
+        std::thread::spawn(burn).join().unwrap();
+        let ended_us = Usage::of(&pids).cpu_us_since(&before);
+        assert!(ended_us >= 80_000.0, "{ended_us}");
     }
 }

@@ -10,11 +10,13 @@ use crate::servers::{NodeFunction, NodePlace, Server, ServerError, XfaasFiles};
 use inferno::collapse::Collapse;
 use inferno::collapse::perf::Folder;
 use inferno::flamegraph;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::BufReader;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use xfaas_dataplane::control::{AdminClient, ClientError, TraceReply};
 
@@ -24,6 +26,8 @@ const FREQUENCY_HZ: u32 = 1_999;
 const STACK_BYTES: u32 = 8_192;
 /// The load runs so long before anything is recorded, and beyond it.
 const MARGIN: Duration = Duration::from_millis(700);
+/// How often a wait for the trace looks whether it is interrupted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -100,9 +104,13 @@ pub fn measure_profile(bench: &ProfileBench<'_>, place: &NodePlace, server: &Ser
         let beside = scope.spawn(|| -> Result<TraceReply, ProfileError> {
             std::thread::sleep(MARGIN);
             let recording = Recording::start(server.pid(), bench.seconds, &data)?;
-            let trace = AdminClient::new(&admin).trace(seconds);
+            let trace = trace(admin, seconds, bench.interrupt);
+            if bench.interrupt.is_set() {
+                recording.stop();
+                return trace;
+            }
             recording.end()?;
-            Ok(trace?)
+            trace
         });
         let load = run_load(bench, server.address());
         (load, beside.join().unwrap_or(Err(ProfileError::Panicked)))
@@ -139,6 +147,21 @@ fn run_load(bench: &ProfileBench<'_>, target: SocketAddr) -> Result<LoadReport, 
     run_http(&load, &LoadPlan { warm_up: MARGIN, measured, requests_max: u64::MAX, interrupt: bench.interrupt })
 }
 
+/// Traces the node whose admin API is there. Errors: of that, and `Interrupted` at once, however long the trace would last.
+fn trace(admin: String, seconds: u32, interrupt: &Interrupt) -> Result<TraceReply, ProfileError> {
+    let (answer, answered) = channel();
+    // Nobody waits for this thread: it ends with its request, which ends with the node.
+    std::thread::spawn(move || answer.send(AdminClient::new(&admin).trace(seconds)).ok());
+    loop {
+        match answered.recv_timeout(LOOK_EVERY) {
+            Ok(trace) => return Ok(trace?),
+            Err(RecvTimeoutError::Timeout) if interrupt.is_set() => return Err(LoadError::Interrupted.into()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(ProfileError::Panicked),
+        }
+    }
+}
+
 /// When the slowest requests were under way, on the monotonic clock.
 fn windows(trace: &TraceReply) -> Vec<(u64, u64)> {
     let slow = trace.shards.iter().flat_map(|shard| &shard.slow);
@@ -160,6 +183,12 @@ impl Recording {
         perf.args(["--", "sleep", &seconds.to_string()]);
         perf.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         Ok(Recording(perf.spawn().map_err(ProfileError::Start)?))
+    }
+
+    /// Ends perf before its time. What it wrote is of no use then.
+    fn stop(mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).ok();
+        self.0.wait().ok();
     }
 
     fn end(self) -> Result<(), ProfileError> {

@@ -1,6 +1,7 @@
 //! A server as a traditional container has it: a process of its own in new namespaces (processes, mounts, network, IPC, host name), made with
 //! `unshare`. No image, no layers of a file system, no limits, no link to the outside: what a container of a runtime needs at least.
 
+use super::parent::{DeathSignal, dying_with_us, spawn_lasting};
 use super::process::{Server, ServerError, directory};
 use crate::load::{Interrupt, fetch};
 use crate::network::{NetworkError, in_namespace_at};
@@ -58,7 +59,8 @@ impl Contained {
         self.start
     }
 
-    /// On `cpu`, all threads. Waits until the first request is answered, and does so on the caller's CPU. Needs root.
+    /// On `cpu`, all threads. Waits until the first request is answered, and does so on the caller's CPU. Outlives the calling thread, not us.
+    /// Needs root.
     pub(super) fn start(program: Program<'_>, cpu: u16, interrupt: &Interrupt) -> Result<Contained, ServerError> {
         let own = program.command.get_program().to_owned();
         if !rustix::process::geteuid().is_root() {
@@ -69,6 +71,8 @@ impl Contained {
         command.args(["--cpu-list", &cpu.to_string(), "unshare", "--pid", "--mount", "--net", "--ipc", "--uts"]);
         command.args(["--fork", "--kill-child", "--mount-proc", "sh", "-c", UP_AND_BECOME, "sh"]);
         command.arg(&own).args(program.command.get_args());
+        // `unshare` blocks SIGTERM; with it ends its child, and with that everything in its namespace.
+        let mut command = dying_with_us(&command, DeathSignal::Kill)?;
         let binary = std::fs::canonicalize(&own).unwrap_or_else(|_| own.into());
         let others = running(&binary);
         let (address, started_ns) = (program.address, monotonic_ns());
@@ -78,7 +82,8 @@ impl Contained {
             found.set(seen.ok().flatten());
             found.get().is_some()
         };
-        let server = Server::start(program.name, &mut command, address, directory("contained")?, interrupt, is_ready)?;
+        let place = directory("contained")?;
+        let server = Server::start_by(spawn_lasting, program.name, &mut command, address, place, interrupt, is_ready)?;
         let (pid, start) = found.get().expect("it is ready only when it was found");
         Ok(Contained { pid, start, _server: server })
     }

@@ -1,4 +1,5 @@
-//! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard.
+//! The processes under test: started on one CPU with files in a directory of their own, ended and removed with their guard, and ended with the
+//! thread that started them where nobody is left to do so.
 
 mod baseline;
 mod contained;
@@ -6,6 +7,7 @@ mod echo;
 mod nginx;
 mod node;
 mod objects;
+mod parent;
 mod process;
 mod redis;
 mod restate;

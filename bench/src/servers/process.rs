@@ -1,5 +1,6 @@
-//! A child process that never outlives its guard, and the directory it works in.
+//! A child process that outlives neither its guard nor the thread that started it, and the directory it works in.
 
+use super::parent::{DeathSignal, dying_with_us};
 use crate::load::Interrupt;
 use crate::network::{Network, NetworkError};
 use rustix::process::{Pid, Signal, kill_process};
@@ -84,9 +85,24 @@ impl Server {
         self.child.wait().map_err(failed).map(drop)
     }
 
-    /// Starts `command` with its output in `directory`. Waits until `is_ready` of `address`, at most 20 s.
+    /// Starts `command` with its output in `directory`. Waits until `is_ready` of `address`, at most 20 s. It runs where the calling thread may,
+    /// and ends with it: by SIGTERM, also where this whole process is killed.
     /// Errors: it ends, or does not answer in time; its log is in the error.
     pub(super) fn start(
+        name: &'static str,
+        command: &mut Command,
+        address: SocketAddr,
+        directory: TempDir,
+        interrupt: &Interrupt,
+        is_ready: impl Fn(SocketAddr) -> bool,
+    ) -> Result<Server, ServerError> {
+        let mut command = dying_with_us(command, DeathSignal::Term)?;
+        Server::start_by(Command::spawn, name, &mut command, address, directory, interrupt, is_ready)
+    }
+
+    /// The same of a command that says itself with whom it ends, started by `spawn`.
+    pub(super) fn start_by(
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
         name: &'static str,
         command: &mut Command,
         address: SocketAddr,
@@ -99,7 +115,7 @@ impl Server {
         let log = File::create(&path).map_err(file)?;
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(file)?).stderr(log);
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = command.spawn().map_err(|source| ServerError::Start { hint: start_hint(&source), program, source })?;
+        let child = spawn(command).map_err(|source| ServerError::Start { hint: start_hint(&source), program, source })?;
         let mut server = Server { name, address, child, directory };
         server.wait_ready(interrupt, is_ready)?;
         Ok(server)
@@ -151,7 +167,8 @@ fn log_path(directory: &Path) -> PathBuf {
     directory.join("output.log")
 }
 
-fn start_hint(source: &std::io::Error) -> &'static str {
+/// What to do about it.
+pub(super) fn start_hint(source: &std::io::Error) -> &'static str {
     if source.kind() == std::io::ErrorKind::NotFound { ": it is not installed; `cargo xtask setup` says how to get it" } else { "" }
 }
 

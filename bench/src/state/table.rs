@@ -13,7 +13,7 @@ enum Promise {
     MadeOf(f64, &'static str),
 }
 
-/// DESIGN.md section 1 and the targets of the state's speed. A strong read-modify-write over RPC is two round trips.
+/// What the state's speed is held to. A strong read-modify-write over RPC is two round trips.
 const PROMISES: [(&str, Promise); 5] = [
     ("state/read_remote_core", Promise::Times(2.0, "state/read/16B")),
     ("guest/read_state", Promise::Ns(150.0)),

@@ -90,18 +90,21 @@ impl Suite<'_> {
             let server = started(start_nginx(self.server_cpu, self.interrupt), Case::Nginx)?;
             runs.push((Case::Nginx, self.one(Case::Nginx, &server, round, 1.0)?));
         }
-        let mut cases: Vec<Case> = self.cases.iter().copied().filter(|case| case.is_xfaas()).collect();
-        if let Some(first) = cases.first().copied() {
-            let server = started(start_xfaas(self.xfaas, self.server_cpu, self.interrupt), first)?;
-            // Another order each time, so that none always follows the same one.
-            let turn = round * cases.len() / self.rounds;
-            cases.rotate_left(turn);
-            for case in cases {
-                runs.push((case, self.one(case, &server, round, 1.0)?));
-            }
-        }
+        runs.extend(self.xfaas_round(round)?);
         runs.push((limit, self.one(limit, &started(start_limit(self.server_cpu, self.interrupt), limit)?, round, 0.5)?));
         Ok(())
+    }
+
+    /// The cases of xfaas in one round, all on one new server. `round`: 0 to `rounds` - 1. The same errors as `run`.
+    pub fn xfaas_round(&self, round: usize) -> Result<Vec<(Case, Summary)>, SuiteError> {
+        let mut cases: Vec<Case> = self.cases.iter().copied().filter(|case| case.is_xfaas()).collect();
+        let Some(first) = cases.first() else { return Ok(Vec::new()) };
+        let server = start_xfaas(self.xfaas, self.server_cpu, self.interrupt);
+        let server = server.map_err(|source| SuiteError::Server { case: first.name(), source })?;
+        // Another order each time, so that none always follows the same one.
+        let turn = round * cases.len() / self.rounds;
+        cases.rotate_left(turn);
+        cases.into_iter().map(|case| Ok((case, self.one(case, &server, round, 1.0)?))).collect()
     }
 
     /// One run of a case, on a thread of its own that is pinned to the load's CPU.

@@ -5,10 +5,9 @@ use super::Finding;
 use super::source::Source;
 
 /// Files, and folders ending in `/`, that may contain `unsafe`, each with what needs it.
-const PLACES: [(&str, &str); 7] = [
+const PLACES: [(&str, &str); 6] = [
     ("xfaas-common/src/map_layout.rs", "`Pod` for map values whose size is asserted"),
     ("xfaas-dataplane/src/sys/", "ring, shared memory, sockets, affinity"),
-    ("xfaas-dataplane/src/state/cell.rs", "atomic words in the shared region"),
     ("xfaas-dataplane/tests/warm_path.rs", "an allocator that counts"),
     ("xfaas-ebpf/src/parse.rs", "packet bytes behind checked pointers"),
     ("xfaas-ebpf/src/maps.rs", "map lookups"),

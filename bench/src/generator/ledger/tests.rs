@@ -37,7 +37,7 @@ fn answer(ledger: &mut Ledger<'_>, place: usize, outcome: Outcome, now_ns: u64) 
 fn a_closed_loop_measures_from_when_a_request_left() {
     let run = run(Arrivals::Closed, "x");
     let mut ledger = run.ledger(1);
-    for (sent_ms, answered_ms) in [(5, 9), (9, 12), (12, 14), (109, 111)] {
+    for (sent_ms, answered_ms) in [(5, 9), (9, 12), (12, 14), (14, 17), (109, 111)] {
         assert_eq!(ledger.due_in_ns(sent_ms * MS), Some(0));
         let place = ledger.next(sent_ms * MS).unwrap();
         assert_eq!((ledger.next(sent_ms * MS), ledger.due_in_ns(sent_ms * MS)), (None, None), "one place, one request");
@@ -46,8 +46,80 @@ fn a_closed_loop_measures_from_when_a_request_left() {
     assert_eq!(ledger.next(110 * MS), None);
     assert!(ledger.is_over(111 * MS));
     let tally = ledger.finish();
-    assert_eq!((tally.sent, tally.functions[0].good, tally.good_in_time, tally.measured_ns), (4, 4, 2, 100 * MS));
-    assert_eq!(tally.functions[0].latency_ns.len(), 2); // those that left in the measured time
+    assert_eq!((tally.sent, tally.functions[0].good, tally.good_in_time, tally.measured_ns), (5, 5, 3, 100 * MS));
+    assert_eq!(tally.functions[0].latency_ns.len(), 4); // those that were under way in the measured time
+}
+
+#[test]
+fn a_request_of_a_closed_loop_that_hangs_from_the_warm_up_on_is_in_the_times() {
+    // Answered in the measured time, after it, and never; one place is as ever.
+    for (answered_ms, waited_ms) in [(Some(80), 75), (Some(150), 145), (None, 156)] {
+        let run = run(Arrivals::Closed, "x");
+        let mut ledger = run.ledger(2);
+        let hangs = ledger.next(5 * MS).unwrap();
+        for ms in 6..110 {
+            let place = ledger.next(ms * MS).unwrap();
+            answer(&mut ledger, place, Outcome::Good, (ms + 1) * MS);
+        }
+        if let Some(ms) = answered_ms {
+            answer(&mut ledger, hangs, Outcome::Good, ms * MS);
+        }
+        assert!(ledger.is_over(161 * MS));
+        let latency = ledger.finish().functions[0].latency_ns.clone();
+        // Those that left at 9 to 109, and the one that hangs: none of the warm-up alone.
+        assert_eq!(latency.len(), 101 + 1, "{answered_ms:?}");
+        assert!(latency.max().abs_diff(waited_ms * MS) < MS / 2 && latency.value_at_quantile(0.98) < 2 * MS, "{}", latency.max());
+    }
+    // Nothing of a run that is told to stop in its warm-up was measured.
+    let run = run(Arrivals::Closed, "x");
+    let mut ledger = run.ledger(1);
+    let place = ledger.next(5 * MS).unwrap();
+    ledger.stop(6 * MS);
+    answer(&mut ledger, place, Outcome::Good, 20 * MS);
+    assert!(ledger.finish().functions[0].latency_ns.is_empty());
+}
+
+#[test]
+fn a_closed_loop_begins_when_the_run_does() {
+    let run = run(Arrivals::Closed, "x");
+    let mut ledger = Ledger::new(&run.spec, 0, 1, (&run.truth, &run.live), 3 * MS);
+    assert_eq!((ledger.next(2 * MS), ledger.due_in_ns(2 * MS)), (None, Some(MS)));
+    assert!(ledger.next(3 * MS).is_some());
+}
+
+#[test]
+fn a_read_that_runs_ahead_of_all_updates_is_wrong() {
+    let mut run = run(Arrivals::Closed, "counter-read");
+    run.spec.functions.push("counter-rmw-linear:1".parse().unwrap());
+    run.truth.set_base(0, 10);
+    let mut ledger = run.ledger(8);
+    let next = |ledger: &mut Ledger<'_>, check| loop {
+        let place = ledger.next(0).unwrap();
+        if ledger.check_of(place) == check {
+            return place;
+        }
+        // Refused updates did not run, and count for nothing.
+        answer(ledger, place, Outcome::Refused(503), 1);
+    };
+    let [acknowledged, lost, _under_way] = [(); 3].map(|()| next(&mut ledger, Check::Counter));
+    answer(&mut ledger, acknowledged, Outcome::Number(11), 1);
+    ledger.cut(lost);
+    for (number, wrong) in [(10, 1), (11, 1), (13, 1), (14, 2), (1_000_013, 3)] {
+        let place = next(&mut ledger, Check::Read);
+        answer(&mut ledger, place, Outcome::Number(number), 1);
+        assert_eq!(ledger.tally.functions[0].wrong, wrong, "{number}");
+    }
+    assert!(ledger.tally.first_fault.as_ref().unwrap().contains("fell behind"));
+
+    // Nobody writes: it is what it was.
+    let reading = self::run(Arrivals::Closed, "counter-read");
+    let mut ledger = reading.ledger(1);
+    for (number, wrong) in [(0, 0), (1, 1)] {
+        let place = ledger.next(0).unwrap();
+        answer(&mut ledger, place, Outcome::Number(number), 1);
+        assert_eq!(ledger.tally.functions[0].wrong, wrong, "{number}");
+    }
+    assert!(ledger.tally.first_fault.as_ref().unwrap().contains("ran ahead"));
 }
 
 #[test]
@@ -89,6 +161,7 @@ fn counters_and_reads_are_held_against_the_truth() {
     let mut ledger = reading.ledger(1);
     reading.truth.acknowledge(0, 7);
     let mut wrong = 0;
+    (0..8).for_each(|_| reading.truth.ask(0)); // of another thread
     for number in [7, 6, 8, 0] {
         let place = loop {
             let place = ledger.next(0).unwrap();
