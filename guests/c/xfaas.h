@@ -1,8 +1,9 @@
 /* What a C function on xfaas uses: the four host calls of the paper's Table 1, those beyond it, and their numbers (CONTRACT
  * section 3).
  *
- * A guest exports `handle`, and perhaps `init`, which runs once before the image that workers are forked from is taken and may call
- * no import. Build with clang and wasm-ld, no C library needed:
+ * A guest exports `handle`, perhaps `init`, which runs once before the image that workers are forked from is taken and may call
+ * no import, and perhaps `hook`, an `int32_t hook(void)` whose output is the request's session ID, where the app's hint is `hook`.
+ * Build with clang and wasm-ld, no C library needed:
  *
  *   clang --target=wasm32 -O2 -ffreestanding -nostdlib -Wl,--no-entry -Wl,--stack-first -Wl,-z,stack-size=18432 -o NAME.wasm NAME.c
  */
@@ -22,7 +23,8 @@ enum {
     XFAAS_SESSION = 1,
     XFAAS_METHOD = 2,
     XFAAS_PATH = 3, /* after the function's name, with its leading '/'; empty if nothing follows */
-    XFAAS_QUERY = 4 /* without '?' */
+    XFAAS_QUERY = 4, /* without '?' */
+    XFAAS_HEADERS = 5 /* in hook() only: the header lines as they came; XFAAS_SESSION is XFAAS_NOT_FOUND there */
 };
 
 /* Modes of `read_state` and `write_state`. */

@@ -1,7 +1,7 @@
 //! Every maximum of xfaas, and the checks that tie them together. A limit that a manifest or `xfaas.toml` can lower has its
 //! ceiling or default here.
 
-/// Hash buckets of session IDs: the unit of ownership. DESIGN.md section 2.
+/// Hash buckets of session IDs: the unit of ownership.
 pub const SLOTS: usize = 16_384;
 /// Bits of the 64-bit session hash that name the slot.
 pub const SLOT_BITS: u32 = 14;
@@ -31,6 +31,18 @@ pub const TIMERS_SESSION_MAX: usize = 64;
 pub const TIMERS_SHARD_MAX: usize = 1 << 18;
 /// Timers of a shard that run at once.
 pub const TIMERS_RUNNING_MAX: usize = 256;
+/// Bytes of a module, with the hook that it brings: as deployed, as prepared by `init`, and as a container fetches it.
+pub const MODULE_BYTES_MAX: usize = 64 << 20;
+/// Functions that a module defines: some 6 KB of memory each while it is compiled.
+pub const MODULE_FUNCTIONS_MAX: usize = 50_000;
+/// Imports of a module, each function as often as it is imported.
+pub const MODULE_IMPORTS_MAX: usize = 1_024;
+/// Bytes of one function's body: the compiler takes up to 700 bytes of memory for each.
+pub const FUNCTION_BODY_BYTES_MAX: usize = 1 << 20;
+/// Locals of one function, its parameters included: the engine's limit.
+pub const FUNCTION_LOCALS_MAX: usize = 50_000;
+/// What compiling a module may take where its time is not in proportion to the module's size, in steps of about 5 ns.
+pub const COMPILE_STEPS_MAX: u64 = 1 << 32;
 /// Bytes a guest may give as output.
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
 
@@ -135,8 +147,6 @@ pub const RPC_PAYLOAD_BYTES_MAX: usize = (2 << 20) + (4 << 10);
 pub const RPC_FRAME_BYTES_MAX: usize = 32 + SESSION_ID_BYTES_MAX + RPC_PAYLOAD_BYTES_MAX;
 /// Bytes of a module in one frame of kind 22.
 pub const RPC_MODULE_CHUNK_BYTES: usize = 256 << 10;
-/// Keys of one snapshot read.
-pub const RPC_SNAPSHOT_KEYS_MAX: usize = 64;
 /// RPC connections of one shard.
 pub const RPC_CONNECTIONS_MAX: usize = 256;
 /// Bytes of answers that wait to be sent on one RPC connection; over it no further request of the connection is read.
@@ -184,5 +194,5 @@ const _: () = assert!(RPC_PAYLOAD_BYTES_MAX >= 2 * (VALUE_BYTES_MAX + KEY_BYTES_
 const _: () = assert!(RPC_SHARD_INVOCATIONS_MAX < SHARD_CALLS_MAX / 2);
 const _: () = assert!((FUNCTIONS_MAX + 8) << 10 <= RPC_PAYLOAD_BYTES_MAX, "a welcome has room for a KiB about each function");
 const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
-const _: () = assert!(RPC_SNAPSHOT_KEYS_MAX * (KEY_BYTES_MAX + 1) <= u16::MAX as usize, "a list of keys has a 16-bit length");
+const _: () = assert!(SNAPSHOT_KEYS_MAX * (KEY_BYTES_MAX + 1) <= u16::MAX as usize, "a list of keys has a 16-bit length");
 const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");

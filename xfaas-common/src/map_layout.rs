@@ -1,36 +1,57 @@
-//! The eBPF maps: names, sizes, keys and values, for the kernel programs and the loader alike. DESIGN.md section 5.
+//! The eBPF maps: names, sizes, keys and values, for the kernel programs and the loader alike.
 
 use crate::drop_reason::DropReason;
 use crate::ids::{SessionId, SlotIndex};
 use crate::limits::{CORES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
 
+/// One `SteerConfig`.
 pub const MAP_CONFIG: &str = "CONFIG";
+/// One `HashKeys`, of the session hash.
 pub const MAP_KEYS: &str = "KEYS";
+/// `SlotIndex` -> `CoreIndex` of the slot's owner, a `u16`.
 pub const MAP_SLOT_TO_CORE: &str = "SLOT_TO_CORE";
+/// `PinKey` -> `CoreIndex`, a `u32`: sessions and aliases whose packets go elsewhere than their slot says.
 pub const MAP_PINS: &str = "PINS";
+/// `FlowKey` -> `CoreIndex`, a `u32`: connections whose session is known.
 pub const MAP_FLOWS: &str = "FLOWS";
+/// CPU number -> that CPU's queue of redirected frames.
 pub const MAP_CPUS: &str = "CPUS";
+/// `CoreIndex` -> the shard's datagram socket.
 pub const MAP_UDP_SOCKETS: &str = "UDP_SOCKETS";
+/// `CoreIndex` -> the shard's listening socket.
 pub const MAP_TCP_SOCKETS: &str = "TCP_SOCKETS";
+/// A count of each CPU for each `Verdict`, then for each `DropReason`.
 pub const MAP_COUNTERS: &str = "COUNTERS";
+/// A ring of `SteerEvent`.
 pub const MAP_EVENTS: &str = "EVENTS";
+/// Of each CPU: where a segment's head is copied to, to be searched for the session header.
 pub const MAP_HEADS: &str = "HEADS";
+/// When the last packet of a kind came: `slot_stamp`, `port_stamp`.
 pub const MAP_STAMPS: &str = "STAMPS";
+/// `CoreIndex` -> `Inflow`.
 pub const MAP_INFLOWS: &str = "INFLOWS";
 
+/// At the interface, before the stack.
 pub const PROGRAM_XDP: &str = "xfaas_xdp";
+/// At the interface's ingress, within the stack.
 pub const PROGRAM_TC: &str = "xfaas_tc";
+/// Where the kernel chooses one of the shards' datagram sockets.
 pub const PROGRAM_REUSEPORT_UDP: &str = "xfaas_reuseport_udp";
+/// Where it chooses one of their listening sockets.
 pub const PROGRAM_REUSEPORT_TCP: &str = "xfaas_reuseport_tcp";
 
 pub const SLOT_TO_CORE_ENTRIES: u32 = SLOTS as u32;
+/// Pins that the kernel knows; of more, those used last.
 pub const PINS_ENTRIES: u32 = 4_096;
+/// Connections that it knows; of more, those used last.
 pub const FLOWS_ENTRIES: u32 = 65_536;
 /// One more than the largest CPU number a shard may be pinned to.
 pub const CPUS_ENTRIES: u32 = 1_024;
+/// One a shard.
 pub const SOCKETS_ENTRIES: u32 = CORES_MAX as u32;
 /// Frames a CPU's queue holds before the kernel drops.
 pub const CPUMAP_QUEUE_FRAMES: u32 = 2_048;
+/// Bytes of the ring; an event that finds no room is lost.
 pub const EVENTS_BYTES: u32 = 256 << 10;
 /// Times of the last packets, nanoseconds of the monotonic clock, while `SteerConfig::stamps` is not 0. User space maps it.
 pub const STAMPS_ENTRIES: u32 = 2 * SLOTS as u32;
@@ -142,7 +163,9 @@ pub struct Inflow {
     pub admitted: u64,
     /// `taken` as it was when a datagram was last turned away, since when it is the same, and when the next one is let in to wake the shard.
     pub stuck_at: u64,
+    /// Nanoseconds of the monotonic clock.
     pub stuck_since_ns: u64,
+    /// Nanoseconds of the monotonic clock.
     pub knock_at_ns: u64,
     pad: [u64; 4],
     /// Of these, how many the shard has taken. Some are lost between, so that the shard catches up when its socket is empty.
@@ -152,6 +175,7 @@ pub struct Inflow {
     rest: [u64; 6],
 }
 const _: () = assert!(size_of::<Inflow>() == 8 * INFLOW_WORDS);
+/// One a shard.
 pub const INFLOWS_ENTRIES: u32 = CORES_MAX as u32;
 /// An entry in words of eight bytes, and which of them is which.
 pub const INFLOW_WORDS: usize = 16;
@@ -169,7 +193,9 @@ pub const INFLOW_KNOCK_NS: u64 = 10_000_000;
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
+    /// The client's.
     pub source: [u8; 16],
+    /// Ours.
     pub destination: [u8; 16],
     pub source_port: [u8; 2],
     pub destination_port: [u8; 2],
@@ -181,13 +207,16 @@ const _: () = assert!(size_of::<FlowKey>() == 36);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PinKey {
     pub padded: [u8; 64],
+    /// Bytes of the ID, 1..=64.
     pub length: u8,
+    /// 0.
     pub pad: [u8; 7],
 }
 const _: () = assert!(size_of::<PinKey>() == 72);
 const _: () = assert!(SESSION_ID_BYTES_MAX == 64, "the length of `PinKey::padded`");
 
 impl PinKey {
+    /// The key of `session`, or of an alias.
     pub const fn new(session: &SessionId) -> PinKey {
         PinKey { padded: *session.padded(), length: session.length(), pad: [0; 7] }
     }
@@ -249,6 +278,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Each one, in the order of `COUNTERS`.
     pub const ALL: [Verdict; 17] = [
         Verdict::Foreign,
         Verdict::UdpRedirected,

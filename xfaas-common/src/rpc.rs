@@ -16,12 +16,15 @@ pub const PROTOCOL: u32 = 1;
 /// In a hello: whichever shard took the connection.
 pub const ANY_SHARD: u16 = 0xFFFF;
 
-/// Operations of kind 16.
+/// Operation of kind 16: one key.
 pub const READ_KEY: u8 = 0;
+/// Operation of kind 16: several keys as they are at one moment.
 pub const READ_SNAPSHOT: u8 = 1;
-/// Operations of kind 17.
+/// Operation of kind 17: one key.
 pub const WRITE_KEY: u8 = 0;
+/// Operation of kind 17: the invocation is over.
 pub const WRITE_END: u8 = 1;
+/// Operation of kind 17: all writes of an atomic invocation, which is over with them.
 pub const WRITE_COMMIT: u8 = 2;
 
 /// `status` of a kind 3 frame that refuses one request for a reason outside `wire::Status`; the payload says which.
@@ -30,9 +33,13 @@ pub const STATUS_REFUSED: u8 = 0;
 /// Bytes before the key of a kind 16 payload, and before the key of a kind 17 payload.
 pub const READ_HEAD_BYTES: usize = 20;
 pub const WRITE_HEAD_BYTES: usize = 20;
+/// Bytes before the value of a kind 18 payload.
 pub const REPLY_HEAD_BYTES: usize = 4;
+/// Bytes of a kind 19 payload.
 pub const HELLO_BYTES: usize = 14;
+/// Bytes before the JSON of a kind 20 payload.
 pub const WELCOME_HEAD_BYTES: usize = 2;
+/// Bytes before the module's in a kind 22 payload.
 pub const CHUNK_HEAD_BYTES: usize = 16;
 /// Bytes before the first write of a commit, and of each write before its key.
 pub const COMMIT_HEAD_BYTES: usize = 4;
@@ -59,6 +66,7 @@ pub enum FrameFault {
 }
 
 impl FrameFault {
+    /// Each one; the position is the counter's index.
     pub const ALL: [FrameFault; 6] = [
         FrameFault::BadMagic,
         FrameFault::BadVersion,
@@ -261,6 +269,7 @@ pub struct StateRead<'a> {
     pub deadline_ms: u32,
     /// `guest_abi::MODE_WEAK` or `MODE_STRONG`.
     pub mode: u8,
+    /// `READ_KEY` or `READ_SNAPSHOT`.
     pub op: u8,
     /// Bytes of the value that the asker has room for.
     pub bytes_max: u32,
@@ -269,6 +278,7 @@ pub struct StateRead<'a> {
 }
 
 impl<'a> StateRead<'a> {
+    /// Errors: too short or too long, as for all payloads below.
     pub fn decode(payload: &'a [u8]) -> Result<StateRead<'a>, FrameFault> {
         let mut rest = Cursor(payload);
         let (invocation, deadline_ms) = (rest.u64()?, rest.u32()?);
@@ -295,9 +305,11 @@ impl<'a> StateRead<'a> {
 /// Payload of kind 17. `mode`, `op`, the key's own rules and the value's are checked by who answers; what must be empty, here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateWrite<'a> {
+    /// As in `StateRead`, and so the next two.
     pub invocation: u64,
     pub deadline_ms: u32,
     pub mode: u8,
+    /// `WRITE_KEY`, `WRITE_END` or `WRITE_COMMIT`.
     pub op: u8,
     /// Empty in an end and in a commit.
     pub key: &'a [u8],
@@ -306,6 +318,7 @@ pub struct StateWrite<'a> {
 }
 
 impl<'a> StateWrite<'a> {
+    /// Errors: as above, or an end or a commit that carries what it may not.
     pub fn decode(payload: &'a [u8]) -> Result<StateWrite<'a>, FrameFault> {
         let mut rest = Cursor(payload);
         let (invocation, deadline_ms) = (rest.u64()?, rest.u32()?);
@@ -431,6 +444,7 @@ pub fn take_snapshot_value<'a>(list: &mut &'a [u8]) -> Result<Option<&'a [u8]>, 
 pub struct StateReply<'a> {
     /// As the guest's call returns it: CONTRACT.md section 3.
     pub result: i32,
+    /// Of a read: as much of the value or the snapshot as the asker has room for and a frame holds.
     pub value: &'a [u8],
 }
 
@@ -463,6 +477,7 @@ pub fn encode_error(request_id: u64, status: u8, text: &[u8], out: &mut impl for
 /// Payload of kind 19.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// `PROTOCOL`; another one is refused.
     pub protocol: u32,
     /// The shard that this connection is to reach, or `ANY_SHARD`.
     pub shard: u16,
@@ -478,6 +493,7 @@ impl Hello {
         Ok(hello)
     }
 
+    /// Appends the whole frame.
     pub fn encode(&self, request_id: u64, out: &mut impl for<'a> Extend<&'a u8>) {
         FrameHead::plain(KIND_HELLO, request_id).encode(HELLO_BYTES, out);
         out.extend(&self.protocol.to_be_bytes());
@@ -491,7 +507,7 @@ impl Hello {
 pub struct Welcome<'a> {
     /// The shard that was reached.
     pub shard: u16,
-    /// JSON.
+    /// JSON: what the container must know, docs/PROTOCOL.md.
     pub text: &'a [u8],
 }
 
@@ -501,6 +517,7 @@ impl<'a> Welcome<'a> {
         Ok(Welcome { shard: rest.u16()?, text: rest.0 })
     }
 
+    /// Appends the whole frame. Input: a text that fits a frame.
     pub fn encode(&self, request_id: u64, out: &mut impl for<'b> Extend<&'b u8>) {
         FrameHead::plain(KIND_WELCOME, request_id).encode(WELCOME_HEAD_BYTES + self.text.len(), out);
         out.extend(&self.shard.to_be_bytes());
@@ -517,7 +534,9 @@ pub fn encode_module_request(request_id: u64, name: &[u8], out: &mut impl for<'a
 /// Payload of kind 22: a part of a module. Parts come in order; the last one ends at `total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModuleChunk<'a> {
+    /// Of the module, bytes.
     pub offset: u64,
+    /// The module's length, bytes.
     pub total: u64,
     pub bytes: &'a [u8],
 }

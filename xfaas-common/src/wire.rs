@@ -3,37 +3,55 @@
 use crate::ids::{FunctionHash, SessionId};
 use crate::limits::DATAGRAM_BYTES_MAX;
 
+/// What every header begins with.
 pub const MAGIC: [u8; 2] = *b"XF";
+/// The one version of the header.
 pub const VERSION: u8 = 1;
+/// Bytes of the header; the session ID follows, then the payload.
 pub const HEADER_BYTES: usize = 32;
 
 /// Offset of `session_len`, which the kernel programs read.
 pub const SESSION_LEN_OFFSET: usize = 6;
 
+/// A datagram that asks for a function to be run.
 pub const KIND_INVOKE: u8 = 1;
+/// The function's output.
 pub const KIND_REPLY: u8 = 2;
+/// In place of an answer, over both transports: `status` and a text say why.
 pub const KIND_ERROR: u8 = 3;
+/// From here on RPC only, from the container: `rpc::StateRead`.
 pub const KIND_STATE_READ: u8 = 16;
+/// From the container: `rpc::StateWrite`.
 pub const KIND_STATE_WRITE: u8 = 17;
+/// Answers both: `rpc::StateReply`.
 pub const KIND_STATE_REPLY: u8 = 18;
+/// The container names itself and the shard that it wants: `rpc::Hello`.
 pub const KIND_HELLO: u8 = 19;
+/// Answers a hello: `rpc::Welcome`.
 pub const KIND_WELCOME: u8 = 20;
+/// The container asks for a function's module, by name.
 pub const KIND_MODULE: u8 = 21;
+/// A part of the module: `rpc::ModuleChunk`.
 pub const KIND_MODULE_REPLY: u8 = 22;
+/// The container lives, and asks whether the primary does.
 pub const KIND_PING: u8 = 23;
+/// Answers a ping.
 pub const KIND_PONG: u8 = 24;
+/// From the primary, unasked: functions changed, so say hello again.
 pub const KIND_CHANGED: u8 = 25;
 
 /// Descriptors of regions over a Unix socket: a request is magic, version u8, app_len u8, shard u16, app; its answer one byte.
 pub const REGION_MAGIC: [u8; 2] = *b"XR";
+/// The one version of that request.
 pub const REGION_VERSION: u8 = 1;
+/// Bytes of it before the app's name.
 pub const REGION_REQUEST_HEAD_BYTES: usize = 6;
 /// The descriptor comes with this byte.
 pub const REGION_GIVEN: u8 = 0;
 /// There is no such region.
 pub const REGION_REFUSED: u8 = 1;
 
-/// `status` of a kind 3 datagram, and of a kind 3 frame that is about what one of these says.
+/// `status` of a kind 3 datagram, and of a kind 3 frame that is about what one of these says. CONTRACT.md section 2 has what each means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
@@ -54,15 +72,25 @@ pub enum Status {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// `MAGIC`.
     pub magic: [u8; 2],
+    /// `VERSION`.
     pub version: u8,
+    /// One of `KIND_*`.
     pub kind: u8,
+    /// 0.
     pub flags: [u8; 2],
+    /// Bytes of the session ID, 1..=64; over RPC 0 in kinds without one.
     pub session_len: u8,
+    /// 0 but in kind 3: see `Status`.
     pub status: u8,
+    /// Chosen by the asker, repeated in the answer.
     pub request_id: [u8; 8],
+    /// A `FunctionHash`.
     pub function: [u8; 4],
+    /// Bytes after the session ID.
     pub payload_len: [u8; 4],
+    /// 0.
     pub reserved: [u8; 8],
 }
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
@@ -103,6 +131,7 @@ impl Header {
         })
     }
 
+    /// As it is sent; `read` gives it back.
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut b = [0; HEADER_BYTES];
         b[0..2].copy_from_slice(&self.magic);
@@ -118,14 +147,17 @@ impl Header {
         b
     }
 
+    /// `request_id` as a number.
     pub const fn request_id(&self) -> u64 {
         u64::from_be_bytes(self.request_id)
     }
 
+    /// `function` as the hash that it is.
     pub const fn function(&self) -> FunctionHash {
         FunctionHash(u32::from_be_bytes(self.function))
     }
 
+    /// `payload_len` as a number, unchecked: up to `u32::MAX`.
     pub const fn payload_len(&self) -> u32 {
         u32::from_be_bytes(self.payload_len)
     }

@@ -13,7 +13,7 @@ use crate::control::{
     self, AdminClient, AliasInfo, AliasName, Check, ClientError, DoctorOptions, MoveRequest, SessionsQuery, TokenRequest,
 };
 use crate::ebpf_object::ebpf_object;
-use crate::worker::{MODULE_BYTES_MAX, attach_hook};
+use crate::worker::attach_hook;
 use clap::Parser;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -22,6 +22,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use xfaas_common::limits::MODULE_BYTES_MAX;
 
 const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;

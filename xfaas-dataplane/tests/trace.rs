@@ -52,6 +52,13 @@ fn a_request_that_waits_for_a_lock_is_among_the_slowest_and_says_so() {
         let sum: f64 = STAGES.iter().map(|stage| entry[*stage].as_f64().unwrap()).sum();
         assert!((sum - entry["total_us"].as_f64().unwrap()).abs() < 0.01, "{entry}");
     }
+    for shard in reply["shards"].as_array().unwrap() {
+        // Nothing had to go, so what the sample has of the slow ones is there too, each by its total.
+        assert_eq!((&shard["dropped"], &shard["slow_above_us"], &shard["sampled_one_in"]), (&0.into(), &0.0.into(), &128.into()));
+        let slow = shard["slow"].as_array().unwrap();
+        assert!(slow.iter().all(|entry| entry["is_slow"] == true));
+        assert!(shard["sample"].as_array().unwrap().iter().all(|entry| entry["is_slow"] == slow.contains(entry)));
+    }
     let waited = entries(&reply, "slow").filter(|entry| entry["session"] == "locked" && entry["lock_us"].as_f64() > Some(1_000.0));
     let waited: Vec<&Value> = waited.collect();
     assert!(!waited.is_empty(), "{} slow ones, none of them waited", entries(&reply, "slow").count());
@@ -69,9 +76,13 @@ fn the_text_has_a_row_for_each_quantile_and_bad_times_are_refused() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     });
-    for row in ["p50 ", "p99 ", "p99.9 ", "SLOWEST"] {
-        assert!(text.lines().any(|line| line.starts_with(row)), "no {row:?} in\n{text}");
+    // Packets are not steered here, so no kernel program stamps them.
+    assert!(text.starts_with("no packet was stamped by a kernel program"), "{text}");
+    for row in ["p50 ", "p99 ", "p99.9 "] {
+        let row = text.lines().find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("no {row:?} in\n{text}"));
+        assert_eq!(row.split_whitespace().nth(2), Some("-"), "{row}");
     }
+    assert!(text.lines().any(|line| line.starts_with("SLOWEST")), "{text}");
     for seconds in ["0", "61", "x", "-1"] {
         assert_eq!(xfaas(&["trace", "--seconds", seconds]).status.code(), Some(2), "{seconds}");
     }

@@ -33,16 +33,9 @@ pub fn reset() {
     HOST.with_borrow_mut(|host| *host = Host::default());
 }
 
-/// Sets what the next calls read as `input`.
+/// Sets what the next calls read as `input`. With `Headers` they are those of a hook.
 pub fn set_input(input: Input, bytes: &[u8]) {
-    let index = match input {
-        Input::Body => guest_abi::ARG_BODY,
-        Input::Session => guest_abi::ARG_SESSION,
-        Input::Method => guest_abi::ARG_METHOD,
-        Input::Path => guest_abi::ARG_PATH,
-        Input::Query => guest_abi::ARG_QUERY,
-    };
-    HOST.with_borrow_mut(|host| host.inputs.insert(index, bytes.to_vec()));
+    HOST.with_borrow_mut(|host| host.inputs.insert(input.index(), bytes.to_vec()));
 }
 
 /// What the last `set_output` set, and clears it.
@@ -82,10 +75,11 @@ fn refusal(key: &CStr, mode: i32) -> Option<i32> {
 }
 
 pub(crate) fn read_input(arg_index: i32, buffer: &mut [u8]) -> i32 {
-    if !(guest_abi::ARG_BODY..=guest_abi::ARG_QUERY).contains(&arg_index) {
-        return guest_abi::BAD_ARGUMENT;
-    }
-    HOST.with_borrow(|host| copy_out(host.inputs.get(&arg_index).map_or(&[], Vec::as_slice), buffer))
+    HOST.with_borrow(|host| match host.inputs.get(&arg_index) {
+        Some(bytes) => copy_out(bytes, buffer),
+        None if (guest_abi::ARG_BODY..=guest_abi::ARG_QUERY).contains(&arg_index) => copy_out(&[], buffer),
+        None => guest_abi::BAD_ARGUMENT,
+    })
 }
 
 pub(crate) fn set_output(bytes: &[u8]) -> i32 {

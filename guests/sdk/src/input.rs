@@ -9,23 +9,26 @@ use xfaas_common::guest_abi;
 pub enum Input {
     /// The body, or a datagram's payload.
     Body,
-    /// The session ID, 1..=64 visible ASCII bytes.
+    /// The session ID, 1..=64 visible ASCII bytes; `NotFound` in a `hook`, which is to find it.
     Session,
     Method,
     /// What follows the function's name in the path, raw, with its leading `/`; empty if nothing does.
     Path,
     /// The query without its `?`, raw.
     Query,
+    /// Only in a `hook`, elsewhere `BadArgument`: the header lines as they came, each with its line end.
+    Headers,
 }
 
 impl Input {
-    const fn index(self) -> i32 {
+    pub(crate) const fn index(self) -> i32 {
         match self {
             Input::Body => guest_abi::ARG_BODY,
             Input::Session => guest_abi::ARG_SESSION,
             Input::Method => guest_abi::ARG_METHOD,
             Input::Path => guest_abi::ARG_PATH,
             Input::Query => guest_abi::ARG_QUERY,
+            Input::Headers => guest_abi::ARG_HEADERS,
         }
     }
 }
@@ -69,6 +72,15 @@ mod tests {
         assert_eq!(query_value(b"flag&item=", b"item"), Some(&b""[..]));
         assert_eq!(query_value(b"", b"item"), None);
         assert_eq!(query_value(b"items=1", b"item"), None);
+    }
+
+    #[test]
+    fn header_lines_are_there_for_a_hook_only() {
+        crate::fake::reset();
+        let mut buffer = [0; 16];
+        assert_eq!(input(Input::Headers, &mut buffer), Err(Error::BadArgument));
+        crate::fake::set_input(Input::Headers, b"host: a\r\n");
+        assert_eq!(input(Input::Headers, &mut buffer), Ok(&b"host: a\r\n"[..]));
     }
 
     #[test]

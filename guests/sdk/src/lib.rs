@@ -1,5 +1,6 @@
 //! The Rust SDK of a guest function: the four host calls of the paper's Table 1 and those beyond it behind safe functions, without heap or `std`.
-//! A guest names its entry with [`handler!`] and perhaps [`init!`]. Built for another target than wasm32, the calls go to
+//! A guest names its entry with [`handler!`] and perhaps [`init!`]. A module for an app whose hint is `hook` exports `extern "C" fn hook() -> i32`, which
+//! reads the request, [`Input::Headers`] included, and sets the session's ID as its output. Built for another target than wasm32, the calls go to
 //! [`fake`], a model of the host, so that a guest's logic can be tested with `cargo test`. `unsafe` is in `sys.rs` only.
 #![cfg_attr(target_arch = "wasm32", no_std)]
 

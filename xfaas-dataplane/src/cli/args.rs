@@ -9,6 +9,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use ureq::http::HeaderName;
 use xfaas_common::ids::{SessionId, is_name};
+use xfaas_common::map_layout::SESSION_HEADER_DEFAULT;
 
 /// A stateful serverless dataplane: wasm functions that run beside their sessions' state.
 #[derive(Debug, Parser)]
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
     /// Print one JSON document instead of text
     #[arg(long, global = true)]
     pub json: bool,
-    /// The admin API: where `run` listens, and where the other commands connect [default: 127.0.0.1:9070]
+    /// The admin API: where `run` listens and the other commands connect [default: 127.0.0.1:9070]; `container`: a loopback port that the log names
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub admin: Option<String>,
     #[command(subcommand)]
@@ -50,7 +51,7 @@ pub(super) enum Command {
     },
     /// List functions
     Functions,
-    /// List sessions with state, or change what names of sessions mean
+    /// List sessions with state, move one, or change what names of sessions mean
     Sessions(SessionsArguments),
     /// Make a token that lets its bearer speak for a session of an app that wants tokens
     Token(TokenArguments),
@@ -80,22 +81,22 @@ pub(super) struct ConfigArguments {
     /// The configuration file [default: ./xfaas.toml if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve HTTP
-    #[arg(long, value_name = "IP:PORT")]
+    /// Where to serve HTTP [default: 0.0.0.0:8080]
+    #[arg(long, value_name = "IP:PORT", value_parser = address_to_listen)]
     http: Option<SocketAddr>,
     /// Where to serve datagrams [default: as HTTP]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address_to_listen)]
     udp: Option<SocketAddr>,
-    /// CPUs, one shard each, such as 0,2-3
+    /// CPUs, one shard each, such as 0,2-3 [default: all]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
-    /// How packets find their core: auto, xdp, reuseport, tc or off
+    /// How packets find their core: auto, xdp, reuseport, tc or off [default: auto]
     #[arg(long, value_name = "MODE", value_parser = steering)]
     steering: Option<SteeringMode>,
     /// The network interface that packets arrive on
     #[arg(long, value_name = "DEV")]
     iface: Option<String>,
-    /// Where deployments and compiled code are kept
+    /// Where deployments, secrets, aliases, the log and local checkpoints are kept [default: /var/lib/xfaas as root, else ~/.local/state/xfaas]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Run shards in the real-time class, so that no ordinary thread delays them: for CPUs that are xfaas' own. Needs CAP_SYS_NICE
@@ -293,8 +294,10 @@ pub(super) struct SessionsArguments {
 pub(super) enum SessionCommand {
     /// Let KEY mean SESSION from the next request on, on every shard
     Map {
+        /// What requests name
         #[arg(value_parser = session)]
         key: SessionId,
+        /// The session that they are to run in
         #[arg(value_parser = session)]
         session: SessionId,
         /// Only in this app
@@ -303,6 +306,7 @@ pub(super) enum SessionCommand {
     },
     /// Let KEY mean itself again
     Unmap {
+        /// What requests name
         #[arg(value_parser = session)]
         key: SessionId,
         /// The alias of this app
@@ -316,9 +320,10 @@ pub(super) enum SessionCommand {
         /// The session's app
         #[arg(value_parser = name)]
         app: String,
+        /// The session's ID
         #[arg(value_parser = session)]
         session: SessionId,
-        /// Index of the core that is to own it, as in `xfaas sessions`
+        /// Index of the core that is to own it, as under CORE of `xfaas sessions`
         #[arg(long, value_name = "N")]
         core: u16,
     },
@@ -346,7 +351,7 @@ pub(super) struct InvokeArguments {
     #[arg(long, value_name = "ID", value_parser = session)]
     pub session: Option<SessionId>,
     /// The header that carries the session's ID
-    #[arg(long, value_name = "NAME", default_value = "x-session-id", conflicts_with = "udp", value_parser = header_name)]
+    #[arg(long, value_name = "NAME", default_value = SESSION_HEADER_DEFAULT, conflicts_with = "udp", value_parser = header_name)]
     pub session_header: String,
     /// The body: a text, @FILE, or - for stdin [default: empty]
     #[arg(long, value_name = "DATA", allow_hyphen_values = true)]
@@ -389,6 +394,11 @@ fn cpu_list(text: &str) -> Result<CpuList, String> {
         }
         cpus.extend(first..=last);
     }
+    let mut sorted = cpus.clone();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("CPU {} is named twice: each shard needs its own", twice[0]));
+    }
     Ok(CpuList(cpus))
 }
 
@@ -425,7 +435,7 @@ mod tests {
     #[test]
     fn cpu_lists_are_numbers_and_ranges() {
         assert_eq!(cpu_list("0,2-4").unwrap(), CpuList(vec![0, 2, 3, 4]));
-        for bad in ["", "a", "3-2", "1,,2", "-1", "70000"] {
+        for bad in ["", "a", "3-2", "1,,2", "-1", "70000", "0,0", "1-3,2"] {
             cpu_list(bad).unwrap_err();
         }
     }

@@ -4,9 +4,10 @@ use crate::control::{
     AliasInfo, AliasesReply, Check, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, REQUEST_DURATION_SECONDS,
     REQUESTS_TOTAL, SessionsReply, StatsReply, Verdict,
 };
-use crate::worker::Durability;
+use crate::worker::{Durability, FunctionManifest, KeepAliveRule};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use xfaas_common::limits::CONTAINERS_MAX_DEFAULT;
 
 /// Columns under their names: numbers flush right, text flush left.
 pub(super) fn table(names: &[&str], rows: &[Vec<String>]) -> String {
@@ -45,18 +46,7 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
     }
     let row = |info: &FunctionInfo| {
         let manifest = &info.manifest;
-        let switches = [
-            ("read-only", manifest.read_only),
-            ("atomic", manifest.atomic),
-            ("idempotent", manifest.idempotent),
-            ("fresh", manifest.fresh),
-            ("read-sessions", manifest.read_sessions),
-        ];
-        let mut switches: Vec<String> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect();
-        switches.extend((!manifest.rules.hint.is_default()).then(|| manifest.rules.hint.to_string()));
-        if manifest.durability != Durability::Memory {
-            switches.push(manifest.durability.name().to_owned());
-        }
+        let flags = flags(manifest);
         let source = match info.source {
             FunctionSource::Configuration => "configuration",
             FunctionSource::Deployment => "deployment",
@@ -71,12 +61,41 @@ pub(super) fn functions(reply: &FunctionsReply) -> String {
             manifest.memory_mib.to_string(),
             manifest.workers_max.to_string(),
             manifest.state_mib.to_string(),
-            if switches.is_empty() { "-".to_owned() } else { switches.join(",") },
+            if flags.is_empty() { "-".to_owned() } else { flags.join(",") },
             info.fault.clone().unwrap_or_else(|| "runs".to_owned()),
         ]
     };
     let names = ["NAME", "APP", "GENERATION", "FROM", "DEADLINE_MS", "MEMORY_MIB", "WORKERS_MAX", "STATE_MIB", "FLAGS", "STATUS"];
     table(&names, &reply.functions.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What a function was deployed with that has no column of its own: only what is not the default.
+fn flags(manifest: &FunctionManifest) -> Vec<String> {
+    let rules = &manifest.rules;
+    let switches = [
+        ("read-only", manifest.read_only),
+        ("atomic", manifest.atomic),
+        ("idempotent", manifest.idempotent),
+        ("fresh", manifest.fresh),
+        ("read-sessions", manifest.read_sessions),
+        ("tokens", rules.tokens),
+    ];
+    let containers_max = (manifest.containers_max != CONTAINERS_MAX_DEFAULT).then(|| manifest.containers_max.to_string());
+    let keep_alive = (rules.keep_alive != KeepAliveRule::default()).then(|| rules.keep_alive.name().to_owned());
+    let values = [
+        ("containers-max", containers_max),
+        ("hook-deadline-ms", rules.hook_deadline_ms.map(|ms| ms.to_string())),
+        ("requests-per-s", rules.requests_per_s.map(|requests| requests.to_string())),
+        ("cpu-share", rules.cpu_share.map(|share| f64::from(share).to_string())),
+        ("keep-alive", keep_alive),
+        ("keep-alive-s", rules.keep_alive_s.map(|seconds| seconds.to_string())),
+        ("checkpoint-every-s", rules.checkpoint_every_s.map(|seconds| seconds.to_string())),
+    ];
+    let mut flags: Vec<String> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_owned()).collect();
+    flags.extend((!rules.hint.is_default()).then(|| rules.hint.to_string()));
+    flags.extend((manifest.durability != Durability::Memory).then(|| manifest.durability.name().to_owned()));
+    flags.extend(values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))));
+    flags
 }
 
 pub(super) fn sessions(reply: &SessionsReply) -> String {
@@ -92,7 +111,7 @@ pub(super) fn sessions(reply: &SessionsReply) -> String {
             [session.app.clone(), session.session.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
         })
         .collect();
-    let mut text = table(&["APP", "SESSION", "SHARD", "STATE_BYTES", "KEYS", "WORKERS", "CONTAINERS"], &rows);
+    let mut text = table(&["APP", "SESSION", "CORE", "STATE_BYTES", "KEYS", "WORKERS", "CONTAINERS"], &rows);
     if reply.truncated {
         text.push_str("there may be more: raise --limit, or narrow with --app or --prefix\n");
     }
@@ -118,7 +137,7 @@ pub(super) fn checks(checks: &[Check]) -> String {
     text
 }
 
-/// Shards are summed up; `--json` and `/metrics` have each one.
+/// Shards are summed up, but for ratios, of which the largest is shown; `--json` and `/metrics` have each one.
 pub(super) fn stats(reply: &StatsReply) -> String {
     let mut text =
         format!("up {} s, {} shards, {} functions, steering {}\n", reply.uptime_s, reply.shards, reply.functions, reply.steering);
@@ -127,7 +146,7 @@ pub(super) fn stats(reply: &StatsReply) -> String {
     }
     let mut requests: BTreeMap<(String, String), f64> = BTreeMap::new();
     let mut durations: BTreeMap<String, Histogram> = BTreeMap::new();
-    let mut others: BTreeMap<String, f64> = BTreeMap::new();
+    let mut others: BTreeMap<String, (Unit, f64)> = BTreeMap::new();
     for sample in &reply.metrics {
         let label = |key: &str| sample.labels.get(key).cloned().unwrap_or_default();
         match (&sample.histogram, sample.value) {
@@ -135,7 +154,10 @@ pub(super) fn stats(reply: &StatsReply) -> String {
             (None, Some(value)) if sample.name == REQUESTS_TOTAL => {
                 *requests.entry((label("function"), label("outcome"))).or_default() += value
             }
-            (None, Some(value)) if !sample.name.ends_with("_info") => *others.entry(title(sample)).or_default() += value,
+            (None, Some(value)) if !sample.name.ends_with("_info") => {
+                let sum = others.entry(title(sample)).or_insert((Unit::of(&sample.name), 0.0));
+                sum.1 = if sum.0 == Unit::Ratio { sum.1.max(value) } else { sum.1 + value };
+            }
             _ => {}
         }
     }
@@ -157,10 +179,36 @@ pub(super) fn stats(reply: &StatsReply) -> String {
         text.push('\n');
         text.push_str(&table(&["FUNCTION", "P50", "P99", "P99.9"], &rows));
     }
-    let rows: Vec<_> = others.into_iter().map(|(name, value)| vec![name, format!("{value:.0}")]).collect();
+    let rows: Vec<_> = others.into_iter().map(|(name, (unit, value))| vec![name, unit.show(value)]).collect();
     text.push('\n');
     text.push_str(&table(&["METRIC", "VALUE"], &rows));
     text
+}
+
+/// What a metric's values are, as its name ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Number,
+    Ratio,
+    Seconds,
+}
+
+impl Unit {
+    fn of(name: &str) -> Unit {
+        match name.strip_suffix("_total").unwrap_or(name) {
+            name if name.ends_with("_ratio") => Unit::Ratio,
+            name if name.ends_with("_seconds") => Unit::Seconds,
+            _ => Unit::Number,
+        }
+    }
+
+    fn show(self, value: f64) -> String {
+        match self {
+            Unit::Number => format!("{value:.0}"),
+            Unit::Ratio => format!("{value:.3}"),
+            Unit::Seconds => format!("{value:.6}"),
+        }
+    }
 }
 
 /// A sample's name with its labels, without the shard.
@@ -218,7 +266,7 @@ mod tests {
                 histogram([9, 10]),
                 histogram([9, 9]),
                 sample(REQUESTS_TOTAL, &[("function", "echo"), ("outcome", "deadline"), ("shard", "0")], 0.0),
-                sample("xfaas_drops_total", &[("place", "user"), ("reason", "bad_magic")], 2.0),
+                sample("xfaas_drops_total", &[("place", "kernel"), ("reason", "bad_magic")], 2.0),
                 sample("xfaas_build_info", &[], 1.0),
             ],
         };
@@ -231,9 +279,41 @@ mod tests {
             FUNCTION  P50        P99     P99.9\n\
             echo      <= 100 us  > 5 ms  > 5 ms\n\
             \n\
-            METRIC                                         VALUE\n\
-            xfaas_drops_total place=user reason=bad_magic      2\n";
+            METRIC                                           VALUE\n\
+            xfaas_drops_total place=kernel reason=bad_magic      2\n";
         assert_eq!(stats(&reply), expected);
+    }
+
+    #[test]
+    fn ratios_are_not_added_and_times_not_rounded_to_seconds() {
+        let shard = |name: &str, shard: &str, value: f64| sample(name, &[("shard", shard)], value);
+        let metrics = vec![
+            shard("xfaas_state_fragmentation_ratio", "0", 0.25),
+            shard("xfaas_state_fragmentation_ratio", "1", 0.125),
+            shard("xfaas_fork_seconds_total", "0", 0.000_5),
+            shard("xfaas_fork_seconds_total", "1", 0.000_23),
+            shard("xfaas_forks_total", "0", 7.0),
+            shard("xfaas_forks_total", "1", 5.0),
+        ];
+        let text = stats(&StatsReply { uptime_s: 3, shards: 2, functions: 0, not_ready: None, steering: "off".to_owned(), metrics });
+        let values: Vec<Vec<&str>> = text.lines().skip(3).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(
+            values,
+            [["xfaas_fork_seconds_total", "0.000730"], ["xfaas_forks_total", "12"], ["xfaas_state_fragmentation_ratio", "0.250"]]
+        );
+    }
+
+    #[test]
+    fn flags_say_what_a_function_was_deployed_with() {
+        let plain = FunctionManifest::named("f");
+        assert_eq!(flags(&plain), [""; 0]);
+        let mut full = FunctionManifest { atomic: true, containers_max: 2, durability: Durability::Checkpoint, ..plain };
+        full.rules.tokens = true;
+        full.rules.requests_per_s = Some(100);
+        full.rules.cpu_share = Some("0.5".parse().unwrap());
+        full.rules.keep_alive = KeepAliveRule::Hybrid;
+        let expected = "atomic,tokens,checkpoint,containers-max=2,requests-per-s=100,cpu-share=0.5,keep-alive=hybrid";
+        assert_eq!(flags(&full).join(","), expected);
     }
 
     #[test]

@@ -108,6 +108,9 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["token", "--app", "a", "--session", "s", "--admin", ":1"],
         &["run", "--steering", "fast"],
         &["run", "--cpus", "2-1"],
+        &["run", "--http", "127.0.0.1:0"],
+        &["run", "--udp", "127.0.0.1:0"],
+        &["container", "--join", "127.0.0.1:1", "--listen", "127.0.0.1:0"],
         &["run", "--admin", "localhost", "--check"],
         &["sessions", "--limit", "0"],
     ] {

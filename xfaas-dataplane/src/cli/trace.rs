@@ -7,9 +7,10 @@ use std::fmt::Write;
 /// A part of a request's time, or what happened beside it, and how to find it. Microseconds.
 type Part = (&'static str, fn(&TracedRequest) -> f64);
 
+const NETWORK: &str = "NETWORK";
 /// The stages in their order.
 const STAGES: [Part; 7] = [
-    ("NETWORK", |request| request.network_us),
+    (NETWORK, |request| request.network_us),
     ("TURN", |request| request.turn_us),
     ("DECODE", |request| request.decode_us),
     ("WORKER", |request| request.worker_us),
@@ -31,11 +32,12 @@ const OTHERS: [Part; 7] = [
 
 /// What the kernel counted in the time around the request.
 const KERNEL: [Part; 4] = [
-    ("another thread had the CPU", |request| request.kernel.off_cpu_us),
+    (OFF_CPU, |request| request.kernel.off_cpu_us),
     ("softirqs", |request| request.kernel.softirq_us),
     ("stolen by the host", |request| request.kernel.steal_us),
     ("page faults", |request| request.kernel.page_faults as f64),
 ];
+const OFF_CPU: &str = "another thread had the CPU";
 /// How many microseconds of it are worth a word.
 const WORTH_A_WORD_US: f64 = 5.0;
 /// What part of the time around a request is worth a word.
@@ -51,41 +53,57 @@ const AROUND: f64 = 0.2;
 
 pub(super) fn report(reply: &TraceReply) -> String {
     let mut text = String::new();
+    let known = || reply.shards.iter().flat_map(|shard| shard.slow.iter().chain(&shard.sample));
+    let is_stamped = known().any(|request| request.network_us > 0.0);
+    if !is_stamped && known().next().is_some() {
+        text.push_str("no packet was stamped by a kernel program: what a request waited in the kernel before its core found it is not in these times\n");
+    }
     for shard in &reply.shards {
-        writeln!(
-            text,
-            "core {}: {} requests in {:.1} s, {:.0} a second; {} of the slowest, one in {} of all ({})",
-            shard.core,
-            shard.requests,
-            reply.seconds,
-            shard.requests as f64 / reply.seconds,
-            shard.slow.len(),
-            shard.sampled_one_in,
-            shard.sample.len(),
-        )
-        .expect("a String takes all text");
-        if shard.dropped > 0 {
-            writeln!(text, "{} slow requests were not kept: a shorter trace holds them all", shard.dropped)
-                .expect("a String takes all text");
-        }
-        text.push_str(&quantiles(shard));
+        text.push_str(&head(shard, reply.seconds));
+        text.push_str(&quantiles(shard, is_stamped));
         text.push_str(&slowest(shard));
         text.push('\n');
     }
+    text.push_str("Times in microseconds. NETWORK: from the XDP program to the shard ");
+    text.push_str(if is_stamped { "(0: not stamped)" } else { "(-: not known)" });
     text.push_str(
-        "Times in microseconds. NETWORK: from the XDP program to the shard (0: not stamped); TURN: behind what came with it; WORKER: queue, Fork, mailbox;\n\
+        "; TURN: behind what came with it; WORKER: queue, Fork, mailbox;\n\
          PARKED: locks, the primary, others' slices; SEND: until the kernel has the reply. What the kernel counted, it counted in a longer time around the\n\
          request, in softirqs and stolen time by hundredths of a second.\n",
     );
     text
 }
 
-/// The requests that are known, from the slowest, each with how many it stands for. Those among the slowest are all known and stand for themselves, the
-/// rest of the sample for `sampled_one_in`. The former alone would say too little: which ones count as slow changes in the course of a stall.
+/// How many requests a core had, and which of them are known.
+fn head(shard: &ShardTrace, seconds: f64) -> String {
+    let mut text = format!(
+        "core {}: {} requests in {seconds:.1} s, {:.0} a second; {} of the slowest, one in {} of all ({})\n",
+        shard.core,
+        shard.requests,
+        shard.requests as f64 / seconds,
+        shard.slow.len(),
+        shard.sampled_one_in,
+        shard.sample.len(),
+    );
+    let dropped = shard.dropped;
+    match shard.slow_above_us {
+        _ if dropped == 0 => Ok(()),
+        None => writeln!(text, "{dropped} slow requests were lost before they were read: the quantiles are the sample's"),
+        Some(above_us) if above_us > 0.0 => {
+            writeln!(text, "{dropped} more were slow, of which the sample tells: those kept took longer, over {above_us:.1} us")
+        }
+        Some(_) => writeln!(text, "{dropped} more were slow, of which the sample tells: too many came at once"),
+    }
+    .expect("a String takes all text");
+    text
+}
+
+/// The requests that are known, from the slowest, each with how many it stands for: those that are known with all of their kind for themselves, the rest of
+/// the sample for `sampled_one_in`. Which requests are of that kind has nothing to do with what is in the sample, so whatever they are, every request is
+/// stood for once in the mean. They alone would say too little: which ones count as slow changes in the course of a stall.
 fn weighted(shard: &ShardTrace) -> Vec<(&TracedRequest, f64)> {
-    let has_all_slow = shard.dropped == 0;
-    let slow = shard.slow.iter().filter(|_| has_all_slow).map(|request| (request, 1.0));
-    let rest = shard.sample.iter().filter(|request| !(has_all_slow && request.is_slow));
+    let slow = shard.slow.iter().filter(|request| shard.has_all_like(request)).map(|request| (request, 1.0));
+    let rest = shard.sample.iter().filter(|request| !shard.has_all_like(request));
     let mut requests: Vec<_> = slow.chain(rest.map(|request| (request, shard.sampled_one_in as f64))).collect();
     requests.sort_by(|a, b| b.0.total_us.total_cmp(&a.0.total_us));
     requests
@@ -109,7 +127,8 @@ fn mean(requests: &[(&TracedRequest, f64)], of: impl Fn(&TracedRequest) -> f64) 
     requests.iter().map(|(request, share)| of(request) * share).sum::<f64>() / all.max(f64::MIN_POSITIVE)
 }
 
-fn quantiles(shard: &ShardTrace) -> String {
+/// `is_stamped`: the time in the kernel before the shard is known of some.
+fn quantiles(shard: &ShardTrace, is_stamped: bool) -> String {
     let mut names = vec!["", "TOTAL"];
     names.extend(STAGES.iter().map(|(name, _)| *name));
     names.push("MOST OF IT, AND WHAT ELSE THE CORE DID");
@@ -122,7 +141,10 @@ fn quantiles(shard: &ShardTrace) -> String {
         let times = STAGES.map(|(name, of)| (name, mean(&requests, of)));
         let most = times.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are stages").0;
         let mut row = vec![name.to_owned(), format!("{:.1}", mean(&requests, |request| request.total_us))];
-        row.extend(times.iter().map(|(_, time)| format!("{time:.1}")));
+        row.extend(times.iter().map(|(name, time)| match *name {
+            NETWORK if !is_stamped => "-".to_owned(),
+            _ => format!("{time:.1}"),
+        }));
         row.push(words(most, |of| mean(&requests, of)));
         Some(row)
     };
@@ -141,6 +163,7 @@ fn words(most: &str, of: impl Fn(fn(&TracedRequest) -> f64) -> f64) -> String {
         write!(text, "; {name} {time:.0}").expect("a String takes all text");
     }
     let (window_us, total_us) = (of(|request| request.kernel.window_us), of(|request| request.total_us));
+    let began_before = of(|request| f64::from(u8::from(request.kernel.off_cpu_us > request.kernel.window_us))) > 0.0;
     let around: Vec<String> = KERNEL
         .map(|(name, part)| (name, of(part)))
         .iter()
@@ -148,7 +171,10 @@ fn words(most: &str, of: impl Fn(fn(&TracedRequest) -> f64) -> f64) -> String {
             "page faults" => *amount >= 1.0,
             _ => *amount > 0.0 && *amount >= window_us * WORTH_A_WORD_OF_WINDOW,
         })
-        .map(|(name, amount)| format!("{name} {amount:.0}"))
+        .map(|(name, amount)| match *name {
+            OFF_CPU if began_before => format!("{name} {amount:.0} (a wait that began before and ended then)"),
+            _ => format!("{name} {amount:.0}"),
+        })
         .collect();
     if !around.is_empty() && total_us >= window_us * REQUEST_OF_WINDOW {
         write!(text, "; in the {:.0} ms around: {}", window_us / 1e3, around.join(", ")).expect("a String takes all text");
@@ -156,10 +182,24 @@ fn words(most: &str, of: impl Fn(fn(&TracedRequest) -> f64) -> f64) -> String {
     text
 }
 
+/// The slowest of all that are known.
+fn listed(shard: &ShardTrace) -> Vec<&TracedRequest> {
+    let first = |requests: &mut Vec<&TracedRequest>| {
+        requests.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
+        requests.truncate(LISTED);
+    };
+    let (mut slow, mut sample): (Vec<_>, Vec<_>) = (shard.slow.iter().collect(), shard.sample.iter().collect());
+    first(&mut slow);
+    first(&mut sample);
+    // Where all the first of the sample stand in `slow` too, those after them are slower than none of the first of `slow`.
+    sample.retain(|request| !slow.contains(request));
+    slow.append(&mut sample);
+    first(&mut slow);
+    slow
+}
+
 fn slowest(shard: &ShardTrace) -> String {
-    let mut requests: Vec<&TracedRequest> = shard.slow.iter().collect();
-    requests.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
-    requests.truncate(LISTED);
+    let requests = listed(shard);
     if requests.is_empty() {
         return String::new();
     }
@@ -203,7 +243,7 @@ mod tests {
     }
 
     fn shard(requests: u64, slow: Vec<TracedRequest>, sample: Vec<TracedRequest>) -> ShardTrace {
-        ShardTrace { core: 0, requests, sampled_one_in: 128, dropped: 0, slow, sample }
+        ShardTrace { core: 0, requests, sampled_one_in: 128, dropped: 0, slow_above_us: Some(0.0), slow, sample }
     }
 
     /// The times of the requests at a quantile, the least and the most.
@@ -233,11 +273,57 @@ mod tests {
         assert_eq!(times_at(&shard, 0.001), (5_000.0, 5_000.0));
         assert_eq!(times_at(&shard, 0.01), (5_000.0, 5_000.0));
         // What was slow is not known whole.
-        let mut lost = ShardTrace { dropped: 7, ..shard };
+        let mut lost = ShardTrace { dropped: 7, slow_above_us: None, ..shard };
         lost.sample.push(TracedRequest { is_slow: true, ..request(9_000.0) });
         let known = weighted(&lost);
         assert!(known.len() == 1_001 && known.iter().all(|(_, weight)| *weight == 128.0));
         assert_eq!(known[0].0.total_us, 9_000.0);
+    }
+
+    #[test]
+    fn slow_requests_that_had_to_go_are_stood_for_by_the_sample() {
+        // A thousandth each of all took 1 us, 2 us ... 1000 us. The slowest twentieth was slow, but there was room for the slowest hundredth only.
+        let timed = |time: u32| TracedRequest { is_slow: time > 950, ..request(f64::from(time)) };
+        let slow = (991..=1_000).flat_map(|time| (0..128).map(move |_| timed(time))).collect();
+        let sample: Vec<TracedRequest> = (1..=1_000).map(timed).collect();
+        let shard = ShardTrace { dropped: 5_120, slow_above_us: Some(990.0), ..shard(128_000, slow, sample) };
+        assert_eq!(weighted(&shard).iter().map(|(_, weight)| weight).sum::<f64>(), 128_000.0);
+        assert_eq!(times_at(&shard, 0.001), (999.0, 1_000.0));
+        assert_eq!(times_at(&shard, 0.02), (977.0, 984.0));
+        assert_eq!(times_at(&shard, 0.5), (401.0, 600.0));
+        let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard] });
+        assert!(text.contains("5120 more were slow, of which the sample tells: those kept took longer, over 990.0 us"), "{text}");
+    }
+
+    #[test]
+    fn the_slowest_are_listed_from_all_that_is_known_and_each_once() {
+        let slow: Vec<TracedRequest> = (0..8).map(|number| TracedRequest { is_slow: true, ..request(100.0 + f64::from(number)) }).collect();
+        let mut sample = vec![request(5_000.0), request(20.0), request(103.5)];
+        sample.extend([slow[7].clone(), slow[0].clone()]);
+        let times = |shard: &ShardTrace| listed(shard).iter().map(|request| request.total_us).collect::<Vec<_>>();
+        let expected = [5_000.0, 107.0, 106.0, 105.0, 104.0, 103.5, 103.0, 102.0, 101.0, 100.0];
+        let shard = shard(1_000, slow, sample);
+        assert_eq!(times(&shard), expected);
+        let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard.clone()] });
+        let first = text.lines().skip_while(|line| !line.starts_with("SLOWEST")).nth(1).unwrap();
+        assert!(first.trim_start().starts_with("5000.0"), "{text}");
+        // One that was read from the sample alone.
+        let alone = ShardTrace { slow_above_us: None, dropped: 1, slow: shard.slow[..7].to_vec(), ..shard };
+        assert_eq!(times(&alone), expected);
+    }
+
+    #[test]
+    fn the_network_is_not_said_to_take_no_time_where_nobody_knows() {
+        let reply = |network_us| {
+            let stamped = TracedRequest { network_us, ..request(50.0) };
+            report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard(100, Vec::new(), vec![stamped, request(5.0)])] })
+        };
+        let median = |text: &str| text.lines().find(|line| line.starts_with("p50")).unwrap().split_whitespace().nth(2).unwrap().to_owned();
+        let (with, without) = (reply(9.0), reply(0.0));
+        assert!(without.starts_with("no packet was stamped by a kernel program") && without.contains("(-: not known)"), "{without}");
+        assert_eq!(median(&without), "-");
+        assert!(with.starts_with("core 0") && with.contains("(0: not stamped)"), "{with}");
+        assert!(median(&with).parse::<f64>().is_ok(), "{with}");
     }
 
     #[test]
@@ -264,6 +350,12 @@ mod tests {
             "guest; in the 20 ms around: another thread had the CPU 3000, softirqs 10000, page faults 3"
         );
         assert_eq!(words("GUEST", |of| of(&quick)), "guest");
+        // The kernel counts the whole wait when it ends.
+        let waited = TracedRequest { kernel: KernelWork { window_us: 25_000.0, off_cpu_us: 243_000.0, ..KernelWork::default() }, ..slow };
+        assert_eq!(
+            words("TURN", |of| of(&waited)),
+            "turn; in the 25 ms around: another thread had the CPU 243000 (a wait that began before and ended then)"
+        );
     }
 
     #[test]

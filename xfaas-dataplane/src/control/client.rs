@@ -7,6 +7,7 @@ use super::api::{
 use super::moving::{MoveReply, MoveRequest};
 use super::shards::SessionsQuery;
 use super::trace::TraceReply;
+use crate::net::PROBLEM_TYPE;
 use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -158,15 +159,58 @@ impl AdminClient {
         if response.status().is_success() {
             return serde_json::from_slice(&body).map_err(|_| bad_reply());
         }
-        let problem = serde_json::from_slice(&body).map_err(|_| bad_reply())?;
-        Err(ClientError::Refused { problem })
+        let problem: Problem = serde_json::from_slice(&body).map_err(|_| bad_reply())?;
+        // Words about a call of a function: this is the port that serves those.
+        if problem.kind.starts_with(PROBLEM_TYPE) { Err(bad_reply()) } else { Err(ClientError::Refused { problem }) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use crate::net::{ConnectionHeader, ErrorCode, Problem as CallProblem, encode_problem};
+    use std::io::{Read, Write};
+
+    /// What `functions` says to a server that answers one request with `reply`.
+    fn answered(reply: Vec<u8>) -> ClientError {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.extend_from_slice(&byte);
+            }
+            stream.write_all(&reply).unwrap();
+        });
+        let error = AdminClient::new(&address).functions().unwrap_err();
+        server.join().unwrap();
+        error
+    }
+
+    #[test]
+    fn the_port_that_serves_functions_is_not_taken_for_the_admin_api() {
+        let problem = CallProblem {
+            code: ErrorCode::NoRoute,
+            detail: "the path is not /f/<function>",
+            guest_code: None,
+            session_header: b"x-session-id",
+            session: None,
+            invocation_id: None,
+            date: b"Thu, 01 Jan 1970 00:00:00 GMT",
+            connection: ConnectionHeader::Close,
+        };
+        let mut reply = Vec::new();
+        encode_problem(&mut reply, &problem, false);
+        let error = answered(reply);
+        assert!(matches!(error, ClientError::BadReply { .. }), "{error}");
+        // The admin API's own refusals are shown as they are.
+        let body = r#"{"type":"about:blank","title":"Busy","status":503,"code":"busy","detail":"try again soon"}"#;
+        let error = answered(format!("HTTP/1.1 503 Busy\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes());
+        assert_eq!(error.to_string(), "try again soon");
+    }
 
     #[test]
     fn a_server_that_closes_while_a_module_is_sent_is_not_said_to_be_none() {

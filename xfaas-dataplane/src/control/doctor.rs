@@ -76,7 +76,7 @@ pub struct DoctorOptions<'a> {
     pub connections_max: u64,
     /// The embedded kernel programs; empty when the binary was built without.
     pub ebpf_object: &'a [u8],
-    /// An xfaas answers on `admin` already: then the ports and the state directory are its own.
+    /// An xfaas answers on `admin` already. It is the node of this configuration, and the ports are its own, if the state directory is in use as well.
     pub is_running: bool,
 }
 
@@ -89,7 +89,7 @@ pub fn all_good(checks: &[Check]) -> bool {
 pub fn examine(options: &DoctorOptions<'_>) -> Vec<Check> {
     let machine = Machine::read();
     let mut checks = vec![kernel(&machine), io_uring(&machine), memlock(&machine), open_files(&machine, options.connections_max)];
-    checks.extend(ports(&machine, options));
+    checks.extend(ports(&machine, options, is_this_node(options)));
     checks.extend(options.realtime.then(real_time));
     checks.push(state_dir(options));
     checks.push(shared_memory(options.shared_memory_dir));
@@ -141,7 +141,12 @@ fn open_files(machine: &Machine, connections_max: u64) -> Check {
     }
 }
 
-fn ports(machine: &Machine, options: &DoctorOptions<'_>) -> Vec<Check> {
+/// An answer on the admin address alone may be another node's: what it does not hold itself, `run` would not get either.
+fn is_this_node(options: &DoctorOptions<'_>) -> bool {
+    options.is_running && matches!(examine_directory(options.state_dir), Err(StoreError::Locked { .. }))
+}
+
+fn ports(machine: &Machine, options: &DoctorOptions<'_>, is_this_node: bool) -> Vec<Check> {
     let addresses = [
         ("HTTP port", options.http, true),
         ("datagram port", options.udp, false),
@@ -149,7 +154,7 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>) -> Vec<Check> {
         ("RPC port", options.rpc, true),
     ];
     let examine = |(name, address, tcp): (&str, SocketAddr, bool)| {
-        if options.is_running {
+        if is_this_node {
             return Check::good(name, format!("{address} (xfaas is running)"));
         }
         if address.port() < 1024 && address.port() != 0 && !machine.has(CAP_NET_BIND_SERVICE) && ensure_free(address, tcp).is_err() {
@@ -239,7 +244,7 @@ fn steering(options: &DoctorOptions<'_>) -> Vec<Check> {
         SteeringMode::Auto => Verdict::Warning,
         SteeringMode::Xdp | SteeringMode::Tc | SteeringMode::Reuseport => Verdict::Missing,
     };
-    let mut checks: Vec<Check> = probe(options.ebpf_object, None).iter().map(|probe| check_of(probe, severity)).collect();
+    let mut checks: Vec<Check> = probe(options.ebpf_object).iter().map(|probe| check_of(probe, severity)).collect();
     checks.extend(options.steering_iface.map(|iface| interface(iface, severity)));
     checks
 }
@@ -338,13 +343,27 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = listener.local_addr().unwrap();
         let options = DoctorOptions { http: taken, rpc: taken, ..options(Path::new("/tmp"), SteeringMode::Off) };
-        let checks = ports(&machine(), &options);
+        let checks = ports(&machine(), &options, false);
         for check in [&checks[0], &checks[3]] {
             assert!(check.verdict == Verdict::Missing && check.found.contains(&taken.to_string()), "{checks:?}");
         }
         assert_eq!(checks[1].verdict, Verdict::Good);
-        let running = DoctorOptions { is_running: true, ..options };
-        assert!(all_good(&ports(&machine(), &running)));
+        assert!(all_good(&ports(&machine(), &options, true)));
+    }
+
+    #[test]
+    fn a_node_that_answers_on_the_admin_address_with_another_state_directory_is_another_one() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("state");
+        let answered =
+            || DoctorOptions { http: listener.local_addr().unwrap(), is_running: true, ..options(&directory, SteeringMode::Off) };
+        let http = || examine(&answered()).into_iter().find(|check| check.name == "HTTP port").unwrap();
+        let check = http();
+        assert!(check.verdict == Verdict::Missing && !check.found.contains("xfaas is running"), "{check:?}");
+        let _store = Store::open(&directory).unwrap();
+        let check = http();
+        assert!(check.verdict == Verdict::Good && check.found.contains("xfaas is running"), "{check:?}");
     }
 
     #[test]

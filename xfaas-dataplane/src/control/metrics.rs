@@ -14,12 +14,13 @@ pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 pub const REQUESTS_TOTAL: &str = "xfaas_requests_total";
 /// From the request's arrival to its reply, by `function`; from the shards.
 pub const REQUEST_DURATION_SECONDS: &str = "xfaas_request_duration_seconds";
-/// Datagrams dropped without an answer, by `reason` and `place`: `kernel` from here, `user` from the shards.
+/// Datagrams that the kernel programs dropped without an answer, by `reason`; those of user space are `xfaas_datagrams_dropped_total`.
 pub const DROPS_TOTAL: &str = "xfaas_drops_total";
 /// What the kernel programs decided, by `verdict`.
 pub const STEERING_VERDICTS_TOTAL: &str = "xfaas_steering_verdicts_total";
 
-const DROPS_HELP: &str = "Datagrams dropped without an answer, by reason, in the kernel or in user space";
+const DROPS_HELP: &str =
+    "Datagrams dropped by the kernel programs without an answer, by reason; those of user space: xfaas_datagrams_dropped_total";
 
 /// Everything one answer of `/metrics` or `/v1/stats` is made of.
 pub(super) struct Samples {
@@ -161,7 +162,7 @@ mod tests {
             verdicts: vec![("udp_local", 12)],
             drops: vec![("bad_magic", 1)],
         }));
-        let expected = r#"# HELP xfaas_drops_total Datagrams dropped without an answer, by reason, in the kernel or in user space
+        let expected = r#"# HELP xfaas_drops_total Datagrams dropped by the kernel programs without an answer, by reason; those of user space: xfaas_datagrams_dropped_total
 # TYPE xfaas_drops_total counter
 xfaas_drops_total{place="kernel",reason="bad_magic"} 1
 # HELP xfaas_requests_total Requests answered

@@ -7,6 +7,7 @@
 use crate::sys::folders::{make_folder, sync_folder};
 use crate::worker::FunctionManifest;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -52,6 +53,8 @@ struct StoredManifest {
     format: Option<u32>,
     generation: u64,
     wasm_bytes: u64,
+    /// Of the module, in hexadecimal digits. Manifests of earlier builds have none.
+    wasm_sha256: Option<String>,
     function: FunctionManifest,
 }
 
@@ -81,15 +84,20 @@ pub(super) struct Stored {
     pub manifest: FunctionManifest,
     pub generation: u64,
     pub wasm_bytes: u64,
+    wasm_sha256: Option<String>,
     path: PathBuf,
 }
 
 impl Stored {
-    /// The module's bytes. Errors: unreadable, or not as long as the manifest says.
+    /// The module's bytes. Errors: unreadable, or not what the manifest says: a module with a bit flipped may be one still, of other code.
     pub fn read_wasm(&self) -> Result<Vec<u8>, String> {
         let wasm = fs::read(&self.path).map_err(|error| format!("cannot read {}: {error}", self.path.display()))?;
         if wasm.len() as u64 != self.wasm_bytes {
             return Err(format!("{} has {} bytes instead of {}", self.path.display(), wasm.len(), self.wasm_bytes));
+        }
+        if self.wasm_sha256.as_ref().is_some_and(|stored| *stored != sha256_of(&wasm)) {
+            let path = self.path.display();
+            return Err(format!("{path} is damaged: its checksum is not the one in its manifest; deploy the function again"));
         }
         Ok(wasm)
     }
@@ -148,7 +156,8 @@ impl Store {
     pub(super) fn prepare(&self, manifest: &FunctionManifest, wasm: &[u8], generation: u64) -> Result<Prepared, StoreError> {
         let name = &manifest.name;
         let wasm_bytes = wasm.len() as u64;
-        let content = StoredManifest { format: Some(MANIFEST_FORMAT), generation, wasm_bytes, function: manifest.clone() };
+        let (format, wasm_sha256) = (Some(MANIFEST_FORMAT), Some(sha256_of(wasm)));
+        let content = StoredManifest { format, generation, wasm_bytes, wasm_sha256, function: manifest.clone() };
         let text = toml::to_string(&content).map_err(|source| StoreError::Encode { name: name.clone(), source })?;
         let text = seal_manifest(text);
         let module = self.wasm_path(name, generation);
@@ -197,7 +206,8 @@ impl Store {
             return Err(format!("{} is the manifest of {:?}", path.display(), stored.function.name));
         }
         let path = self.wasm_path(name, stored.generation);
-        Ok(Stored { manifest: stored.function, generation: stored.generation, wasm_bytes: stored.wasm_bytes, path })
+        let StoredManifest { generation, wasm_bytes, wasm_sha256, function: manifest, .. } = stored;
+        Ok(Stored { manifest, generation, wasm_bytes, wasm_sha256, path })
     }
 
     /// Removes temporary files and modules that no manifest names. A module whose manifest is damaged stays: someone may mend it.
@@ -338,6 +348,10 @@ pub(super) fn examine_directory(state_dir: &Path) -> Result<(), StoreError> {
         Err(TryLockError::WouldBlock) => Err(locked(&path, &mut file)),
         Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
     }
+}
+
+fn sha256_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn parse_wasm_name(file: &str) -> Option<(&str, u64)> {

@@ -2,7 +2,7 @@
 //! it what the kernel says of their threads. Asked by the admin API (`/v1/trace`); reads counters from outside, so shards do not notice.
 
 use super::shards::Shards;
-use crate::shard::{SAMPLED_ONE_IN, ShardView, TailEntry};
+use crate::shard::{SAMPLED_ONE_IN, ShardView, TailEntry, TailRing};
 use crate::sys::clock;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -14,8 +14,10 @@ use std::time::Duration;
 pub const TRACE_SECONDS_MAX: u32 = 60;
 /// How often the rings are read, and the kernel is asked: a ring holds some hundred milliseconds of the slowest requests at least.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Entries of one kind and shard in an answer; what is over is dropped and counted.
+/// Entries of one kind and shard in an answer: of the slow ones the slowest, of the sample as many from all the time.
 const ENTRIES_MAX: usize = 20_000;
+/// So many slow ones are gathered before the least slow go: then that costs little, however often it comes.
+const GATHERED_MAX: usize = 2 * ENTRIES_MAX;
 
 /// What `/v1/trace` answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,13 +33,23 @@ pub struct ShardTrace {
     pub core: usize,
     /// That ended meanwhile.
     pub requests: u64,
-    /// The sample has one request in so many.
+    /// The sample has one request in so many: 128, or twice, four times ... as many where it would have become too long.
     pub sampled_one_in: u64,
-    /// Slow ones that there was no room for.
+    /// Slow ones that are not in `slow`, for want of room.
     pub dropped: u64,
-    /// The slowest hundredth, about, in the order of their ends.
+    /// Each request of the sample that is slow and took longer than this is in `slow`; 0 where nothing had to go. `None`: some were written over before
+    /// they were read, and nobody knows which.
+    pub slow_above_us: Option<f64>,
+    /// The slowest hundredth, about, in the order of their ends: all that were slow and took longer than `slow_above_us`.
     pub slow: Vec<TracedRequest>,
     pub sample: Vec<TracedRequest>,
+}
+
+impl ShardTrace {
+    /// Known with all of its kind, so it stands for itself alone. All others are known by the sample only.
+    pub(crate) fn has_all_like(&self, request: &TracedRequest) -> bool {
+        request.is_slow && self.slow_above_us.is_some_and(|above_us| request.total_us > above_us)
+    }
 }
 
 /// One request. All but `at_ms` in microseconds; the stages follow each other and add up to `total_us`.
@@ -62,7 +74,7 @@ pub struct TracedRequest {
     pub is_datagram: bool,
     pub is_forwarded: bool,
     pub is_ok: bool,
-    /// It is among the slowest: one of the sample that is stands in `slow` as well.
+    /// It is among the slowest: one of the sample that is stands in `slow` as well, where there was room for it.
     pub is_slow: bool,
     /// What else the core did from the turn before on.
     pub forks_us: f64,
@@ -81,7 +93,8 @@ pub struct KernelWork {
     /// From one look to the other: all that follows was within this time, not necessarily within the request's.
     pub window_us: f64,
     pub page_faults: u64,
-    /// The shard's thread could have run and another had its CPU.
+    /// The shard's thread could have run and another had its CPU. The kernel counts a wait when it ends: where this is more than the window, it began
+    /// before that.
     pub off_cpu_us: f64,
     /// On its CPU; counted in hundredths of a second.
     pub softirq_us: f64,
@@ -116,6 +129,83 @@ fn micros(ns: u64) -> f64 {
     ns as f64 / 1e3
 }
 
+/// The slowest of the slow ones.
+#[derive(Default)]
+struct Slowest {
+    /// In the order of their ends.
+    entries: Vec<TailEntry>,
+    /// No more than that took those that had to go.
+    above_ns: u64,
+    gone: u64,
+    /// Before they were read.
+    overwritten: u64,
+}
+
+impl Slowest {
+    /// Output: the number of the next entry.
+    fn read(&mut self, ring: &TailRing, from: u64) -> u64 {
+        let had = self.entries.len() as u64;
+        let next = ring.read(from, &mut self.entries);
+        self.overwritten += (next - from) - (self.entries.len() as u64 - had);
+        if self.entries.len() > GATHERED_MAX {
+            self.leave(ENTRIES_MAX);
+        }
+        next
+    }
+
+    /// Leaves at most so many. What makes room is told by its time alone and for good, so that what stays is all that took longer.
+    fn leave(&mut self, most: usize) {
+        if self.entries.len() > most {
+            let mut totals: Vec<u64> = self.entries.iter().map(TailEntry::total_ns).collect();
+            let (_, slowest_to_go, _) = totals.select_nth_unstable_by(most, |a, b| b.cmp(a));
+            self.above_ns = self.above_ns.max(*slowest_to_go);
+        }
+        let had = self.entries.len();
+        self.entries.retain(|entry| entry.total_ns() > self.above_ns);
+        self.gone += (had - self.entries.len()) as u64;
+    }
+}
+
+/// The sample, thinned as it grows.
+struct Sample {
+    entries: Vec<TailEntry>,
+    came: u64,
+    /// One of so many that came is kept: a power of two.
+    one_in: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Sample {
+        Sample { entries: Vec::new(), came: 0, one_in: 1 }
+    }
+}
+
+impl Sample {
+    /// Output: the number of the next entry.
+    fn read(&mut self, ring: &TailRing, from: u64) -> u64 {
+        let mut fresh = Vec::new();
+        let next = ring.read(from, &mut fresh);
+        fresh.into_iter().for_each(|entry| self.take(entry));
+        next
+    }
+
+    /// Where there is no room every other entry goes, and so do half of those to come: what stays is spread over all the time.
+    fn take(&mut self, entry: TailEntry) {
+        if self.entries.len() == ENTRIES_MAX {
+            self.one_in *= 2;
+            let mut stays = false;
+            self.entries.retain(|_| {
+                stays = !stays;
+                stays
+            });
+        }
+        if self.came.is_multiple_of(self.one_in) {
+            self.entries.push(entry);
+        }
+        self.came += 1;
+    }
+}
+
 /// One shard while it is traced.
 struct Traced {
     view: Arc<ShardView>,
@@ -123,9 +213,9 @@ struct Traced {
     thread: Option<PathBuf>,
     slow_from: u64,
     sample_from: u64,
-    slow: Vec<TailEntry>,
-    sample: Vec<TailEntry>,
-    dropped: u64,
+    slow: Slowest,
+    sample: Sample,
+    dropped_before: u64,
     requests_before: u64,
     looks: Vec<Look>,
 }
@@ -133,23 +223,19 @@ struct Traced {
 impl Traced {
     fn begin(view: Arc<ShardView>) -> Traced {
         let thread = view.schedstat.get().and_then(|path| path.parent()).map(PathBuf::from);
-        let requests_before = count_requests(&view);
+        let (requests_before, dropped_before) = (count_requests(&view), view.tail.dropped.get());
         let (slow_from, sample_from) = (view.tail.slow.end(), view.tail.sample.end());
-        let (slow, sample, looks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut traced = Traced { view, thread, slow_from, sample_from, slow, sample, dropped: 0, requests_before, looks };
+        let (slow, sample, looks) = (Slowest::default(), Sample::default(), Vec::new());
+        let mut traced = Traced { view, thread, slow_from, sample_from, slow, sample, dropped_before, requests_before, looks };
         traced.look();
         traced
     }
 
     fn look(&mut self) {
         let tail = &self.view.tail;
-        let (had, from) = (self.slow.len() as u64, self.slow_from);
-        self.slow_from = tail.slow.read(from, &mut self.slow);
-        self.dropped += (self.slow_from - from) - (self.slow.len() as u64 - had);
-        self.dropped += self.slow.len().saturating_sub(ENTRIES_MAX) as u64;
-        self.slow.truncate(ENTRIES_MAX);
-        self.sample_from = tail.sample.read(self.sample_from, &mut self.sample);
-        self.sample.truncate(ENTRIES_MAX);
+        // A slow one is written before the same one of the sample: what the sample says is slow is there.
+        self.sample_from = self.sample.read(&tail.sample, self.sample_from);
+        self.slow_from = self.slow.read(&tail.slow, self.slow_from);
         self.looks.extend(self.thread.as_deref().and_then(ask_kernel));
     }
 
@@ -162,7 +248,9 @@ impl Traced {
         before.zip(after).map_or_else(KernelWork::default, |(before, after)| after.work_since(before))
     }
 
-    fn end(self, core: usize, began_ns: u64, names: &HashMap<u16, String>) -> ShardTrace {
+    fn end(mut self, core: usize, began_ns: u64, names: &HashMap<u16, String>) -> ShardTrace {
+        self.slow.leave(ENTRIES_MAX);
+        let dropped_by_shard = self.view.tail.dropped.get() - self.dropped_before;
         let named = |entry: &TailEntry| TracedRequest {
             function: names.get(&entry.function).cloned().unwrap_or_else(|| "?".to_owned()),
             kernel: self.kernel_around(entry),
@@ -171,10 +259,11 @@ impl Traced {
         ShardTrace {
             core,
             requests: count_requests(&self.view).saturating_sub(self.requests_before),
-            sampled_one_in: SAMPLED_ONE_IN,
-            dropped: self.dropped,
-            slow: self.slow.iter().map(named).collect(),
-            sample: self.sample.iter().map(named).collect(),
+            sampled_one_in: SAMPLED_ONE_IN * self.sample.one_in,
+            dropped: self.slow.gone + self.slow.overwritten + dropped_by_shard,
+            slow_above_us: (self.slow.overwritten == 0).then(|| micros(self.slow.above_ns)),
+            slow: self.slow.entries.iter().map(named).collect(),
+            sample: self.sample.entries.iter().map(named).collect(),
         }
     }
 }
@@ -288,6 +377,50 @@ mod tests {
         assert_eq!(softirq_and_steal(cpus, 0), Some((70, 80)));
         assert_eq!(softirq_and_steal(cpus, 10), Some((700, 800)));
         assert_eq!(softirq_and_steal(cpus, 1), None);
+    }
+
+    /// Their number is what they took.
+    fn entry(number: u64) -> TailEntry {
+        TailEntry { handed_ns: number, guest_ns: number, ..TailEntry::default() }
+    }
+
+    #[test]
+    fn of_too_many_slow_ones_the_slowest_stay_and_from_then_on_no_faster_one_comes() {
+        let (ring, mut slow, mut from) = (TailRing::default(), Slowest::default(), 0);
+        let mut push = |slow: &mut Slowest, number| {
+            ring.push(&entry(number));
+            from = slow.read(&ring, from);
+        };
+        let count = GATHERED_MAX as u64 + 1;
+        // The slowest come first: that is not what they stay for.
+        (1..=count).rev().for_each(|number| push(&mut slow, number));
+        assert_eq!((slow.entries.len(), slow.above_ns), (ENTRIES_MAX, count - ENTRIES_MAX as u64));
+        push(&mut slow, 1); // took less than what went
+        slow.leave(ENTRIES_MAX);
+        assert_eq!((slow.entries.len(), slow.gone, slow.overwritten), (ENTRIES_MAX, count + 1 - ENTRIES_MAX as u64, 0));
+        assert!(slow.entries.is_sorted_by(|a, b| a.guest_ns > b.guest_ns && b.guest_ns > slow.above_ns));
+    }
+
+    #[test]
+    fn few_slow_ones_all_stay_and_what_was_written_over_is_counted() {
+        let (ring, mut slow) = (TailRing::default(), Slowest::default());
+        (1..=100).for_each(|number| ring.push(&entry(number)));
+        let next = slow.read(&ring, 0);
+        slow.leave(ENTRIES_MAX);
+        assert_eq!((slow.entries.len(), slow.above_ns, slow.gone, slow.overwritten), (100, 0, 0, 0));
+        (0..10_000).for_each(|number| ring.push(&entry(number)));
+        slow.read(&ring, next);
+        assert_eq!(slow.overwritten, 10_100 - slow.entries.len() as u64);
+    }
+
+    #[test]
+    fn a_long_sample_is_thinned_over_all_its_time() {
+        let mut sample = Sample::default();
+        let count = 7 * ENTRIES_MAX as u64;
+        (0..count).for_each(|number| sample.take(entry(number)));
+        assert_eq!((sample.one_in, sample.entries.len() as u64), (8, count / 8));
+        let at: Vec<u64> = sample.entries.iter().map(|entry| entry.handed_ns).collect();
+        assert!(at.iter().enumerate().all(|(place, number)| *number == 8 * place as u64));
     }
 
     #[test]

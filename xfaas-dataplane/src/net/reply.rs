@@ -101,6 +101,9 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead<'_>, body: &[u8], head_o
 /// Bytes of a reply's head without the guest's parts, rounded up: room that saves growing in steps.
 const HEAD_BYTES_TYPICAL: usize = 384;
 
+/// What the `type` of an answered error begins with; the code follows.
+pub const PROBLEM_TYPE: &str = "urn:xfaas:error:";
+
 /// An error as the client gets it: `application/problem+json`, RFC 9457.
 #[derive(Clone, Copy)]
 pub struct Problem<'a> {
@@ -299,7 +302,8 @@ fn is_field_value(value: &[u8]) -> bool {
 
 fn push_problem_document(out: &mut Vec<u8>, problem: &Problem<'_>) {
     let code = problem.code;
-    out.extend_from_slice(b"{\"type\":\"urn:xfaas:error:");
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(PROBLEM_TYPE.as_bytes());
     out.extend_from_slice(code.code().as_bytes());
     out.extend_from_slice(b"\",\"title\":");
     push_json_string(out, code.title());

@@ -29,7 +29,7 @@ pub use self::keep_alive::{EvictionOrder, Evictor, KeepAlive, KeepAlivePolicy, P
 pub use self::known::{KnownSession, KnownSessions, NO_TICKET, NOT_STORED};
 pub use self::loads::ShardLoads;
 pub use self::outcome::{Finished, Outcome};
-pub use self::pin_book::{PIN_BOOK, PinBook, PinError};
+pub use self::pin_book::{Displaced, FoundBook, PIN_BOOK, PinBook, PinError};
 pub use self::pins::{MoveClaim, PinBoard, PinView};
 pub use self::placement::{LocalPlacement, Placement};
 pub use self::places::{ContainerPlaces, NodePlaces};

@@ -15,7 +15,7 @@ use xfaas_common::limits::{COOLING_NAMESPACES_MAX, HOOK_APP};
 /// Index of an active namespace on this shard.
 pub(super) type NamespaceId = u32;
 
-/// (app, session): the primary container of DESIGN.md section 2, or, on another shard than the session's, a secondary one.
+/// (app, session): the session's primary container, or, on another shard than the session's, a secondary one.
 pub(super) struct Namespace {
     pub(super) app: u16,
     pub(super) session: SessionId,

@@ -1,5 +1,5 @@
 //! Sessions that were moved off the shard that owns their slot, and where they are now. One board for all shards of a process; a request looks
-//! at its shard's own view of it, which costs one load while nothing was ever moved. DESIGN.md sections 5 and 10.
+//! at its shard's own view of it, which costs one load while nothing was ever moved. ARCHITECTURE.md "Moving a session".
 //! Written by the two shards of a move (`shard::moving_session`), read by all shards and by control.
 
 use super::pin_book::{PinBook, PinError};

@@ -1,4 +1,4 @@
-//! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits. DESIGN.md sections 2 and 10.
+//! The session proxy of one shard: picks or forks a worker for a call, runs it, and owns what waits.
 //! Called by the shard's loop alone. A warm call allocates nothing and blocks on nothing: a guest that must wait is parked.
 
 mod ahead;
@@ -10,6 +10,7 @@ mod moving;
 mod packing;
 mod remote;
 mod rest;
+mod run_queue;
 mod secondary;
 #[cfg(test)]
 mod testing;
@@ -23,7 +24,9 @@ pub use self::packing::Offer;
 pub use self::rest::LastUse;
 
 use self::beside::Beside;
+use self::limits::SliceEnd;
 use self::packing::Packing;
+use self::run_queue::RunQueue;
 use self::secondary::{RemoteCalls, RemoteWait, failed_with};
 use super::idle::IdleList;
 use super::namespace::{NamespaceId, NamespaceTable};
@@ -112,7 +115,11 @@ pub struct Proxy {
     workers_near: usize,
     idle: IdleList,
     namespaces: NamespaceTable,
-    run_queue: VecDeque<u32>,
+    run_queue: RunQueue,
+    /// Whose turn of the run queue it is, while its guest runs.
+    in_turn: Option<NamespaceId>,
+    /// The last slice that was over while others waited.
+    slice_ended: SliceEnd,
     /// Runnable workers of namespaces that are over their share.
     held: VecDeque<u32>,
     /// Lent to the guest that runs; here at all other times.
@@ -133,7 +140,7 @@ pub struct Proxy {
 impl Proxy {
     pub fn new(options: ProxyOptions, state: Box<ShardState>) -> Proxy {
         // Room for every worker: a guest that a tick slices for the first time must not be what makes a queue grow.
-        let run_queue = VecDeque::with_capacity(options.workers_live_max);
+        let run_queue = RunQueue::new(options.workers_live_max);
         let held = VecDeque::with_capacity(options.workers_live_max);
         let granted = Vec::with_capacity(options.workers_live_max);
         let remote = RemoteCalls::new(options.workers_live_max);
@@ -146,6 +153,8 @@ impl Proxy {
             idle,
             namespaces: NamespaceTable::new(),
             run_queue,
+            in_turn: None,
+            slice_ended: SliceEnd::default(),
             held,
             state: Some(state),
             granted,
@@ -301,7 +310,10 @@ impl Proxy {
     /// Runs the next runnable worker for one slice. Output: a call that is over.
     pub fn run_next(&mut self, now_ns: u64) -> Option<Finished> {
         let id = self.next_runnable(now_ns)?;
-        self.run(id, now_ns)
+        self.in_turn = Some(self.workers[id as usize].namespace);
+        let finished = self.run(id, now_ns);
+        self.in_turn = None;
+        finished
     }
 
     /// An idle worker of the namespace, else a Fork. `function`: the index of one that is in service. `is_near`: what it touches was asked for before.

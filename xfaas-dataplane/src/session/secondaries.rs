@@ -1,5 +1,5 @@
 //! The secondary containers that one namespace has on other shards of the process, as its primary knows them: how many of their workers are busy, and
-//! which one gets the next call. DESIGN.md section 10. Knows neither calls nor messages.
+//! which one gets the next call. ARCHITECTURE.md "Secondary containers". Knows neither calls nor messages.
 
 use super::loads::ShardLoads;
 

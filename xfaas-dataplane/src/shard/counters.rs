@@ -283,7 +283,9 @@ pub const EXPORTED: &[Exported] = &[
     counter("xfaas_evictions_total", "Idle workers dropped to make room.", |c| c.evictions.get() as f64),
     gauge("xfaas_workers", "Workers alive.", |c| c.workers.get() as f64),
     gauge("xfaas_workers_idle", "Workers that wait for a call.", |c| c.workers_idle.get() as f64),
-    gauge("xfaas_workers_parked", "Workers that wait for a lock.", |c| c.workers_parked.get() as f64),
+    gauge("xfaas_workers_parked", "Workers that wait for a lock, or for an answer of another shard or of the primary.", |c| {
+        c.workers_parked.get() as f64
+    }),
     gauge("xfaas_namespaces_active", "Namespaces with a worker or a waiting call.", |c| c.namespaces.get() as f64),
     gauge("xfaas_calls_held_for_move", "Calls that wait until their session has moved to another core.", |c| c.held_for_move.get() as f64),
     gauge("xfaas_calls_queued", "Calls that wait for a worker.", |c| c.queued.get() as f64),

@@ -1,4 +1,4 @@
-//! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue. DESIGN.md section 6.
+//! The queues between shards: one bounded queue a pair, so that no two cores ever write the same queue.
 
 use super::connection::MovedConnection;
 use super::moving_session::{MoveAnswer, MoveMessage, MoveOrder};

@@ -44,5 +44,5 @@ pub use self::moving_session::{MoveOrder, MoveRefusal, MovedSession};
 pub use self::primary::{NewLink, OnLost, PrimaryCommand};
 pub use self::rpc::{ContainerOffer, EXPORTED_RPC, REQUEST_KINDS, RpcCounters};
 pub use self::start::{FILES_SPARE, RunningShards, ShardError, ShardOptions, ShardPlan, Timeouts, start};
-pub use self::tail::{SAMPLED_ONE_IN, TailEntry, TailView};
+pub use self::tail::{SAMPLED_ONE_IN, TailEntry, TailRing, TailView};
 pub use self::turn::Shard;

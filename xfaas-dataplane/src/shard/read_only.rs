@@ -1,5 +1,5 @@
 //! Where a call runs: with its session's owner, or, if its function is read-only, beside it on the shard where the request landed.
-//! DESIGN.md section 5, CONTRACT.md section 3.
+//! CONTRACT.md section 3.
 
 use super::turn::Shard;
 use crate::net::ErrorCode;

@@ -1,5 +1,5 @@
 //! Secondary containers within the process: calls of a session whose primary has no worker free run on another shard, in workers of that one, on state
-//! that stays here. DESIGN.md sections 2 and 10, ARCHITECTURE.md "Secondary containers". A stage of the loop.
+//! that stays here. ARCHITECTURE.md "Secondary containers". A stage of the loop.
 //!
 //! ```text
 //! the owner's shard                              the shard of the secondary

@@ -1,6 +1,7 @@
 //! Remembers where the time of requests went: of the slowest ones and of a sample of all. The shard writes into a ring of its own, control reads it
 //! from outside; neither waits for the other. docs/ARCHITECTURE.md, "The tail".
 
+use super::counters::Count;
 use crate::session::Outcome;
 use crate::sys::clock;
 use crate::worker::{Call, CoreWork, Origin, STAMPED, Stages};
@@ -11,8 +12,10 @@ use xfaas_common::ids::CoreIndex;
 const ENTRIES: usize = 2_048;
 /// One request in so many is remembered whatever it took.
 pub const SAMPLED_ONE_IN: u64 = 128;
-/// Requests of one turn that are remembered at most.
-const PENDING_MAX: usize = 256;
+/// Requests of one turn that may turn out to be slow.
+const PENDING_MAX: usize = 1_024;
+/// Beyond these, of one turn: those of the sample, and those that came before the turn, which took longer than all that came with it.
+const PENDING_BEYOND_MAX: usize = 256;
 /// Of a session's ID, so many bytes.
 const SESSION_BYTES: usize = 24;
 /// The slowest one of so many is remembered.
@@ -56,7 +59,7 @@ pub struct TailEntry {
     /// It came from another shard.
     pub is_forwarded: bool,
     pub is_ok: bool,
-    /// It is among the slowest, and so in that ring too.
+    /// It is among the slowest, and so in that ring, whether in the sample or not.
     pub is_slow: bool,
     /// Times its guest was entered.
     pub slices: u32,
@@ -172,7 +175,8 @@ impl Default for TailRing {
 }
 
 impl TailRing {
-    fn push(&self, entry: &TailEntry) {
+    /// Called by the one writer.
+    pub(crate) fn push(&self, entry: &TailEntry) {
         let number = self.written.load(Ordering::Relaxed);
         let place = &self.places[number as usize % ENTRIES];
         place.number.store(0, Ordering::Relaxed);
@@ -216,13 +220,8 @@ pub struct TailView {
     pub slow: TailRing,
     /// One in `SAMPLED_ONE_IN`.
     pub sample: TailRing,
-}
-
-/// Which ring an entry goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
-    slow: bool,
-    sampled: bool,
+    /// Of turns with more requests than there was room for, those that would have been slow.
+    pub dropped: Count,
 }
 
 /// Follows the time that only one request in `SLOW_ONE_IN` exceeds: a request over it raises it by a step, one below lowers it by a ninety-ninth of
@@ -233,9 +232,13 @@ struct Threshold(u64);
 impl Threshold {
     fn is_exceeded_by(&mut self, duration_ns: u64) -> bool {
         let step = (self.0 >> STEP_SHIFT).max(SLOW_ONE_IN);
-        let is_over = duration_ns > self.0 >> FRACTION_BITS;
+        let is_over = duration_ns > self.ns();
         self.0 = if is_over { self.0 + step } else { self.0 - step / (SLOW_ONE_IN - 1) };
         is_over
+    }
+
+    fn ns(&self) -> u64 {
+        self.0 >> FRACTION_BITS
     }
 }
 
@@ -246,7 +249,16 @@ fn is_sampled(request: u64) -> bool {
     request.wrapping_mul(GOLDEN) < u64::MAX / SAMPLED_ONE_IN
 }
 
-/// A shard's own part: what is to be remembered, until its reply is sent.
+/// A request whose reply is not in the kernel's hands, so nobody can tell yet whether it is among the slowest.
+struct Pending {
+    entry: TailEntry,
+    /// Its guest was left.
+    left_ns: u64,
+    is_sampled: bool,
+    may_be_slow: bool,
+}
+
+/// A shard's own part: what may have to be remembered, until its reply is sent.
 pub(super) struct Tail {
     /// The turn began.
     pub(super) turn_ns: u64,
@@ -256,7 +268,9 @@ pub(super) struct Tail {
     pub(super) work_before: CoreWork,
     threshold: Threshold,
     requests: u64,
-    pending: Vec<(TailEntry, Kept, u64)>,
+    pending: Vec<Pending>,
+    /// Requests of this turn that could have been slow and for which there was no room in `pending`.
+    roomless: u64,
 }
 
 impl Default for Tail {
@@ -268,7 +282,8 @@ impl Default for Tail {
             work_before: CoreWork::default(),
             threshold: Threshold(100_000 << FRACTION_BITS),
             requests: 0,
-            pending: Vec::with_capacity(PENDING_MAX),
+            pending: Vec::with_capacity(PENDING_MAX + PENDING_BEYOND_MAX),
+            roomless: 0,
         }
     }
 }
@@ -279,20 +294,25 @@ impl Tail {
         self.work_before = std::mem::replace(&mut self.work_at_turn, self.work);
     }
 
-    /// True while replies of requests that are to be remembered are not in the kernel's hands.
+    /// True while requests wait to be told when the kernel had their replies: only while somebody traces.
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// All replies so far are in the kernel's hands.
+    /// All replies so far are in the kernel's hands: now the totals are known, and with them which requests were slow.
     #[cold]
     pub(super) fn publish(&mut self, sent_ns: u64, view: &TailView) {
-        for (mut entry, kept, left_ns) in self.pending.drain(..) {
+        if sent_ns.saturating_sub(self.turn_ns) > self.threshold.ns() {
+            view.dropped.add(self.roomless);
+        }
+        self.roomless = 0;
+        for Pending { mut entry, left_ns, is_sampled, may_be_slow } in self.pending.drain(..) {
             entry.send_ns = sent_ns.saturating_sub(left_ns);
-            if kept.slow {
+            entry.is_slow = may_be_slow && self.threshold.is_exceeded_by(entry.total_ns());
+            if entry.is_slow {
                 view.slow.push(&entry);
             }
-            if kept.sampled {
+            if is_sampled {
                 view.sample.push(&entry);
             }
         }
@@ -313,24 +333,22 @@ impl Tail {
         }
     }
 
-    /// A call is over, at `now_ns`: is it to be kept? Nearly always two comparisons.
+    /// A call is over, at `now_ns`: is it to be kept until its reply is sent? Cost while nobody traces, when nothing is: that of the threshold.
     #[inline]
-    pub(super) fn wants(&mut self, call: &Call, now_ns: u64) -> Option<Kept> {
+    pub(super) fn wants(&mut self, call: &Call, now_ns: u64, is_traced: bool) -> bool {
         if call.stages.entered_ns == 0 {
-            return None; // nothing ran
+            return false; // nothing ran
         }
-        self.requests += 1;
-        let slow = self.threshold.is_exceeded_by(now_ns.saturating_sub(call.stages.handed_ns));
-        let sampled = is_sampled(self.requests);
-        (slow || sampled).then_some(Kept { slow, sampled })
+        if !is_traced {
+            // Not the total, but near enough for the next trace to begin with.
+            self.threshold.is_exceeded_by(now_ns.saturating_sub(call.stages.handed_ns));
+        }
+        is_traced
     }
 
     /// `seen_ns`: when the kernel program saw its packet, if it did.
     #[cold]
-    pub(super) fn keep(&mut self, call: &Call, outcome: &Outcome, core: CoreIndex, kept: Kept, seen_ns: Option<u64>) {
-        if self.pending.len() == PENDING_MAX {
-            return;
-        }
+    pub(super) fn keep(&mut self, call: &Call, outcome: &Outcome, core: CoreIndex, seen_ns: Option<u64>) {
         let stages = &call.stages;
         let parked_ns = stages.left_ns.saturating_sub(stages.entered_ns).saturating_sub(stages.guest_ns);
         let entry = TailEntry {
@@ -339,7 +357,7 @@ impl Tail {
             is_datagram: matches!(call.origin, Origin::Datagram { .. }),
             is_forwarded: call.served_by != stages.core,
             is_ok: *outcome == Outcome::Replied,
-            is_slow: kept.slow,
+            is_slow: false,
             slices: stages.slices,
             session: SessionPrefix::of(call.session.as_bytes()),
             network_ns: seen_ns.map_or(0, |seen_ns| stages.handed_ns.saturating_sub(seen_ns)),
@@ -354,7 +372,19 @@ impl Tail {
             // A datagram that was forwarded ends on another core than it came to, which did other work.
             other: if stages.core == core.0 { self.work.since(&stages.work_before) } else { CoreWork::default() },
         };
-        self.pending.push((entry, kept, stages.left_ns));
+        self.hold(entry, stages.left_ns);
+    }
+
+    /// One of the sample that there was no room for otherwise stands for the others of its kind, and so is not slow: nothing is known of them.
+    fn hold(&mut self, entry: TailEntry, left_ns: u64) {
+        self.requests += 1;
+        let is_sampled = is_sampled(self.requests);
+        let may_be_slow = self.pending.len() < PENDING_MAX || entry.handed_ns < self.turn_ns;
+        let has_room = self.pending.len() < PENDING_MAX + PENDING_BEYOND_MAX;
+        if has_room && (may_be_slow || is_sampled) {
+            self.pending.push(Pending { entry, left_ns, is_sampled, may_be_slow });
+        }
+        self.roomless += u64::from(!(has_room && may_be_slow));
     }
 }
 
@@ -414,6 +444,62 @@ mod tests {
             let expected = 10_000.0 / period as f64;
             assert!((of_rhythm - expected).abs() <= expected.sqrt().max(3.0), "{of_rhythm} of {expected} at {period}");
         }
+    }
+
+    /// Turns of so many requests each, of a load that asks again at once. Output: the view.
+    fn turns(tail: &mut Tail, requests: usize, turns: u64, send_ns: impl Fn(u64) -> u64) -> TailView {
+        let view = TailView::default();
+        for turn in 0..turns {
+            tail.begin_turn((turn + 1) * 1_000_000_000);
+            for request in 0..requests {
+                // Each runs when the one before it is over.
+                let left_ns = tail.turn_ns + 1_000 * (request as u64 + 1);
+                let entry = TailEntry { turn_ns: left_ns - 500 - tail.turn_ns, guest_ns: 500, ..self::entry(tail.turn_ns) };
+                tail.hold(entry, left_ns);
+            }
+            tail.publish(tail.turn_ns + 1_000 * requests as u64 + send_ns(turn), &view);
+        }
+        view
+    }
+
+    fn all(ring: &TailRing) -> Vec<TailEntry> {
+        let mut entries = Vec::new();
+        ring.read(0, &mut entries);
+        entries
+    }
+
+    #[test]
+    fn a_request_is_slow_by_its_total_and_most_of_it_may_be_its_sending() {
+        let mut tail = Tail::default();
+        turns(&mut tail, 8, 10_000, |_| 20_000);
+        // What it took until its guest was left was the same in all turns.
+        let view = turns(&mut tail, 8, 1_000, |turn| if turn == 500 { 3_000_000 } else { 20_000 });
+        let (slow, sample) = (all(&view.slow), all(&view.sample));
+        let stalled: Vec<&TailEntry> = slow.iter().filter(|entry| entry.send_ns > 2_000_000).collect();
+        assert_eq!(stalled.len(), 8);
+        assert!(stalled.iter().all(|entry| entry.is_slow && entry.total_ns() == 3_008_000));
+        assert!((40..120).contains(&sample.len()), "{} of 8000", sample.len());
+        assert!(sample.iter().all(|entry| entry.is_slow == slow.contains(entry)));
+    }
+
+    #[test]
+    fn of_a_turn_with_too_many_those_that_came_before_it_are_kept_and_the_lost_are_counted() {
+        let (mut tail, view) = (Tail::default(), TailView::default());
+        tail.begin_turn(10_000_000);
+        (0..PENDING_MAX + 500).for_each(|_| tail.hold(entry(tail.turn_ns), tail.turn_ns + 1_000));
+        tail.hold(TailEntry { parked_ns: 8_000_000, ..entry(1_000_000) }, tail.turn_ns);
+        tail.publish(tail.turn_ns + 2_000_000_000_000, &view);
+        assert_eq!(view.dropped.get(), 500);
+        assert!(all(&view.slow).iter().any(|entry| entry.handed_ns == 1_000_000));
+        let of_sample = all(&view.sample);
+        assert!((10..16).contains(&of_sample.len()), "{}", of_sample.len());
+        assert!(of_sample.iter().any(|entry| !entry.is_slow), "those that there was no room for are represented");
+        // Nothing is lost where nothing was slow, and each turn has its own room.
+        tail.begin_turn(20_000_000);
+        (0..PENDING_MAX + 500).for_each(|_| tail.hold(entry(tail.turn_ns), tail.turn_ns));
+        tail.publish(tail.turn_ns, &view);
+        assert_eq!(view.dropped.get(), 500);
+        assert!(!tail.has_pending());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The loop of one shard, read top to bottom: wait, take what completed, take the mail, run who waits, send. DESIGN.md section 6.
+//! The loop of one shard, read top to bottom: wait, take what completed, take the mail, run who waits, send. ARCHITECTURE.md "The way of a request".
 //! A warm request allocates nothing here and makes no system call but the loop's own `io_uring_enter`, and in the real-time
 //! class those of `rests.rs`, 500 times a second.
 
@@ -269,14 +269,12 @@ impl Shard {
         Ok(())
     }
 
-    /// Remembers the requests of this turn that are to be. While somebody traces, replies are handed over before: the wait that does it otherwise lasts
-    /// until something comes, and nobody could tell when it sent. That is one system call more in each turn that has such a reply, and a client
-    /// that asks again while the others' replies still leave: some percent of the throughput, so not when nobody looks.
+    /// Somebody traces and this turn has replies: they are handed over before the wait. That does it otherwise, but lasts until something comes, and nobody
+    /// could tell when it sent. It is one system call more in each turn that has a reply, and a client that asks again while the others' replies
+    /// still leave: some percent of the throughput, so not when nobody looks.
     fn stamp_sent(&mut self) {
         if self.tail.has_pending() {
-            if self.is_traced {
-                self.ring.hand_over();
-            }
+            self.ring.hand_over();
             self.tail.publish(clock::quick_ns(), &self.view.tail);
         }
     }

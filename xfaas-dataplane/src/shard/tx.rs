@@ -31,9 +31,9 @@ impl Shard {
         // The guest that ended just now was left at the latest time that is known.
         let is_latest = call.served_by == self.core.0 && call.stages.left_ns > self.now_ns;
         self.now_ns = if is_latest { call.stages.left_ns } else { clock::quick_ns().max(self.now_ns) };
-        if let Some(kept) = self.tail.wants(call, self.now_ns) {
+        if self.tail.wants(call, self.now_ns, self.is_traced) {
             let seen_ns = self.seen_ns(call);
-            self.tail.keep(call, outcome, self.core, kept, seen_ns);
+            self.tail.keep(call, outcome, self.core, seen_ns);
         }
         let duration_ns = self.now_ns.saturating_sub(call.received_ns);
         self.view.functions[usize::from(call.function)].record(outcome, duration_ns);
@@ -46,7 +46,7 @@ impl Shard {
     /// after the shard was at this request is another's.
     #[cold]
     fn seen_ns(&self, call: &Call) -> Option<u64> {
-        let stamps = self.flows.as_ref().filter(|_| self.is_traced)?.stamps();
+        let stamps = self.flows.as_ref()?.stamps();
         let seen_ns = match call.origin {
             Origin::Datagram { .. } => stamps.datagram_ns(self.placement.hash(call.request.session()?).slot()),
             Origin::Http { connection, shard, .. } if shard == self.core.0 => stamps

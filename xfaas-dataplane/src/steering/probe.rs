@@ -28,8 +28,8 @@ impl Probe {
     }
 }
 
-/// Input: the compiled programs and the interface that would be steered, if any. Cost: some ten milliseconds, for the verifier.
-pub fn probe(ebpf_object: &[u8], iface: Option<&str>) -> Vec<Probe> {
+/// Input: the compiled programs; the interface is the doctor's to look at. Cost: some ten milliseconds, for the verifier.
+pub fn probe(ebpf_object: &[u8]) -> Vec<Probe> {
     let missing = rights::missing();
     let mut probes = vec![match &missing {
         None => Probe::good("steering capabilities", "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there"),
@@ -42,12 +42,6 @@ pub fn probe(ebpf_object: &[u8], iface: Option<&str>) -> Vec<Probe> {
     });
     if missing.is_none() {
         probes.push(verifier(ebpf_object));
-    }
-    if let Some(iface) = iface.filter(|iface| is_veth(iface)) {
-        let advice = format!(
-            "{iface} is a veth: run `ethtool -K <device> tx off txvlan off` on both of its ends, or the kernel drops redirected packets"
-        );
-        probes.push(Probe { name: "steering interface", is_ok: true, advice });
     }
     probes
 }
@@ -66,11 +60,4 @@ fn verifier(ebpf_object: &[u8]) -> Probe {
         Ok(_) => Probe::good(name, "the kernel takes them"),
         Err(error) => Probe::bad(name, error.in_one_line()),
     }
-}
-
-/// A device without hardware whose other end has another index: a veth, or a tunnel's end, of which the same holds.
-fn is_veth(iface: &str) -> bool {
-    let directory = Path::new("/sys/class/net").join(iface);
-    let number = |file: &str| std::fs::read_to_string(directory.join(file)).ok().map(|text| text.trim().to_owned());
-    !directory.join("device").exists() && number("iflink").is_some() && number("iflink") != number("ifindex")
 }

@@ -1,4 +1,4 @@
-//! One io_uring with the features of DESIGN.md section 6, behind a safe door: buffers in flight are owned by the ring, received
+//! One io_uring behind a safe door: buffers in flight are owned by the ring, received
 //! buffers by a token. Called by `shard/` and by the bench's echo limit; decides nothing, knows no protocol.
 
 use super::buffers::{BufferGroup, GroupOptions, ReceivedBuffer};
@@ -15,6 +15,14 @@ pub enum RingError {
     #[error("io_uring is not usable: the kernel lacks {feature}; Linux 6.1 or later is needed")]
     Feature {
         feature: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "this process may open too few files for a shard's {files} connections: raise the hard limit (`ulimit -Hn`, LimitNOFILE= of systemd)"
+    )]
+    Files {
+        files: u32,
         #[source]
         source: std::io::Error,
     },
@@ -47,6 +55,7 @@ pub struct FixedFile(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tag(pub u64);
 
+const RESET: i16 = libc::POLLERR | libc::POLLHUP;
 const RING_OWNED: u64 = 1 << 63;
 const IGNORED: u64 = 1 << 62;
 /// A receive carries the number of its buffer group here, because a completion names only the buffer.
@@ -124,9 +133,10 @@ impl Ring {
             .map_err(|source| RingError::Feature { feature: "IORING_SETUP_SINGLE_ISSUER and IORING_SETUP_DEFER_TASKRUN", source })?;
         // Saves the descriptor look-up at each enter; a kernel or sandbox without it still works.
         drop(ring.submitter().register_ring_fd());
-        ring.submitter()
-            .register_files_sparse(options.files)
-            .map_err(|source| RingError::Feature { feature: "direct descriptors (IORING_REGISTER_FILES2)", source })?;
+        ring.submitter().register_files_sparse(options.files).map_err(|source| match source.raw_os_error() {
+            Some(libc::EMFILE) => RingError::Files { files: options.files, source },
+            _ => RingError::Feature { feature: "direct descriptors (IORING_REGISTER_FILES2)", source },
+        })?;
         let mut groups = Vec::with_capacity(options.groups.len());
         for (id, group) in options.groups.iter().enumerate() {
             let mut group = BufferGroup::new(id as u16, *group)
@@ -376,11 +386,16 @@ impl Ring {
         self.push(opcode::AsyncCancel2::new(CancelBuilder::user_data(target.0)).build().user_data(IGNORED));
     }
 
-    /// Completes once when a connection is reset or closed on both sides, with what poll(2) says of it. Input and the end of the client's half alone
-    /// do not count.
+    /// Completes once when a connection is reset or closed on both sides, with what poll(2) says of it; input does not count. The end of the client's
+    /// half does, though nobody asks: io_uring adds POLLRDHUP to every poll (IO_POLL_UNMASK, io_uring/poll.c). `is_reset` tells the two apart.
     pub fn poll_reset(&mut self, tag: Tag, file: FixedFile) {
-        let poll = opcode::PollAdd::new(Fixed(file.0), (libc::POLLERR | libc::POLLHUP) as u32).build();
+        let poll = opcode::PollAdd::new(Fixed(file.0), RESET as u32).build();
         self.push(poll.user_data(tag.0));
+    }
+
+    /// What a completion of `poll_reset` says: true when nobody reads a reply any more.
+    pub fn is_reset(result: i32) -> bool {
+        result > 0 && result & i32::from(RESET) != 0
     }
 
     /// Completes each time `descriptor` becomes readable.

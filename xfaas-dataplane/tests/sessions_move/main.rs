@@ -6,6 +6,7 @@
 mod harness;
 
 mod kills;
+mod record;
 mod sleepers;
 
 use harness::{Client, Container, Function, KIND_REPLY, Node, NodeBuilder, Script, Stop, UdpClient, eventually, request, request_datagram};

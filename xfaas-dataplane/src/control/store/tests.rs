@@ -138,8 +138,34 @@ fn a_manifest_cut_or_changed_anywhere_is_damaged_and_one_of_an_earlier_build_is_
     assert!(listed(&whole.replace("format = 2", "format = 3")).unwrap_err().contains("later version"));
     assert!(listed(&lines[1..].concat()).unwrap_err().contains("checksum"), "a format that was lost");
     assert_eq!(listed(&whole).unwrap().manifest, manifest("echo", "app"));
-    let former = lines[1..lines.len() - 1].concat();
-    assert_eq!(listed(&former).unwrap().manifest, manifest("echo", "app"), "{former}");
+    let former: String = lines[1..lines.len() - 1].iter().filter(|line| !line.starts_with("wasm_sha256")).copied().collect();
+    let stored = listed(&former).unwrap();
+    assert_eq!(stored.manifest, manifest("echo", "app"), "{former}");
+    assert_eq!(stored.read_wasm().unwrap(), b"one");
+    // The first manifests with a checksum had none of the module.
+    let sealed = seal_manifest(format!("{}{former}", lines[0]));
+    assert_eq!(listed(&sealed).unwrap().read_wasm().unwrap(), b"one");
+}
+
+#[test]
+fn a_module_with_any_bit_flipped_is_damaged_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path()).unwrap();
+    let module: Vec<u8> = (0..64).collect();
+    deploy(&mut store, "echo", &module);
+    let path = directory.path().join("functions/echo@1.wasm");
+    for bit in 0..8 * module.len() {
+        let mut flipped = module.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, flipped).unwrap();
+        let error = stored(&store, "echo").read_wasm().unwrap_err();
+        assert!(error.contains("damaged") && error.contains("deploy the function again"), "{error}");
+    }
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    assert!(path.exists());
+    fs::write(&path, &module).unwrap();
+    assert_eq!(stored(&store, "echo").read_wasm().unwrap(), module);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use xfaas_common::limits::{RPC_PING_MS, RPC_SILENCE_MS_MAX};
+use xfaas_common::limits::{MODULE_BYTES_MAX, RPC_PING_MS, RPC_SILENCE_MS_MAX};
 use xfaas_common::rpc::{FrameFault, Hello, ModuleChunk, Next, PROTOCOL, Welcome, encode_empty, encode_module_request, next_frame};
 use xfaas_common::wire::{KIND_CHANGED, KIND_ERROR, KIND_MODULE_REPLY, KIND_PING, KIND_PONG, KIND_WELCOME};
 
@@ -16,8 +16,6 @@ const SILENCE_MAX: Duration = Duration::from_millis(RPC_SILENCE_MS_MAX);
 const SEND_MAX: Duration = Duration::from_secs(2);
 /// The primary may be busy with its start.
 const WELCOME_MAX: Duration = Duration::from_secs(5);
-/// Bytes of a module, as the primary accepts them.
-const MODULE_BYTES_MAX: u64 = 64 << 20;
 const READ_BYTES: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +53,11 @@ pub(super) enum LineError {
 }
 
 impl LineError {
+    /// True when the primary answered, and it was no.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, LineError::Refused { .. })
+    }
+
     /// True when trying again is of no use: something else listens there.
     pub(super) fn is_for_good(&self) -> bool {
         matches!(self, LineError::NotAPrimary { .. } | LineError::BadWelcome { .. })
@@ -130,7 +133,7 @@ impl Line {
         loop {
             let part = self.answer(request_id, KIND_MODULE_REPLY, Instant::now() + WELCOME_MAX)?;
             let part = ModuleChunk::decode(&part).map_err(|fault| LineError::Malformed { fault })?;
-            if part.total > MODULE_BYTES_MAX {
+            if part.total > MODULE_BYTES_MAX as u64 {
                 return Err(LineError::ModuleTooLarge { bytes: part.total });
             }
             if part.offset != module.len() as u64 {

@@ -1,5 +1,5 @@
 //! Calls of read-only functions that run beside their session's owner: readers of the neighbours' regions, and the way back to the owner
-//! for a call that cannot go on here. DESIGN.md section 5. Called by `proxy` and by the shard's loop.
+//! for a call that cannot go on here. Called by `proxy` and by the shard's loop.
 
 use super::{Phase, Proxy};
 use crate::state::{RegionReader, SessionPlaces};

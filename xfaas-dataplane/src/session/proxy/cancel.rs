@@ -65,7 +65,7 @@ impl Proxy {
             Phase::Parked { .. } => self.parked -= 1,
             Phase::Remote(_) => self.remote.waiting -= 1,
             Phase::Runnable => {
-                self.run_queue.retain(|worker| *worker != id);
+                self.run_queue.remove(id, slot.namespace);
                 self.held.retain(|worker| *worker != id);
             }
             Phase::Idle { .. } => unreachable!("an idle worker has no call"),

@@ -1,5 +1,5 @@
 //! Bin-packing: a call for which the primary container has no worker goes to a secondary one on another shard, if its function may have some.
-//! DESIGN.md section 10, ARCHITECTURE.md "Secondary containers". The shard carries calls there and back; here it is decided which. Called by `proxy`
+//! ARCHITECTURE.md "Secondary containers". The shard carries calls there and back; here it is decided which. Called by `proxy`
 //! where no worker is free, and by the shard's loop.
 
 use super::{Proxy, refused};

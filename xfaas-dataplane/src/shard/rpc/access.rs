@@ -8,7 +8,7 @@ use super::neighbours::Answered;
 use crate::state::{Acquire, CallToken, LockKey, SessionKey, timer_name};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
-use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, RPC_SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
+use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
 use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateWrite, snapshot_keys};
 use xfaas_common::wire::Status;
 
@@ -80,7 +80,7 @@ fn check_keys(read: &StateRead<'_>) -> Result<(), i32> {
     if i32::from(read.mode) != MODE_WEAK || !read.key.ends_with(&[0]) || keys().any(<[u8]>::is_empty) {
         return Err(BAD_ARGUMENT);
     }
-    if keys().count() > RPC_SNAPSHOT_KEYS_MAX || keys().any(|key| key.len() > KEY_BYTES_MAX) {
+    if keys().count() > SNAPSHOT_KEYS_MAX || keys().any(|key| key.len() > KEY_BYTES_MAX) {
         return Err(OVER_LIMIT);
     }
     Ok(())
