@@ -35,6 +35,11 @@ pub const TIMERS_RUNNING_MAX: usize = 256;
 pub const MODULE_BYTES_MAX: usize = 64 << 20;
 /// Functions that a module defines: some 6 KB of memory each while it is compiled.
 pub const MODULE_FUNCTIONS_MAX: usize = 50_000;
+/// Types of a module, and the parameters and results of all its function types: the compiler makes code for each.
+pub const MODULE_TYPES_MAX: usize = 10_000;
+pub const MODULE_TYPE_VALUES_MAX: usize = 65_536;
+/// Element segments of a module and what they hold for its tables, of which one takes more than 2 KB while it is compiled.
+pub const MODULE_ELEMENTS_MAX: usize = 100_000;
 /// Imports of a module, each function as often as it is imported.
 pub const MODULE_IMPORTS_MAX: usize = 1_024;
 /// Bytes of one function's body: the compiler takes up to 700 bytes of memory for each.

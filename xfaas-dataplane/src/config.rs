@@ -12,7 +12,7 @@ pub use self::limits::Limits;
 pub use self::paths::{AwsEnvironment, Environment};
 
 use self::file::FileConfig;
-use crate::control::{ConfiguredFunction, ManifestError, check_manifest};
+use crate::control::{CatalogError, ConfiguredFunction, ManifestError, check_manifest, check_together};
 use crate::durable::StorePlace;
 use crate::steering::SteeringMode;
 use crate::sys::affinity::allowed_cpus;
@@ -144,14 +144,14 @@ pub enum ConfigError {
     BadSessionHeader { name: String },
     #[error("`listen.session_header` is {name:?}, a header that has a meaning of its own: give another name")]
     SessionHeaderTaken { name: String },
-    #[error("`shards.cpus` is empty: name at least one CPU, or leave the key out to use all of them")]
+    #[error("`shards.cpus` (--cpus) is empty: name at least one CPU, or leave the key out to use all of them")]
     NoCpus,
-    #[error("`shards.cpus` names {count} CPUs: at most {CORES_MAX} shards are possible")]
+    #[error("`shards.cpus` (--cpus) names {count} CPUs: at most {CORES_MAX} shards are possible")]
     TooManyCpus { count: usize },
-    #[error("`shards.cpus` names CPU {cpu} twice: each shard needs its own")]
+    #[error("`shards.cpus` (--cpus) names CPU {cpu} twice: each shard needs its own")]
     CpuTwice { cpu: u16 },
     #[error(
-        "`shards.cpus` names CPU {cpu}, which does not exist, is offline, or is outside this process's affinity mask: choose from {allowed:?}"
+        "`shards.cpus` (--cpus) names CPU {cpu}, which does not exist, is offline, or is outside this process's affinity mask: choose from {allowed:?}"
     )]
     CpuNotAllowed { cpu: u16, allowed: Vec<u16> },
     #[error("`steering.mode` is {mode:?}: choose auto, xdp, reuseport, tc or off")]
@@ -169,6 +169,8 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    #[error("`{key}` is empty: give a path, or leave the key out")]
+    EmptyPath { key: &'static str },
     #[error("`checkpoints.{key}` is for buckets: set `checkpoints.url` to s3://bucket/prefix, or leave it out")]
     NotABucket { key: &'static str },
     #[error("`checkpoints.url` is {url:?}: give s3://bucket/prefix or the path of a folder")]
@@ -181,6 +183,8 @@ pub enum ConfigError {
         #[source]
         source: ManifestError,
     },
+    #[error("the functions of the configuration do not go together: correct their [[function]] entries")]
+    Functions(#[source] CatalogError),
     #[error("there are two [[function]] entries named {name:?}: names are unique on a node, so rename one")]
     FunctionTwice { name: String },
     #[error("the configuration has {count} functions: at most {FUNCTIONS_MAX} are possible")]
@@ -231,12 +235,13 @@ fn resolve(file: FileConfig, base: &Path, overrides: Overrides, environment: &En
     };
     let steering_iface = check_interface(steering_mode, overrides.steering_iface.or(file.steering.iface))?;
     file.limits.check()?;
-    let state_dir = match overrides.state_dir.or_else(|| file.state_dir.map(|path| base.join(path))) {
-        Some(path) => paths::absolute("state_dir", path)?,
-        None => environment.state_dir().ok_or(ConfigError::NoStateDir)?,
+    let state_dir = match (overrides.state_dir, file.state_dir) {
+        (Some(path), _) => paths::absolute("state_dir", path)?,
+        (None, Some(path)) => paths::of_file("state_dir", base, path)?,
+        (None, None) => environment.state_dir().ok_or(ConfigError::NoStateDir)?,
     };
     let shared_memory_dir = match file.shared_memory_dir {
-        Some(path) => paths::absolute("shared_memory_dir", base.join(path))?,
+        Some(path) => paths::of_file("shared_memory_dir", base, path)?,
         None => environment.shared_memory_dir(&state_dir),
     };
     let checkpoints = file.checkpoints.resolve(base, &state_dir, environment)?;
@@ -367,6 +372,7 @@ fn resolve_functions(entries: Vec<file::FunctionEntry>, base: &Path, memory_mib_
         }
         functions.push(ConfiguredFunction { manifest, wasm, hook });
     }
+    check_together(functions.iter().map(|function| &function.manifest)).map_err(ConfigError::Functions)?;
     Ok(functions)
 }
 

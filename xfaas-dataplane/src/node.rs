@@ -99,6 +99,7 @@ pub enum NodeError {
 /// A running node.
 pub struct Node {
     shards: RunningShards,
+    door: Arc<ShardsDoor>,
     /// Ends before the shards do: what it asks of them is answered.
     rebalancer: Rebalancer,
     control: Control,
@@ -168,14 +169,15 @@ impl Node {
             regions,
         })?;
         let report = deployer.start(&config.functions)?;
+        deployer.keep_trying().map_err(|source| NodeError::Thread { source })?;
         addresses.start(&*door)?;
         checkpoints::wait(&checkpoints, &deployer);
         // Only now: a client that comes right after a restart must not be told that its function does not exist.
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
         }
-        let rebalancer = Rebalancer::start(door, config.rebalance).map_err(|source| NodeError::Thread { source })?;
-        Ok(Node { shards, rebalancer, control, steering, report })
+        let rebalancer = Rebalancer::start(Arc::clone(&door) as _, config.rebalance).map_err(|source| NodeError::Thread { source })?;
+        Ok(Node { shards, door, rebalancer, control, steering, report })
     }
 
     /// Where the admin API listens.
@@ -205,6 +207,7 @@ impl Node {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
+        self.door.begin_drain();
         drop(self.rebalancer);
         drain(self.shards)?;
         self.control.stop();

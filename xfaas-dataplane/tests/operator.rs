@@ -113,6 +113,16 @@ fn a_deployment_that_cannot_be_is_refused_and_changes_nothing() {
     // Of one hash: FNV-1a-32 gives both names 0x5E4DAA9D, so a datagram could not tell them apart.
     node.cli_json(&["deploy", "costarring", &echo]);
     assert_failed(&node.cli(&["deploy", "liquid", &echo]), 1, &["costarring", "liquid"]);
+    let nested = format!(
+        r#"(module (memory (export "memory") 1) (func (export "handle") (result i32) {} {} (i32.const 0)))"#,
+        "block ".repeat(80_000),
+        "end ".repeat(80_000)
+    );
+    let slow = node.config().with_file_name("slow.wasm");
+    std::fs::write(&slow, wat::parse_str(nested).unwrap()).unwrap();
+    let begun = std::time::Instant::now();
+    assert_failed(&node.cli(&["deploy", "slow", slow.to_str().unwrap()]), 1, &["too long", "160002 blocks"]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     let listed = node.cli_json(&["functions"]);
     assert_eq!(listed["functions"].as_array().unwrap().len(), 2, "{listed}");
     node.call("POST", "/f/echo", &[], b"x").assert_ok(b"x");

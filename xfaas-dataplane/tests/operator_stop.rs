@@ -42,6 +42,31 @@ fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
 }
 
 #[test]
+fn a_node_that_drains_is_not_ready_and_takes_no_functions() {
+    let mut node = Node::builder().guests(&["echo"]).function(Function::guest("spin").with("deadline_ms = 60000")).start();
+    let mut spinner = node.connect();
+    spinner.send(&request("POST", "/f/spin", &[("x-session-id", "s")], b""));
+    eventually("it runs", || node.metrics().sum("xfaas_workers", &[]) == 1.0);
+    let ask = |target: &str| Client::try_connect(node.admin).unwrap().call("GET", target, &[], b"");
+    assert_eq!(ask("/readyz").status, 200);
+    node.signal(Signal::TERM);
+    eventually("it drains", || node.log().contains("stopping"));
+    eventually("it is not ready", || ask("/readyz").status == 503);
+    for _ in 0..3 {
+        let reply = ask("/readyz");
+        assert!(reply.status == 503 && reply.code() == "not_ready" && reply.text().contains("draining"), "{reply:?}");
+    }
+    assert_eq!(ask("/healthz").status, 200);
+    let echo = harness::guest("echo");
+    for command in [&["deploy", "late", echo.to_str().unwrap()][..], &["undeploy", "echo"]] {
+        let output = node.cli(command);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains("the shards are stopping"), "{text}");
+    }
+    node.kill();
+}
+
+#[test]
 fn connections_that_move_while_the_node_stops_are_answered() {
     let mut node = Node::builder().guests(&["echo"]).function(Function::guest("spin").with("deadline_ms = 60000")).start();
     let mut spinner = node.connect();

@@ -1,4 +1,4 @@
-//! Read-only functions run on the shard where a request landed, for sessions of every shard: CONTRACT.md section 3, DESIGN.md section 5.
+//! Read-only functions run on the shard where a request landed, for sessions of every shard: CONTRACT.md section 3.
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]

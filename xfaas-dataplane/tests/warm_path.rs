@@ -1,4 +1,4 @@
-//! A warm request allocates nothing on the heap and makes no system call but the loop's own `io_uring_enter`. DESIGN.md section 6.
+//! A warm request allocates nothing on the heap and makes no system call but the loop's own `io_uring_enter`.
 //! Runs shards in this process, under an allocator that counts what the shard's thread asks for.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

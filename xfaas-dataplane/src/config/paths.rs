@@ -74,6 +74,12 @@ impl Environment {
     }
 }
 
+/// What the configuration file in `base` says under `key`. Errors: nothing, or what cannot be made absolute.
+pub(super) fn of_file(key: &'static str, base: &Path, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    // Joined, an empty path would be the file's own folder.
+    if path.as_os_str().is_empty() { Err(ConfigError::EmptyPath { key }) } else { absolute(key, base.join(path)) }
+}
+
 /// `path` made absolute, with the symbolic links of the part that exists resolved, so that one directory has one name.
 pub(super) fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     match std::path::absolute(&path) {

@@ -69,6 +69,9 @@ fn bad_values_are_refused_with_what_to_do() {
     assert!(message("[steering]\nmode = \"fast\"\n").contains("choose auto, xdp"));
     assert!(message("[steering]\nmode = \"xdp\"\n").contains("--iface"));
     assert!(message("[steering]\niface = \"a/b\"\n").contains("ip link"));
+    for key in ["state_dir", "shared_memory_dir"] {
+        assert!(message(&format!("{key} = \"\"\n")).contains(&format!("`{key}` is empty")));
+    }
     assert!(message("[limits]\nbody_bytes_max = 5\n").contains("`limits.body_bytes_max` is 5: give a value in 1024..=67108864"));
     assert!(message("[limits]\nlock_wait_ms = 0\n").contains("1..=600000"));
     assert!(message("[limits]\nconnections_max = 16385\n").contains("1..=16384"));
@@ -115,6 +118,13 @@ fn bad_functions_are_refused() {
     assert!(message(&format!("{entry}hook = \"echo.wasm\"\nhint = \"path:0\"\n")).contains("the hint `path:0`"));
     assert!(message(&format!("{entry}{entry}")).contains("two [[function]]"));
     assert!(message(&format!("{entry}deadline_ms = 0\n")).contains("deadline_ms"));
+    let two = |a: &str, b: &str| {
+        message(&format!("{}name = {a}\n{}name = {b}\n", "[[function]]\nwasm = \"echo.wasm\"\n", "[[function]]\nwasm = \"echo.wasm\"\n"))
+    };
+    let text = two("\"costarring\"", "\"liquid\"");
+    assert!(text.contains("do not go together") && text.contains("hash") && text.contains("costarring"), "{text}");
+    let text = two("\"a\"\napp = \"x\"\ntokens = true", "\"b\"\napp = \"x\"");
+    assert!(text.contains("do not go together") && text.contains("`tokens`"), "{text}");
     assert!(message(&format!("[limits]\nmemory_mib_max = 64\n{entry}memory_mib = 65\n")).contains("memory_mib"));
 }
 

@@ -1,11 +1,15 @@
-//! The admin API, `/metrics`, `/healthz` and `/readyz`, on a thread of their own: never on a request's path. DESIGN.md section 12.
+//! The admin API, `/metrics`, `/healthz` and `/readyz`, on a thread of their own: never on a request's path.
 //!
 //! Nobody has to log in: the address is a loopback one unless the operator says otherwise. A web page that the operator looks at must not deploy
 //! all the same, so requests that change something are refused when a browser sends them (they carry `Origin`).
 
+mod connections;
+mod permits;
 mod problem;
 mod routes;
 
+use self::connections::Bounded;
+use self::permits::{Helpers, ModuleMemory};
 use super::addresses::Addresses;
 use super::deploy::Deployer;
 use super::regions::RegionDoor;
@@ -16,8 +20,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
-/// Threads that compile, write to the disk or wait for shards on behalf of requests.
+/// Threads that write to the disk or wait for shards on behalf of requests.
 const HELPERS_MAX: usize = 4;
+/// Threads that compile beside them: the compiler may take long, and much memory.
+const DEPLOYMENTS_MAX: usize = 2;
 /// How long connections may take to finish once told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 
@@ -91,8 +97,10 @@ struct Shared {
     shards: Arc<dyn Shards>,
     steering: SteeringStats,
     addresses: Option<Arc<Addresses>>,
-    /// One permit a helper thread: a request that finds none is told to come back.
-    helpers: Arc<Semaphore>,
+    helpers: Helpers,
+    /// The helpers that deploy. All others have theirs to themselves, however long a deployment takes.
+    deployments: Helpers,
+    module_memory: ModuleMemory,
     /// One trace at a time.
     tracer: Arc<Semaphore>,
     started_at: Instant,
@@ -108,14 +116,17 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "the admin API has no login and is reachable from other machines: anyone there can deploy");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(HELPERS_MAX).build();
+    let threads = HELPERS_MAX + DEPLOYMENTS_MAX;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(threads).build();
     let runtime = runtime.map_err(ControlError::Start)?;
     let shared = Shared {
         deployer: options.deployer,
         shards: options.shards,
         steering: options.steering,
         addresses: options.addresses,
-        helpers: Arc::new(Semaphore::new(HELPERS_MAX)),
+        helpers: Helpers::new(HELPERS_MAX),
+        deployments: Helpers::new(DEPLOYMENTS_MAX),
+        module_memory: ModuleMemory::new(),
         tracer: Arc::new(Semaphore::new(1)),
         started_at: Instant::now(),
     };
@@ -144,7 +155,7 @@ pub fn spawn(options: ControlOptions) -> Result<Control, ControlError> {
 async fn serve(listener: TcpListener, shared: Shared, stopped: oneshot::Receiver<()>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (told, telling) = oneshot::channel::<()>();
-    let serving = axum::serve(listener, routes::router(shared)).with_graceful_shutdown(async {
+    let serving = axum::serve(Bounded::new(listener), routes::router(shared)).with_graceful_shutdown(async {
         // An error means that `Control` is gone without a word: stop as well.
         stopped.await.ok();
         drop(told);

@@ -81,6 +81,19 @@ pub enum CatalogError {
     TooManyApps,
 }
 
+/// Manifests of one configuration, each good by itself, in its order. Errors: why a node refuses one beside those before it.
+pub fn check_together<'a>(manifests: impl Iterator<Item = &'a FunctionManifest>) -> Result<(), CatalogError> {
+    let mut catalog = Catalog::default();
+    for manifest in manifests {
+        catalog.admit(&manifest.name, &manifest.app)?;
+        catalog.agree(manifest)?;
+        catalog.place(&manifest.name, &manifest.app);
+        let (source, generation, wasm_bytes) = (FunctionSource::Configuration, 0, 0);
+        catalog.insert(Entry { manifest: manifest.clone(), source, generation, wasm_bytes, fault: None });
+    }
+    Ok(())
+}
+
 /// A function of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {

@@ -1,17 +1,22 @@
-//! Deployments: check, compile, store and swap functions, one at a time. Called by the admin API and, at start, by `main.rs`.
+//! Deployments: check, compile, store and swap functions. They compile side by side and take effect one at a time. Called by the admin API and, at start, by `main.rs`.
 //! Blocks on the compiler, the disk and the shards: never call it on the control thread itself.
 
 mod copies;
+mod home;
+mod retry;
+mod under_way;
 
+use self::under_way::{Ticket, UnderWay};
 use super::api::{FunctionInfo, FunctionSource, UndeployReply};
 use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
 use super::describe;
+use super::moving::MoveError;
 use super::shards::{Running, Shards, ShardsError};
 use super::store::{Lasting, Store, StoreError, Stored};
-use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError, attach_hook};
+use crate::worker::{Durability, Engine, Function, FunctionManifest, Hint, LoadError, Program, attach_hook};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use xfaas_common::ids::FunctionHash;
 
@@ -65,6 +70,19 @@ pub enum DeployError {
     },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "session {session:?} of app {app:?} was moved to another core and does not come home now, which durability sync needs: try again"
+    )]
+    StaysAway {
+        app: String,
+        session: String,
+        #[source]
+        source: MoveError,
+    },
+    #[error(
+        "{name:?} was deployed anew or undeployed while this deployment was being compiled, and that stays: deploy it again if you want this one"
+    )]
+    Overtaken { name: String },
     #[error("this is a container: deploy to its primary, whose functions it copies")]
     IsContainer,
     #[error("there is no function {name:?}: see `xfaas functions`")]
@@ -85,6 +103,15 @@ struct Deployments {
     store: Store,
     /// Every function that runs, to be given to the shards again when a swap fails half way.
     running: HashMap<String, Running>,
+    under_way: UnderWay,
+    /// Stored functions that are to be tried again.
+    waiting: Vec<Stored>,
+}
+
+/// A function's compiled code.
+struct Compiled {
+    program: Program,
+    hook: Option<Program>,
 }
 
 impl Deployments {
@@ -93,7 +120,8 @@ impl Deployments {
     }
 }
 
-/// The functions of this node. Shared by the admin API's helpers; deployments queue on one lock, reading does not wait for them.
+/// The functions of this node. Shared by the admin API's helpers, which bound how many deployments there are at once. They queue on one lock, but not
+/// while they compile; reading does not wait for them.
 pub struct Deployer {
     engine: Engine,
     shards: Arc<dyn Shards>,
@@ -102,13 +130,15 @@ pub struct Deployer {
     deployments: Mutex<Deployments>,
     catalog: RwLock<Catalog>,
     started: AtomicBool,
+    /// How many stored functions are to be tried again.
+    waiting: AtomicUsize,
     /// What is missing while it has not.
     not_ready: &'static str,
 }
 
 impl Deployer {
     pub fn new(engine: Engine, shards: Arc<dyn Shards>, store: Store, memory_mib_max: u32) -> Deployer {
-        let deployments = Mutex::new(Deployments { store, running: HashMap::new() });
+        let deployments = Mutex::new(Deployments { store, running: HashMap::new(), under_way: UnderWay::default(), waiting: Vec::new() });
         Deployer {
             engine,
             shards,
@@ -116,6 +146,7 @@ impl Deployer {
             deployments,
             catalog: RwLock::default(),
             started: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             not_ready: "functions are still being loaded",
         }
     }
@@ -152,29 +183,53 @@ impl Deployer {
             }
         }
         self.offer(&deployments);
+        self.note_waiting(&deployments);
         self.started.store(true, Ordering::Release);
         Ok(report)
     }
 
     /// Deploys `wasm` as `manifest` says, or swaps the function of that name: requests that run keep the old one, later ones get the new one.
-    /// Returns once every shard has it and a restart would find it. Cost: a compilation, some milliseconds to seconds.
+    /// Returns once every shard has it and a restart would find it. Cost: a compilation, some milliseconds to seconds, during which others may deploy.
+    /// Errors: as `DeployError` says; `Overtaken` if a deployment that began later, or an undeployment, was done first.
     pub fn deploy(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<FunctionInfo, DeployError> {
+        let ticket = self.begin(manifest)?;
+        let compiled = self.compile(manifest, wasm)?;
+        self.put_in_force(&ticket, manifest, wasm, compiled)
+    }
+
+    fn begin(&self, manifest: &FunctionManifest) -> Result<Arc<Ticket>, DeployError> {
         let mut deployments = self.lock();
         deployments.check_has_store()?;
+        self.check(manifest)?;
+        Ok(deployments.begin(&manifest.name))
+    }
+
+    fn put_in_force(
+        &self,
+        ticket: &Ticket,
+        manifest: &FunctionManifest,
+        wasm: &[u8],
+        compiled: Compiled,
+    ) -> Result<FunctionInfo, DeployError> {
         let name = &manifest.name;
-        let function = self.load(&mut deployments, manifest, wasm, None)?;
+        let deployments = &mut *self.lock();
+        ticket.check()?;
+        self.check(manifest)?; // what it was held against may have changed
+        self.bring_home_for(manifest)?;
+        let function = self.place(manifest, compiled, ticket.generation);
         let prepared = deployments.store.prepare(manifest, wasm, function.generation)?;
         let generation = function.generation;
-        self.install(&deployments, &function)?;
+        self.install(deployments, &function)?;
         let lasting = match prepared.commit() {
             Ok(lasting) => lasting,
             Err(error) => {
-                self.roll_back(&deployments, &function);
+                self.roll_back(deployments, &function);
                 return Err(error.into());
             }
         };
+        deployments.overtake(name, generation);
         deployments.running.insert(name.clone(), Running::new(function, wasm));
-        self.offer(&deployments);
+        self.offer(deployments);
         let wasm_bytes = wasm.len() as u64;
         let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault: None };
         tracing::info!(name, generation, wasm_bytes, "deployed");
@@ -190,11 +245,13 @@ impl Deployer {
     pub fn undeploy(&self, name: &str) -> Result<UndeployReply, DeployError> {
         let mut deployments = self.lock();
         deployments.check_has_store()?;
+        self.check_goes_on(name)?;
         let function = deployments.running.get(name).map(|running| Arc::clone(&running.function));
         if function.is_none() && !deployments.store.contains(name) {
             return Err(DeployError::Unknown { name: name.to_owned() });
         }
         if let Some(function) = &function {
+            self.bring_home_before_the_end(&function.manifest.app, name);
             let removed = self.shards.remove(function.index);
             if let Err(source) = removed {
                 self.roll_back(&deployments, function);
@@ -210,6 +267,8 @@ impl Deployer {
                 return Err(error.into());
             }
         };
+        let generation = deployments.store.next_generation();
+        deployments.overtake(name, generation);
         deployments.running.remove(name);
         self.offer(&deployments);
         tracing::info!(name, "undeployed");
@@ -241,29 +300,43 @@ impl Deployer {
 
     /// Errors: what is missing, in words.
     pub fn ready(&self) -> Result<(), String> {
-        if self.started.load(Ordering::Acquire) { Ok(()) } else { Err(self.not_ready.to_owned()) }
+        match (self.started.load(Ordering::Acquire), self.waiting.load(Ordering::Acquire)) {
+            (false, _) => Err(self.not_ready.to_owned()),
+            (true, 0) => Ok(()),
+            (true, waiting) => Err(format!("stored functions that could not be brought up yet, see the log: {waiting}")),
+        }
     }
 
-    /// Checks and compiles; nothing outside sees the result yet. `generation`: the stored one, or `None` for a new one.
-    fn load(
-        &self,
-        deployments: &mut Deployments,
-        manifest: &FunctionManifest,
-        wasm: &[u8],
-        generation: Option<u64>,
-    ) -> Result<Arc<Function>, DeployError> {
-        let name = &manifest.name;
+    /// Errors: the manifest is none, there is no place for such a function, or there is none for any since the shards stop.
+    fn check(&self, manifest: &FunctionManifest) -> Result<(), DeployError> {
+        self.check_goes_on(&manifest.name)?;
         check_manifest(manifest, self.memory_mib_max)?;
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        catalog.admit(name, &manifest.app).and_then(|()| catalog.agree(manifest))?;
-        drop(catalog);
-        let program = self.engine.load(manifest, wasm).map_err(|source| DeployError::Module { name: name.clone(), source })?;
-        let hook = (manifest.rules.hint == Hint::Hook).then(|| self.engine.load_hook(wasm)).transpose();
-        let hook = hook.map_err(|source| DeployError::Module { name: name.clone(), source })?;
-        let generation = generation.unwrap_or_else(|| deployments.store.next_generation());
-        let place = self.catalog_mut(|catalog| catalog.place(name, &manifest.app));
-        let hash = FunctionHash::of(name.as_bytes());
-        Ok(Arc::new(Function { manifest: manifest.clone(), program, hook, index: place.index, app: place.app, hash, generation }))
+        catalog.admit(&manifest.name, &manifest.app)?;
+        Ok(catalog.agree(manifest)?)
+    }
+
+    fn check_goes_on(&self, name: &str) -> Result<(), DeployError> {
+        match self.shards.is_stopping() {
+            true => Err(DeployError::Shards { name: name.to_owned(), source: ShardsError::Stopping }),
+            false => Ok(()),
+        }
+    }
+
+    /// Needs no lock: nothing outside sees the result yet.
+    fn compile(&self, manifest: &FunctionManifest, wasm: &[u8]) -> Result<Compiled, DeployError> {
+        let refused = |source| DeployError::Module { name: manifest.name.clone(), source };
+        let program = self.engine.load(manifest, wasm).map_err(refused)?;
+        let hook = (manifest.rules.hint == Hint::Hook).then(|| self.engine.load_hook(wasm)).transpose().map_err(refused)?;
+        Ok(Compiled { program, hook })
+    }
+
+    /// Of a function that was checked, with the deployments locked since.
+    fn place(&self, manifest: &FunctionManifest, compiled: Compiled, generation: u64) -> Arc<Function> {
+        let Compiled { program, hook } = compiled;
+        let place = self.catalog_mut(|catalog| catalog.place(&manifest.name, &manifest.app));
+        let hash = FunctionHash::of(manifest.name.as_bytes());
+        Arc::new(Function { manifest: manifest.clone(), program, hook, index: place.index, app: place.app, hash, generation })
     }
 
     /// Loads and installs a function that needs no storing.
@@ -275,7 +348,8 @@ impl Deployer {
         source: FunctionSource,
         generation: u64,
     ) -> Result<(), DeployError> {
-        let function = self.load(deployments, manifest, wasm, Some(generation))?;
+        self.check(manifest)?;
+        let function = self.place(manifest, self.compile(manifest, wasm)?, generation);
         self.install(deployments, &function)?;
         deployments.running.insert(manifest.name.clone(), Running::new(function, wasm));
         let entry = Entry { manifest: manifest.clone(), source, generation, wasm_bytes: wasm.len() as u64, fault: None };
@@ -288,10 +362,17 @@ impl Deployer {
         let Stored { manifest, generation, wasm_bytes, .. } = stored;
         let admitted = self.catalog.read().unwrap_or_else(PoisonError::into_inner).admit(&manifest.name, &manifest.app);
         admitted.map_err(|error| error.to_string())?;
+        let mut may_pass = false;
         let result = stored.read_wasm().and_then(|wasm| {
             let up = self.bring_up(deployments, manifest, &wasm, FunctionSource::Deployment, *generation);
-            up.map_err(|error| describe(&error))
+            up.map_err(|error| {
+                may_pass = matches!(error, DeployError::Shards { .. });
+                describe(&error)
+            })
         });
+        if may_pass {
+            deployments.waiting.push(stored.clone());
+        }
         if let Err(fault) = &result {
             let fault = Some(fault.clone());
             let (generation, wasm_bytes) = (*generation, *wasm_bytes);
@@ -330,7 +411,7 @@ impl Deployer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Deployments> {
-        // A panic in the compiler leaves nothing half done in here: both fields change only after it.
+        // A panic leaves nothing half done in here: a field changes after all that might panic.
         self.deployments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

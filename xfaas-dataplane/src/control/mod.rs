@@ -1,4 +1,4 @@
-//! The control thread: deployments, the admin API, metrics, and the doctor. DESIGN.md section 12.
+//! The control thread: deployments, the admin API, metrics, and the doctor.
 //! Touches shards at one door only, the trait `Shards`; never on a request's path. Called by `main.rs` and `cli`.
 
 mod addresses;
@@ -26,7 +26,7 @@ pub use self::api::{
     AliasInfo, AliasName, AliasesReply, DeployFlags, FunctionInfo, FunctionSource, FunctionsReply, Histogram, MetricSample, Problem,
     SessionInfo, SessionsReply, StatsReply, TokenReply, TokenRequest, UndeployReply,
 };
-pub use self::catalog::{ManifestError, check_manifest};
+pub use self::catalog::{CatalogError, ManifestError, check_manifest, check_together};
 pub use self::checkpoints::{CheckpointStatus, CheckpointsError, start_checkpoints};
 pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};

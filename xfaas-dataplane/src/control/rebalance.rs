@@ -1,8 +1,9 @@
-//! Moves hot sessions by itself: from a core that is over 80% busy to one below 50%, when that makes the busiest core less busy. DESIGN.md section
-//! 10. A thread of its own that looks once a second; it asks shards something only when one of them is that busy.
+//! Moves hot sessions by itself: from a core that is over 80% busy to one below 50%, when that makes the busiest core less busy.
+//! A thread of its own that looks once a second; it asks shards something only when one of them is that busy.
 
 use super::moving::{HotSession, MoveError, MoveRequest};
 use super::shards::Shards;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -48,12 +49,14 @@ struct Watch {
     /// Looks in a row that found the same shard too busy.
     hot: Option<(usize, u32)>,
     rests_until: Instant,
+    /// What was said of sessions that stay away: each once, however often a container asks.
+    told: HashSet<String>,
 }
 
 impl Watch {
     fn new(shards: Arc<dyn Shards>, moves_hot: bool) -> Watch {
         let (busy_ns, now) = (shards.busy_ns(), Instant::now());
-        Watch { shards, moves_hot, looked_at: now, busy_ns, hot: None, rests_until: now }
+        Watch { shards, moves_hot, looked_at: now, busy_ns, hot: None, rests_until: now, told: HashSet::new() }
     }
 
     fn look(&mut self) {
@@ -99,16 +102,21 @@ impl Watch {
 
     /// All sessions to where their slots say.
     fn bring_home(&mut self) {
+        let mut told = HashSet::new();
         for request in self.shards.away_from_home() {
+            let (app, session) = (&request.app, &request.session);
             match self.shards.move_session(&request) {
-                Ok(_) => {
-                    tracing::info!(app = request.app, session = request.session, "moved a session home for a container that wants to join")
-                }
+                Ok(_) => tracing::info!(app, session, "moved a session home for a container that wants to join"),
                 Err(error) => {
-                    tracing::warn!(app = request.app, session = request.session, %error, "a container cannot join: a session stays away")
+                    let what = format!("{app}/{session}: {error}");
+                    if !self.told.contains(&what) {
+                        tracing::warn!(app, session, %error, "no container can join: a moved session does not come home");
+                    }
+                    told.insert(what);
                 }
             }
         }
+        self.told = told;
     }
 }
 

@@ -87,7 +87,12 @@ pub trait Shards: Send + Sync + 'static {
     /// Histograms of all shards as they are now.
     fn histograms(&self) -> Vec<HistogramSample>;
 
-    /// Errors: what is missing before every shard serves, in words.
+    /// True from the moment on from which the shards only finish what they have: they take no functions any more.
+    fn is_stopping(&self) -> bool {
+        false
+    }
+
+    /// Errors: what is missing before every shard serves, or that they are stopping, in words.
     fn ready(&self) -> Result<(), String>;
 }
 
@@ -98,7 +103,7 @@ pub struct SessionsQuery {
     pub app: Option<String>,
     /// Only IDs that begin so.
     pub prefix: Option<String>,
-    /// 1..=SESSIONS_LIMIT_MAX.
+    /// 1..=SESSIONS_LIMIT_MAX, or one more to see whether there are more.
     pub limit: usize,
 }
 

@@ -191,6 +191,10 @@ impl Shards for FakeShards {
         }]
     }
 
+    fn is_stopping(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
     fn ready(&self) -> Result<(), String> {
         if self.draining.load(Ordering::SeqCst) { Err("draining".to_owned()) } else { Ok(()) }
     }

@@ -29,6 +29,7 @@ use xfaas_common::map_layout::SESSION_HEADER_DEFAULT;
 /// A running container.
 pub struct Container {
     shards: RunningShards,
+    door: Arc<ShardsDoor>,
     control: Control,
     joiner: Joiner,
     linkers: Vec<Linker>,
@@ -67,13 +68,14 @@ impl Container {
         let deployer = Arc::new(Deployer::for_container(engine, Arc::clone(&door) as _, config.limits.memory_mib_max));
         let steering = Arc::new(|| Ok(SteeringReport { mode: "off, as always in a container".to_owned(), ..SteeringReport::default() }));
         let (listen, deployer_here) = (config.admin, Arc::clone(&deployer));
-        let control = ControlOptions { listen, deployer: deployer_here, shards: door, steering, addresses: None, regions: None };
+        let shards_here = Arc::clone(&door) as _;
+        let control = ControlOptions { listen, deployer: deployer_here, shards: shards_here, steering, addresses: None, regions: None };
         let control = crate::control::spawn(control)?;
         for (shard, door) in shards.doors.iter().enumerate() {
             door.send(ShardCommand::Serve).map_err(|_| NodeError::Stuck { shard })?;
         }
         let (joiner, linkers) = join(config, deployer, &shards, channels).map_err(|source| NodeError::Thread { source })?;
-        Ok(Container { shards, control, joiner, linkers })
+        Ok(Container { shards, door, control, joiner, linkers })
     }
 
     /// Where the admin API listens.
@@ -93,6 +95,7 @@ impl Container {
 
     /// Answers 503 `draining`, finishes what runs, and ends. Errors: a shard had failed.
     pub fn stop(self) -> Result<(), NodeError> {
+        self.door.begin_drain();
         self.joiner.stop();
         // The shards' connections last until they have finished.
         let ended = super::drain(self.shards);

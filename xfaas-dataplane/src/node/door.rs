@@ -14,7 +14,7 @@ use crate::shard::{
 };
 use crate::worker::Function;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,7 @@ pub(super) struct ShardsDoor {
     pub(super) move_counts: MoveCounts,
     /// `None` in a container.
     checkpoints: Option<Arc<CheckpointStatus>>,
+    is_draining: AtomicBool,
     names: Mutex<Names>,
 }
 
@@ -58,8 +59,14 @@ impl ShardsDoor {
             pins,
             move_counts: MoveCounts::default(),
             checkpoints,
+            is_draining: AtomicBool::new(false),
             names: Mutex::default(),
         }
+    }
+
+    /// Before the shards are told to drain.
+    pub(super) fn begin_drain(&self) {
+        self.is_draining.store(true, Ordering::Release);
     }
 
     /// Sends one command to every shard and gathers the answers, in the shards' order.
@@ -261,7 +268,14 @@ impl Shards for ShardsDoor {
         samples
     }
 
+    fn is_stopping(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
+    }
+
     fn ready(&self) -> Result<(), String> {
+        if self.is_stopping() {
+            return Err("draining: calls that run are finished, new ones are refused".to_owned());
+        }
         // `shard::start` returns only when every loop runs, and a shard that ends stops the process.
         let failing = self.views.iter().position(|view| view.counters.log_failing.get() != 0);
         let log = |shard| Err(format!("the log of shard {shard} cannot be written: functions with durability sync get 503"));

@@ -2,7 +2,7 @@
 //! `init` may take 10 s and the worker's memory; it may not call an import of `xfaas`, for there is no session yet.
 
 use super::abi::{HOST_FUNCTIONS, HostFunction};
-use super::engine::{Engine, LoadGuard};
+use super::engine::Engine;
 use super::program::LoadError;
 use super::shape::{EXPORT_INITIALIZE, Shape};
 use super::trap::TrapKind;
@@ -28,18 +28,13 @@ struct TookTooLong;
 
 /// Input: a checked, valid module with `init` or `_initialize`. Output: the module after them, without these exports and start section.
 /// Errors: they trapped, took too long, called an import, or the module uses what a snapshot cannot hold.
-pub(super) fn run(
-    engine: &Engine,
-    load: &LoadGuard<'_>,
-    wasm: &[u8],
-    shape: &Shape,
-    memory_bytes_max: usize,
-) -> Result<Vec<u8>, LoadError> {
+pub(super) fn run(engine: &Engine, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Vec<u8>, LoadError> {
     let mut wizer = Wizer::new();
     wizer.init_func(EXPORT_INIT);
     let (context, instrumented) = wizer.instrument(wasm).map_err(|error| LoadError::InitUnsupported { source: error.into() })?;
     let module = Module::new(engine.wasmtime(), &instrumented).map_err(|error| LoadError::Compile { source: error.into() })?;
-    // Before the store, so that it is given back after it.
+    // Only now: nobody waits for the compiler. Before the store, so that they are given back after it.
+    let load = engine.begin_load();
     let _slot = load.worker_slot();
     let limits = StoreLimitsBuilder::new().memory_size(memory_bytes_max).instances(1).build();
     let mut store = Store::new(engine.wasmtime(), limits);

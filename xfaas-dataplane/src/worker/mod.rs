@@ -1,4 +1,4 @@
-//! Workers: wasm instances, each parked on a fiber of its own between calls. DESIGN.md section 8, CONTRACT.md section 3.
+//! Workers: wasm instances, each parked on a fiber of its own between calls. CONTRACT.md section 3.
 //!
 //! ```text
 //! load:  module -> checks (shape) -> init() once (init) -> host loop and shims added (rewrite) -> compiled, kept on disk -> Program
@@ -10,6 +10,7 @@
 mod abi;
 mod app_rules;
 mod call;
+mod effort;
 mod engine;
 mod fiber;
 mod hook_module;
@@ -41,7 +42,7 @@ pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::hook_module::attach_hook;
 pub use self::lend::Lent;
 pub use self::manifest::{Durability, FunctionManifest};
-pub use self::program::{Function, LoadError, MODULE_BYTES_MAX, Program};
+pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};
 pub use self::stages::{CoreWork, STAMPED, Stages};
 pub use self::trap::TrapKind;

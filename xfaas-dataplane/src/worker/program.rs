@@ -14,10 +14,10 @@ use super::trap::TrapKind;
 use wasmtime::{InstancePre, Module, ModuleExport};
 use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_HOOK, EXPORT_MEMORY};
 use xfaas_common::ids::FunctionHash;
-use xfaas_common::limits::HOOK_MEMORY_MIB;
+use xfaas_common::limits::{HOOK_MEMORY_MIB, MODULE_BYTES_MAX};
 
-/// Bytes of a module, as deployed and after `init`.
-pub const MODULE_BYTES_MAX: usize = 64 << 20;
+/// What every module and component begins with.
+const WASM_MAGIC: &[u8] = b"\0asm";
 
 /// Why a deploy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,14 @@ pub enum LoadError {
     NotWasm { reason: String },
     #[error("this is a component: deploy a core module")]
     Component,
+    #[error("the module has more than {most} {what}")]
+    TooMany { what: &'static str, most: usize },
+    #[error("function {function} of those that the module defines has {bytes} bytes: at most {bytes_max} are possible, so split it")]
+    FunctionTooLong { function: u32, bytes: usize, bytes_max: usize },
+    #[error(
+        "compiling the module would take too long, over {steps_max} steps ({steps} up to function {function} of those that it defines, which has {blocks} blocks, {loops} loops and {carried} locals that live across blocks): split its largest functions"
+    )]
+    TooSlowToCompile { steps: u64, steps_max: u64, function: u32, blocks: u64, loops: u64, carried: u64 },
     #[error("the module does not export `{EXPORT_HANDLE}`, a function () -> (i32)")]
     NoHandle,
     #[error("the app's hint is `hook` and the module does not export `{EXPORT_HOOK}`, a function () -> (i32)")]
@@ -145,6 +153,10 @@ impl Engine {
 
     fn load_entry(&self, wasm: &[u8], memory_mib: u32, entry: Entry) -> Result<Program, LoadError> {
         check_size(wasm, false)?;
+        if !wasm.starts_with(WASM_MAGIC) {
+            // Said here, because the parser's own words are a dump of the first bytes over many lines.
+            return Err(LoadError::NotWasm { reason: "it does not begin as a wasm module does".to_owned() });
+        }
         let memory_mib_max = self.options().memory_mib_max;
         if !(1..=memory_mib_max).contains(&memory_mib) {
             return Err(LoadError::MemoryLimit { memory_mib, memory_mib_max });
@@ -170,7 +182,7 @@ impl Engine {
         if let Some(prepared) = file.as_ref().and_then(PreparedFile::read) {
             return Ok(prepared);
         }
-        let prepared = init::run(self, &self.begin_load(), wasm, shape, memory_bytes_max)?;
+        let prepared = init::run(self, wasm, shape, memory_bytes_max)?;
         check_size(&prepared, true)?;
         if let Some(file) = file {
             // Without it the next start prepares the module again; the deploy itself is good.

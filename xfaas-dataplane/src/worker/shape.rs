@@ -2,9 +2,13 @@
 //! The bytes are hostile and not yet validated here: every index is looked up, none trusted.
 
 use super::abi::HOST_FUNCTIONS;
+use super::effort::Effort;
 use super::program::LoadError;
-use wasmparser::{CompositeInnerType, ExternalKind, FuncType, MemoryType, Parser, Payload, TypeRef, ValType};
+use wasmparser::{
+    CompositeInnerType, Element, ElementItems, ExternalKind, FuncType, MemoryType, Parser, Payload, RecGroup, TypeRef, ValType,
+};
 use xfaas_common::guest_abi::{EXPORT_HANDLE, EXPORT_HOOK, EXPORT_INIT, EXPORT_MEMORY, EXPORT_RESERVED_PREFIX, IMPORT_MODULE};
+use xfaas_common::limits::{MODULE_ELEMENTS_MAX, MODULE_FUNCTIONS_MAX, MODULE_IMPORTS_MAX, MODULE_TYPE_VALUES_MAX, MODULE_TYPES_MAX};
 
 /// What a WASI reactor exports beside its functions: run once, before `init`.
 pub(super) const EXPORT_INITIALIZE: &str = "_initialize";
@@ -48,6 +52,9 @@ struct Parts<'a> {
     memories: Vec<MemoryType>,
     exports: Vec<wasmparser::Export<'a>>,
     start: Option<u32>,
+    /// Parameters and results of its types.
+    type_values: usize,
+    elements: usize,
 }
 
 /// Input: a module's bytes and the memory one worker may have. Errors: the first reason to refuse the module.
@@ -74,26 +81,24 @@ pub(super) fn read(wasm: &[u8], memory_bytes_max: u64, entry: Entry) -> Result<S
 }
 
 fn parts(wasm: &[u8]) -> Result<Parts<'_>, LoadError> {
-    let mut parts = Parts::default();
+    let (mut parts, mut effort) = (Parts::default(), Effort::default());
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(not_wasm)? {
             Payload::Version { encoding: wasmparser::Encoding::Component, .. } => return Err(LoadError::Component),
             Payload::TypeSection(section) => {
                 for group in section {
-                    let types = group.map_err(not_wasm)?.into_types();
-                    parts.types.extend(types.map(|ty| match ty.composite_type.inner {
-                        CompositeInnerType::Func(ty) => Some(ty),
-                        _ => None,
-                    }));
+                    parts.add_types(group.map_err(not_wasm)?)?;
                 }
             }
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
+                    check_count("imports", parts.imports.len(), MODULE_IMPORTS_MAX)?;
                     parts.imports.push(import.map_err(not_wasm)?);
                 }
             }
             Payload::FunctionSection(section) => {
                 for type_index in section {
+                    check_count("functions", parts.functions.len(), MODULE_FUNCTIONS_MAX)?;
                     parts.functions.push(type_index.map_err(not_wasm)?);
                 }
             }
@@ -107,7 +112,13 @@ fn parts(wasm: &[u8]) -> Result<Parts<'_>, LoadError> {
                     parts.exports.push(export.map_err(not_wasm)?);
                 }
             }
+            Payload::ElementSection(section) => {
+                for element in section {
+                    parts.add_element(&element.map_err(not_wasm)?)?;
+                }
+            }
             Payload::StartSection { func, .. } => parts.start = Some(func),
+            Payload::CodeSectionEntry(body) => effort.add(&body)?,
             _ => {}
         }
     }
@@ -115,6 +126,28 @@ fn parts(wasm: &[u8]) -> Result<Parts<'_>, LoadError> {
 }
 
 impl Parts<'_> {
+    fn add_types(&mut self, group: RecGroup) -> Result<(), LoadError> {
+        for ty in group.into_types() {
+            check_count("types", self.types.len(), MODULE_TYPES_MAX)?;
+            let ty = match ty.composite_type.inner {
+                CompositeInnerType::Func(ty) => Some(ty),
+                _ => None,
+            };
+            self.type_values += ty.as_ref().map_or(0, |ty| ty.params().len() + ty.results().len());
+            self.types.push(ty);
+        }
+        check_all("parameters and results of function types", self.type_values, MODULE_TYPE_VALUES_MAX)
+    }
+
+    fn add_element(&mut self, element: &Element<'_>) -> Result<(), LoadError> {
+        let items = match &element.items {
+            ElementItems::Functions(items) => items.count(),
+            ElementItems::Expressions(_, items) => items.count(),
+        };
+        self.elements = self.elements.saturating_add(1).saturating_add(items as usize);
+        check_all("element segments and entries of them", self.elements, MODULE_ELEMENTS_MAX)
+    }
+
     fn function_type(&self, index: u32) -> Option<&FuncType> {
         self.types.get(index as usize)?.as_ref()
     }
@@ -182,6 +215,15 @@ fn signature(parameters: &[ValType], results: &[ValType]) -> String {
     format!("({}) -> ({})", list(parameters), list(results))
 }
 
-fn not_wasm(error: wasmparser::BinaryReaderError) -> LoadError {
+/// Errors: there is no room for one more.
+fn check_count(what: &'static str, count: usize, most: usize) -> Result<(), LoadError> {
+    check_all(what, count + 1, most)
+}
+
+fn check_all(what: &'static str, count: usize, most: usize) -> Result<(), LoadError> {
+    if count <= most { Ok(()) } else { Err(LoadError::TooMany { what, most }) }
+}
+
+pub(super) fn not_wasm(error: wasmparser::BinaryReaderError) -> LoadError {
     LoadError::NotWasm { reason: error.to_string() }
 }

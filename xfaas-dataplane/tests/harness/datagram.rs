@@ -1,4 +1,4 @@
-//! A UDP client. The layout is written out here once more, from DESIGN.md section 7 and not from the code under test.
+//! A UDP client. The layout is written out here once more, from docs/PROTOCOL.md and not from the code under test.
 
 use super::PATIENCE;
 use std::io::ErrorKind;

@@ -57,6 +57,8 @@ impl From<DeployError> for ApiError {
             DeployError::Module { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "bad_module"),
             DeployError::IsContainer => (StatusCode::CONFLICT, "container"),
             DeployError::Unknown { .. } => (StatusCode::NOT_FOUND, "no_function"),
+            DeployError::Overtaken { .. } => (StatusCode::CONFLICT, "overtaken"),
+            DeployError::StaysAway { .. } => (StatusCode::CONFLICT, "busy"),
             DeployError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "shards"),
             DeployError::Read { .. } | DeployError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };

@@ -1,6 +1,7 @@
 //! What each path of the admin API does.
 
 use super::Shared;
+use super::permits::{Module, blocking, too_large};
 use super::problem::ApiError;
 use crate::control::addresses::{AddressError, Addresses};
 use crate::control::api::{
@@ -11,31 +12,24 @@ use crate::control::metrics::{CONTENT_TYPE, Samples};
 use crate::control::moving::{MoveReply, MoveRequest};
 use crate::control::shards::{SESSIONS_LIMIT_MAX, SessionsQuery};
 use crate::control::trace::{TRACE_SECONDS_MAX, TraceReply};
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
-use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
+use xfaas_common::limits::MODULE_BYTES_MAX;
 
-/// Bytes of a module in a deployment.
-pub(super) const MODULE_BYTES_MAX: usize = 64 << 20;
-/// A whole module must arrive in this time.
-const MODULE_TIMEOUT: Duration = Duration::from_secs(60);
 const SESSIONS_LIMIT_DEFAULT: usize = 100;
 
 pub(super) fn router(shared: Shared) -> Router {
-    let function = put(deploy).delete(undeploy).layer(DefaultBodyLimit::max(MODULE_BYTES_MAX));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/functions", get(functions))
-        .route("/v1/functions/{name}", function)
+        .route("/v1/functions/{name}", put(deploy).delete(undeploy))
         .route("/v1/sessions", get(sessions))
         .route("/v1/sessions/move", post(move_session))
         .route("/v1/aliases", get(aliases).put(map).delete(unmap))
@@ -69,23 +63,6 @@ impl Shared {
         samples.add_steering(&(self.steering)());
         samples
     }
-
-    fn helper(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let busy =
-            |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "other deployments or listings are under way: try again soon");
-        self.helpers.clone().try_acquire_owned().map_err(busy)
-    }
-}
-
-/// Runs what blocks on a helper thread; the permit says that one is free.
-async fn blocking<T: Send + 'static>(permit: OwnedSemaphorePermit, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    let run = move || {
-        let result = work();
-        drop(permit); // kept until here even if the client has gone
-        result
-    };
-    let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the helper thread panicked: see the log");
-    tokio::task::spawn_blocking(run).await.map_err(failed)
 }
 
 async fn ready(State(shared): State<Shared>) -> Result<&'static str, ApiError> {
@@ -105,27 +82,27 @@ async fn functions(State(shared): State<Shared>) -> Json<FunctionsReply> {
 
 async fn deploy(
     State(shared): State<Shared>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     query: Result<Query<DeployFlags>, QueryRejection>,
     request: Request,
 ) -> Result<Json<FunctionInfo>, ApiError> {
     refuse_browsers(request.headers())?;
     refuse_large(request.headers())?;
     let Query(flags) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let permit = shared.helper()?;
-    let body = tokio::time::timeout(MODULE_TIMEOUT, Bytes::from_request(request, &shared)).await;
-    let body = body.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the module did not arrive within 60 s"))?;
-    let wasm = body.map_err(body_error)?;
+    let name = function_name(name)?;
+    let Module { wasm, memory } = shared.module_memory.read(request.into_body()).await?;
+    let permit = shared.deployments.one().await?;
     let manifest = flags.into_manifest(name);
-    let deployed = blocking(permit, move || shared.deployer.deploy(&manifest, &wasm)).await??;
-    Ok(Json(deployed))
+    let work = move || {
+        let _memory = memory;
+        shared.deployer.deploy(&manifest, &wasm)
+    };
+    Ok(Json(blocking(permit, work).await??))
 }
 
-fn body_error(error: BytesRejection) -> ApiError {
-    match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-        _ => ApiError::bad_request(error.body_text()),
-    }
+/// Errors: it cannot be one.
+fn function_name(name: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    name.map(|Path(name)| name).map_err(|error| ApiError::bad_request(error.body_text()))
 }
 
 /// A body that says it is too long is refused before it is sent; one that does not say is stopped by `DefaultBodyLimit`.
@@ -134,14 +111,14 @@ fn refuse_large(headers: &HeaderMap) -> Result<(), ApiError> {
     if length.is_some_and(|bytes| bytes > MODULE_BYTES_MAX as u64) { Err(too_large()) } else { Ok(()) }
 }
 
-fn too_large() -> ApiError {
-    let detail = format!("the module has more than {MODULE_BYTES_MAX} bytes: strip its debug information");
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
-}
-
-async fn undeploy(State(shared): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Result<Json<UndeployReply>, ApiError> {
+async fn undeploy(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Json<UndeployReply>, ApiError> {
     refuse_browsers(&headers)?;
-    let permit = shared.helper()?;
+    let name = function_name(name)?;
+    let permit = shared.helpers.one().await?;
     Ok(Json(blocking(permit, move || shared.deployer.undeploy(&name)).await??))
 }
 
@@ -170,12 +147,14 @@ async fn sessions(
     if !(1..=SESSIONS_LIMIT_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("`limit` is {limit}: give a value in 1..={SESSIONS_LIMIT_MAX}")));
     }
-    let permit = shared.helper()?;
-    let query = SessionsQuery { app, prefix, limit };
+    let permit = shared.helpers.one().await?;
+    // One more than is shown tells whether there are more.
+    let query = SessionsQuery { app, prefix, limit: limit + 1 };
     let mut sessions = blocking(permit, move || shared.shards.sessions(&query)).await??;
     sessions.sort_by(|a, b| (&a.app, &a.session).cmp(&(&b.app, &b.session)));
+    let truncated = sessions.len() > limit;
     sessions.truncate(limit);
-    Ok(Json(SessionsReply { truncated: sessions.len() == limit, sessions }))
+    Ok(Json(SessionsReply { truncated, sessions }))
 }
 
 async fn move_session(
@@ -185,12 +164,12 @@ async fn move_session(
 ) -> Result<Json<MoveReply>, ApiError> {
     refuse_browsers(&headers)?;
     let Json(request) = request.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let permit = shared.helper()?;
+    let permit = shared.helpers.one().await?;
     Ok(Json(blocking(permit, move || shared.shards.move_session(&request)).await??))
 }
 
 async fn aliases(State(shared): State<Shared>) -> Result<Json<AliasesReply>, ApiError> {
-    let permit = shared.helper()?;
+    let permit = shared.helpers.one().await?;
     let aliases = blocking(permit, move || Ok::<_, ApiError>(addresses(&shared)?.aliases())).await??;
     Ok(Json(AliasesReply { aliases }))
 }
@@ -202,7 +181,7 @@ async fn map(
 ) -> Result<Json<AliasInfo>, ApiError> {
     refuse_browsers(&headers)?;
     let Json(alias) = alias.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let permit = shared.helper()?;
+    let permit = shared.helpers.one().await?;
     let work = move || {
         addresses(&shared)?.alias(&*shared.shards, alias.app.as_deref(), &alias.key, Some(&alias.session))?;
         Ok::<_, ApiError>(Json(alias))
@@ -217,7 +196,7 @@ async fn unmap(
 ) -> Result<Json<AliasName>, ApiError> {
     refuse_browsers(&headers)?;
     let Query(name) = name.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let permit = shared.helper()?;
+    let permit = shared.helpers.one().await?;
     let work = move || {
         addresses(&shared)?.alias(&*shared.shards, name.app.as_deref(), &name.key, None)?;
         Ok::<_, ApiError>(Json(name))

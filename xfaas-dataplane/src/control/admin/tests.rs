@@ -114,7 +114,11 @@ fn unknown_parameters_paths_and_methods_are_problems() {
     let put = |query: &str, extra: &str| {
         node.raw(&format!("PUT /v1/functions/echo?{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{extra}Content-Length: 0\r\n\r\n"))
     };
-    for (status, head, body) in [put("deadline=5", ""), put("deadline_ms=many", ""), node.get("/v1/sessions?limit=0")] {
+    let named = |method: &str| {
+        node.raw(&format!("{method} /v1/functions/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+    };
+    let refused = [put("deadline=5", ""), put("deadline_ms=many", ""), node.get("/v1/sessions?limit=0"), named("PUT"), named("DELETE")];
+    for (status, head, body) in refused {
         assert_eq!(status, 400, "{body}");
         assert!(head.contains("application/problem+json") && body.contains("bad_request"), "{head}{body}");
     }
@@ -130,7 +134,7 @@ fn unknown_parameters_paths_and_methods_are_problems() {
 #[test]
 fn a_module_over_the_limit_is_refused_before_it_is_read() {
     let node = node();
-    let bytes = routes::MODULE_BYTES_MAX + 1;
+    let bytes = xfaas_common::limits::MODULE_BYTES_MAX + 1;
     let request = format!("PUT /v1/functions/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {bytes}\r\n\r\n");
     let (status, _, body) = node.raw(&request);
     assert_eq!(status, 413);
@@ -146,6 +150,8 @@ fn sessions_are_filtered_sorted_and_bounded() {
     assert_eq!(all.sessions[0].app, "other");
     let some = client.sessions(&SessionsQuery { app: Some("shop".to_owned()), prefix: Some("user-".to_owned()), limit: 2 }).unwrap();
     assert_eq!((some.sessions.len(), some.truncated), (2, true));
+    let just_all = client.sessions(&SessionsQuery { app: Some("shop".to_owned()), prefix: None, limit: 4 }).unwrap();
+    assert_eq!((just_all.sessions.len(), just_all.truncated), (4, false));
 }
 
 #[test]
@@ -208,4 +214,58 @@ fn an_idle_connection_does_not_keep_the_thread_from_stopping() {
     let begun = Instant::now();
     node.control.stop();
     assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn deployments_wait_for_each_other_and_who_sends_no_body_is_in_nobodys_way() {
+    let node = node();
+    let address = node.control.address();
+    let put = "PUT /v1/functions/silent HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n";
+    let silent: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(put.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let deploy = |i: usize| AdminClient::new(&address.to_string()).deploy(&format!("f{i}"), &DeployFlags::default(), MODULE);
+        let deployments: Vec<_> = (0..16).map(|i| scope.spawn(move || deploy(i).map(|info| info.manifest.name))).collect();
+        for (i, deployment) in deployments.into_iter().enumerate() {
+            assert_eq!(deployment.join().unwrap().unwrap(), format!("f{i}"));
+        }
+    });
+    assert_eq!(node.shards.installed().len(), 16);
+    drop(silent);
+}
+
+#[test]
+fn nothing_but_deployments_waits_for_deployments() {
+    let node = node();
+    let client = node.client();
+    client.deploy("there", &DeployFlags::default(), MODULE).unwrap();
+    let endless =
+        r#"(module (memory (export "memory") 1) (func (export "handle") (result i32) (i32.const 0)) (func (export "init") loop br 0 end))"#;
+    let endless = wat::parse_str(endless).unwrap();
+    std::thread::scope(|scope| {
+        // One `init` runs at a time, for a second.
+        let deploy = |i: usize| node.client().deploy(&format!("f{i}"), &DeployFlags::default(), &endless).unwrap_err();
+        let deployments: Vec<_> = (0..6).map(|i| scope.spawn(move || deploy(i))).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        client.sessions(&SessionsQuery { app: None, prefix: None, limit: 100 }).unwrap();
+        assert_eq!(node.get("/v1/aliases").0, 200);
+        client.undeploy("there").unwrap();
+        assert!(deployments.iter().any(|deployment| !deployment.is_finished()), "all were over already");
+    });
+}
+
+#[test]
+fn nothing_is_deployed_while_the_shards_stop() {
+    let node = node();
+    node.shards.draining.store(true, Ordering::SeqCst);
+    let refused = node.client().deploy("echo", &DeployFlags::default(), MODULE).unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Refused { problem } if problem.code == "shards" && problem.detail.contains("stopping")),
+        "{refused}"
+    );
 }

@@ -164,3 +164,74 @@ fn a_change_that_may_not_last_is_told_beside_other_notes() {
     assert!(with_warning(None, "echo", &unknown).is_some());
     assert_eq!(with_warning(None, "echo", &Lasting::Yes), None);
 }
+
+#[test]
+fn of_two_deployments_of_one_name_the_later_one_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, shards) = deployer(directory.path());
+    let manifest = manifest("echo", "shop");
+    let (early, late) = (first.begin(&manifest).unwrap(), first.begin(&manifest).unwrap());
+    let other = first.begin(&FunctionManifest { name: "other".to_owned(), ..manifest.clone() }).unwrap();
+    let compiled = |wasm| first.compile(&manifest, wasm).unwrap();
+    let info = first.put_in_force(&late, &manifest, MODULE_2, compiled(MODULE_2)).unwrap();
+    let overtaken = first.put_in_force(&early, &manifest, MODULE, compiled(MODULE)).unwrap_err();
+    assert!(matches!(overtaken, DeployError::Overtaken { .. }), "{overtaken}");
+    other.check().unwrap();
+    assert_eq!(shards.generation_of("echo"), Some(info.generation));
+    assert_eq!(first.functions(), std::slice::from_ref(&info));
+    drop(first);
+    let (second, shards) = deployer(directory.path());
+    second.start(&[]).unwrap();
+    assert_eq!(shards.generation_of("echo"), Some(info.generation));
+}
+
+#[test]
+fn in_their_order_both_take_effect_and_an_undeployment_counts_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deployer, shards) = deployer(directory.path());
+    let manifest = manifest("echo", "shop");
+    let (early, late) = (deployer.begin(&manifest).unwrap(), deployer.begin(&manifest).unwrap());
+    let put = |ticket: &Ticket| deployer.put_in_force(ticket, &manifest, MODULE, deployer.compile(&manifest, MODULE).unwrap());
+    let (first, second) = (put(&early).unwrap(), put(&late).unwrap());
+    assert!(second.generation > first.generation);
+    assert_eq!(shards.generation_of("echo"), Some(second.generation));
+    let ticket = deployer.begin(&manifest).unwrap();
+    deployer.undeploy("echo").unwrap();
+    assert!(matches!(put(&ticket), Err(DeployError::Overtaken { .. })));
+    assert!(shards.installed().is_empty() && deployer.functions().is_empty());
+    put(&deployer.begin(&manifest).unwrap()).unwrap();
+}
+
+#[test]
+fn what_was_deployed_while_a_module_was_compiled_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deployer, shards) = deployer(directory.path());
+    let mut other = manifest("a", "shop");
+    let ticket = deployer.begin(&other).unwrap();
+    deployer.deploy(&manifest("b", "shop"), MODULE).unwrap();
+    other.rules.tokens = true;
+    let compiled = deployer.compile(&other, MODULE).unwrap();
+    let refused = deployer.put_in_force(&ticket, &other, MODULE, compiled).unwrap_err();
+    assert!(matches!(refused, DeployError::Catalog(CatalogError::RulesDiffer { .. })), "{refused}");
+    assert_eq!(shards.installed().len(), 1);
+}
+
+#[test]
+fn a_stored_function_that_the_shards_do_not_take_now_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, _) = deployer(directory.path());
+    let info = first.deploy(&manifest("echo", "shop"), MODULE).unwrap();
+    drop(first);
+    let (second, shards) = deployer(directory.path());
+    shards.fail_next_install();
+    assert_eq!(second.start(&[]).unwrap().broken.len(), 1);
+    assert!(second.ready().unwrap_err().contains('1') && shards.installed().is_empty());
+    let second = Arc::new(second);
+    second.keep_trying().unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while second.ready().is_err() {
+        assert!(std::time::Instant::now() < until, "{:?}", second.ready());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!((second.functions(), shards.generation_of("echo")), (vec![info.clone()], Some(info.generation)));
+}

@@ -1,7 +1,7 @@
 //! Guests that mean harm: each costs its own invocation a clear end, and nobody else anything.
 
 use super::script::{self, MEMORY, Results, Script};
-use super::{Guest, Progress, Shard, load};
+use super::{FunctionManifest, Guest, Progress, Shard, load, load_with, manifest};
 use crate::worker::TrapKind;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,27 @@ fn a_guest_that_spins_is_stopped_at_its_deadline_and_yields_on_the_way() {
     assert_eq!(progress, Progress::DeadlinePassed);
     assert!(slices > 2, "{slices} slices of 0.2 ms in 50 ms");
     assert!((Duration::from_millis(50)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn one_long_operation_on_memory_takes_many_slices() {
+    let program = load_with(
+        &FunctionManifest { memory_mib: 64, ..manifest() },
+        r#"(module (memory (export "memory") 1024) (func (export "handle") (result i32)
+          (memory.fill (i32.const 0) (i32.const 7) (i32.const 0x2000000))
+          (memory.copy (i32.const 0x2000000) (i32.const 0) (i32.const 0x2000000))
+          (i32.load8_u (i32.const 0x3ffffff))))"#,
+    );
+    let (mut shard, mut guest) = (Shard::new(), Guest::fork(&program.unwrap(), 1));
+    guest.begin(b"");
+    let (mut slices, mut progress) = (0, Progress::SliceOver);
+    while progress == Progress::SliceOver {
+        progress = shard.poll(&mut guest);
+        slices += 1;
+    }
+    assert_eq!(progress, Progress::Finished(7));
+    // Each check that meets an operation is one; 64 MiB are touched for the first time, which takes many times 0.2 ms.
+    assert!(slices > 8, "{slices} slices");
 }
 
 #[test]

@@ -22,6 +22,8 @@ fn bytes_that_are_no_core_module_are_refused() {
         let error = engine().load(&manifest(), bytes).err().unwrap();
         assert!(matches!(error, LoadError::NotWasm { .. }), "{error}");
     }
+    let text = engine().load(&manifest(), b"hello, this is text").err().unwrap().to_string();
+    assert!(text.contains("does not begin as a wasm module does") && text.lines().count() == 1, "{text}");
     assert!(refusal_of("(component)").contains("component"));
     let mut good = wat::parse_str(format!("(module {MEMORY} {HANDLE})")).unwrap();
     for at in 8..good.len() {
@@ -92,6 +94,22 @@ fn an_unknown_or_wrong_import_is_named() {
         "the import xfaas.set_output is (i32, i64) -> (): it must be a function (i32, i32) -> (i32)"
     );
     assert!(refusal(r#"(import "xfaas" "set_output" (global i32))"#).contains("not a function"));
+}
+
+#[test]
+fn what_would_take_the_compiler_much_memory_is_refused_with_its_limit() {
+    let many = |what: &str, count: usize| refusal(&what.repeat(count));
+    assert_eq!(many("(func)", 50_001), "the module has more than 50000 functions");
+    let import = r#"(import "xfaas" "set_output" (func (param i32 i32) (result i32)))"#;
+    assert_eq!(many(import, 1_025), "the module has more than 1024 imports");
+    assert_eq!(many("(type (func))", 10_001), "the module has more than 10000 types");
+    let wide = format!("(type (func (param {})))", "i32 ".repeat(700));
+    assert!(many(&wide, 94).contains("65536 parameters"), "{}", many(&wide, 94));
+    let elements = format!("(table 1 funcref) (func $f) (elem func {})", "$f ".repeat(100_000));
+    assert!(refusal(&elements).contains("100000 element"), "{}", refusal(&elements));
+    load(&format!("(module (table 1 funcref) (func $f) (elem func {}) {MEMORY} {HANDLE})", "$f ".repeat(1_000)));
+    let nested = format!("(func {} {})", "block ".repeat(40_000), "end ".repeat(40_000));
+    assert!(refusal(&nested).contains("too long"), "{}", refusal(&nested));
 }
 
 #[test]
