@@ -270,8 +270,7 @@ impl Shard {
     }
 
     /// Somebody traces and this turn has replies: they are handed over before the wait. That does it otherwise, but lasts until something comes, and nobody
-    /// could tell when it sent. It is one system call more in each turn that has a reply, and a client that asks again while the others' replies
-    /// still leave: some percent of the throughput, so not when nobody looks.
+    /// could tell when it sent. It is one system call more in each turn that has a reply, so it is not made when nobody looks.
     fn stamp_sent(&mut self) {
         if self.tail.has_pending() {
             self.ring.hand_over();

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 impl Deployer {
     /// Before an app becomes `sync`: its sessions are with the logs of their slots' owners from then on.
-    /// Errors: one stays away for now.
+    /// Errors: one of them does not come home. Those before it are there.
     pub(super) fn bring_home_for(&self, manifest: &FunctionManifest) -> Result<(), DeployError> {
         let former = self.catalog.read().unwrap_or_else(PoisonError::into_inner).durability_of(&manifest.app);
         if manifest.durability != Durability::Sync || former == Some(Durability::Sync) {
