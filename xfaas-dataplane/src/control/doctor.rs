@@ -164,12 +164,22 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>, is_this_node: bool) -> 
         match ensure_free(address, tcp) {
             Ok(()) => Check::good(name, format!("{address} is free")),
             Err(error) => {
-                let advice = "stop the process that has it (`ss -lntup` names it), or choose another address";
-                Check::bad(name, Verdict::Missing, super::describe(&error), advice)
+                Check::bad(name, Verdict::Missing, super::describe(&error), advice_on_taken_port(options))
             }
         }
     };
     addresses.map(examine).into()
+}
+
+fn advice_on_taken_port(options: &DoctorOptions<'_>) -> String {
+    if options.is_running {
+        let (admin, state_dir) = (options.admin, options.state_dir.display());
+        return format!(
+            "the xfaas that answers on {admin} does not use {state_dir} and may have it: name that one's directory with --state-dir to \
+             look at it, or choose another address to run one beside it"
+        );
+    }
+    "stop the process that has it (`ss -lntup` names it), or choose another address".to_owned()
 }
 
 /// Tries what the threads of a node would do, on a thread that ends with it.
@@ -346,6 +356,7 @@ mod tests {
         let checks = ports(&machine(), &options, false);
         for check in [&checks[0], &checks[3]] {
             assert!(check.verdict == Verdict::Missing && check.found.contains(&taken.to_string()), "{checks:?}");
+            assert!(check.advice.contains("ss -lntup"), "{checks:?}");
         }
         assert_eq!(checks[1].verdict, Verdict::Good);
         assert!(all_good(&ports(&machine(), &options, true)));
@@ -361,6 +372,7 @@ mod tests {
         let http = || examine(&answered()).into_iter().find(|check| check.name == "HTTP port").unwrap();
         let check = http();
         assert!(check.verdict == Verdict::Missing && !check.found.contains("xfaas is running"), "{check:?}");
+        assert!(check.advice.contains("--state-dir") && check.advice.contains(directory.to_str().unwrap()), "{check:?}");
         let _store = Store::open(&directory).unwrap();
         let check = http();
         assert!(check.verdict == Verdict::Good && check.found.contains("xfaas is running"), "{check:?}");
