@@ -70,8 +70,7 @@ impl Shard {
             if completion.result > 0 {
                 self.take_bytes(id, &bytes);
             } else if completion.result == -libc::ENOBUFS {
-                self.view.counters.buffers_exhausted.add(1);
-                self.starved.push(id);
+                self.view.counters.buffers_exhausted.add(1); // `after_receive` arms it again, unless it is to rest
             } else if completion.result != -libc::ECANCELED {
                 connection.ended = true;
                 if completion.result < 0 {

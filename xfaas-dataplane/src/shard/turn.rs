@@ -95,8 +95,6 @@ pub struct Shard {
     pub(super) finished: Vec<Finished>,
     /// What a receive brought, copied out so that its buffer goes back at once.
     pub(super) scratch: Vec<u8>,
-    /// Connections, and the UDP socket, whose receive found no buffer.
-    pub(super) starved: Vec<u32>,
     /// Takes connections and datagrams.
     pub(super) is_serving: bool,
     pub(super) datagrams_armed: bool,
@@ -187,7 +185,6 @@ impl Shard {
             answers: Answers::default(),
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
-            starved: Vec::new(),
             is_serving: false,
             datagrams_armed: false,
             accept_armed: false,
@@ -303,11 +300,6 @@ impl Shard {
             self.datagrams_armed = true;
         }
         self.arm_rpc();
-        while let Some(id) = self.starved.pop() {
-            if self.connections.contains(id as usize) {
-                self.arm_receive(id);
-            }
-        }
     }
 
     fn wait_time(&self) -> Duration {
