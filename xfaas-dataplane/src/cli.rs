@@ -1,10 +1,11 @@
-//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|trace|doctor`. CONTRACT.md section 4.
+//! The command line: `xfaas run|container|deploy|undeploy|functions|sessions|token|invoke|stats|top|trace|doctor`. CONTRACT.md section 4.
 //! Called by `main.rs`, which brings the server. Results go to stdout, errors to stderr; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
 mod datagram;
 mod invoke;
 mod show;
+mod top;
 mod trace;
 
 use self::args::{Arguments, Command, ConfigArguments, DeployArguments, SessionCommand, SessionsArguments, TokenArguments};
@@ -18,7 +19,7 @@ use clap::Parser;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ enum CliError {
     Invoke(String),
     #[error("{0}")]
     Serve(String),
+    #[error("cannot watch the node: the system gave no thread or signal handler")]
+    Watch(#[source] std::io::Error),
     #[error("cannot write the result")]
     Write(#[from] std::io::Error),
 }
@@ -76,16 +79,17 @@ where
     P: FnOnce(&Config) -> Vec<Check>,
     E: Display,
 {
+    let is_terminal = std::io::stdout().is_terminal();
     let (mut out, mut errors) = (std::io::stdout().lock(), std::io::stderr());
-    run_with(arguments, hooks, &Environment::read(), &mut out, &mut errors).into()
+    let mut terminal = Terminal { out: &mut out, errors: &mut errors, is_terminal, is_json: false };
+    run_with(arguments, hooks, &Environment::read(), &mut terminal).into()
 }
 
 fn run_with<S, P, E>(
     arguments: impl IntoIterator<Item = OsString>,
     hooks: Hooks<S, P>,
     environment: &Environment,
-    out: &mut dyn Write,
-    errors: &mut dyn Write,
+    terminal: &mut Terminal<'_>,
 ) -> u8
 where
     S: FnOnce(Role) -> Result<(), E>,
@@ -96,15 +100,13 @@ where
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version are answers, the rest are mistakes; if neither can be shown, the code still tells.
-            let target: &mut dyn Write = if error.use_stderr() { errors } else { out };
+            let target: &mut dyn Write = if error.use_stderr() { terminal.errors } else { terminal.out };
             write!(target, "{}", error.render()).ok();
             return if error.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
         }
     };
-    let mut terminal = Terminal { out, errors, is_json: arguments.json };
-    match dispatch(arguments, hooks, environment, &mut terminal)
-        .and_then(|code| terminal.out.flush().map(|()| code).map_err(CliError::from))
-    {
+    terminal.is_json = arguments.json;
+    match dispatch(arguments, hooks, environment, terminal).and_then(|code| terminal.out.flush().map(|()| code).map_err(CliError::from)) {
         Ok(code) => code,
         // Whoever reads our output has seen enough, as `head` does: nobody is left to be told.
         Err(CliError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => EXIT_FAILED,
@@ -119,6 +121,8 @@ where
 struct Terminal<'a> {
     out: &'a mut dyn Write,
     errors: &'a mut dyn Write,
+    /// Somebody looks at `out` as it comes.
+    is_terminal: bool,
     is_json: bool,
 }
 
@@ -202,6 +206,7 @@ where
             terminal.show(&reply, || show::stats(&reply))?;
             Ok(EXIT_DONE)
         }
+        Command::Top(arguments) => top::run(client()?, &arguments, terminal),
         Command::Trace { tail: _, seconds } => run_trace(&client()?, seconds, terminal),
         Command::Token(arguments) => run_token(&client()?, arguments, terminal),
         Command::Invoke(arguments) => invoke::run(&arguments, terminal),

@@ -59,6 +59,11 @@ pub(super) enum Command {
     Invoke(InvokeArguments),
     /// Show counters and latencies
     Stats,
+    /// Watch what a node does: requests, errors and times of the last interval, by core and function
+    ///
+    /// On a terminal the figures are drawn in place until Ctrl-C. Elsewhere a table an interval is printed, and with --json a document an interval, on
+    /// one line. `xfaas stats` has the sums since the start.
+    Top(TopArguments),
     /// Say where the time of requests goes: of the median one, and of the slowest
     Trace {
         /// Explain the slowest requests (the only kind of trace there is, and the default)
@@ -377,6 +382,16 @@ pub(super) struct InvokeArguments {
     /// Call so many times, one after the other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TopArguments {
+    /// How long an interval is, 100 to 60000
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    pub interval_ms: u32,
+    /// End after so many intervals [default: no end on a terminal, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
 }
 
 /// A list of CPUs that clap takes as one value.

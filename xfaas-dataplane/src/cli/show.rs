@@ -150,7 +150,9 @@ pub(super) fn stats(reply: &StatsReply) -> String {
     for sample in &reply.metrics {
         let label = |key: &str| sample.labels.get(key).cloned().unwrap_or_default();
         match (&sample.histogram, sample.value) {
-            (Some(histogram), _) if sample.name == REQUEST_DURATION_SECONDS => merge(durations.entry(label("function")), histogram),
+            (Some(histogram), _) if sample.name == REQUEST_DURATION_SECONDS => {
+                merge(durations.entry(label("function")).or_default(), histogram)
+            }
             (None, Some(value)) if sample.name == REQUESTS_TOTAL => {
                 *requests.entry((label("function"), label("outcome"))).or_default() += value
             }
@@ -218,8 +220,8 @@ fn title(sample: &MetricSample) -> String {
     if labels.is_empty() { sample.name.clone() } else { format!("{} {}", sample.name, labels.join(" ")) }
 }
 
-fn merge(entry: std::collections::btree_map::Entry<'_, String, Histogram>, histogram: &Histogram) {
-    let merged = entry.or_insert_with(|| Histogram { count: 0, sum_seconds: 0.0, buckets: Vec::new() });
+/// Adds one more shard's to what `merged` has of the others.
+pub(super) fn merge(merged: &mut Histogram, histogram: &Histogram) {
     merged.count += histogram.count;
     merged.sum_seconds += histogram.sum_seconds;
     merged.buckets.resize(histogram.buckets.len(), (0.0, 0));
@@ -228,12 +230,16 @@ fn merge(entry: std::collections::btree_map::Entry<'_, String, Histogram>, histo
     }
 }
 
-/// The bound of the bucket that the quantile lies in.
-fn quantile(histogram: &Histogram, fraction: f64) -> String {
+/// The bound of the bucket that the quantile lies in. None: it is above the last.
+pub(super) fn quantile_bound(histogram: &Histogram, fraction: f64) -> Option<f64> {
     let rank = (histogram.count as f64 * fraction).ceil() as u64;
+    histogram.buckets.iter().find(|(_, count)| *count >= rank).map(|(bound, _)| *bound)
+}
+
+fn quantile(histogram: &Histogram, fraction: f64) -> String {
     let seconds = |bound: f64| if bound < 0.001 { format!("{:.0} us", bound * 1e6) } else { format!("{} ms", bound * 1e3) };
-    match histogram.buckets.iter().find(|(_, count)| *count >= rank) {
-        Some((bound, _)) => format!("<= {}", seconds(*bound)),
+    match quantile_bound(histogram, fraction) {
+        Some(bound) => format!("<= {}", seconds(bound)),
         None => histogram.buckets.last().map_or_else(|| "-".to_owned(), |(bound, _)| format!("> {}", seconds(*bound))),
     }
 }

@@ -27,7 +27,8 @@ fn xfaas_with(line: &[&str], serve: impl FnOnce(Config) -> Result<(), String>, p
         Role::Container(_) => Ok(()),
     };
     let hooks = Hooks { serve, probe: |_: &Config| probes };
-    let code = run_with(arguments, hooks, &environment, &mut out, &mut errors);
+    let mut terminal = Terminal { out: &mut out, errors: &mut errors, is_terminal: false, is_json: false };
+    let code = run_with(arguments, hooks, &environment, &mut terminal);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(errors).unwrap())
 }
 
@@ -113,6 +114,10 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["container", "--join", "127.0.0.1:1", "--listen", "127.0.0.1:0"],
         &["run", "--admin", "localhost", "--check"],
         &["sessions", "--limit", "0"],
+        &["top", "--interval-ms", "99"],
+        &["top", "--interval-ms", "60001"],
+        &["top", "--count", "0"],
+        &["top", "--admin", "nonsense"],
     ] {
         let (code, out, errors) = xfaas(line);
         assert_eq!((code, out.as_str()), (2, ""), "{line:?}: {errors}");
@@ -161,9 +166,12 @@ fn no_server_is_said_clearly() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
-    for line in
-        [&["functions", "--admin", &address][..], &["invoke", "echo", "--addr", &address], &["invoke", "echo", "--udp", "--addr", &address]]
-    {
+    for line in [
+        &["functions", "--admin", &address][..],
+        &["top", "--admin", &address],
+        &["invoke", "echo", "--addr", &address],
+        &["invoke", "echo", "--udp", "--addr", &address],
+    ] {
         let (code, out, errors) = xfaas(line);
         assert_eq!((code, out.as_str()), (1, ""), "{line:?}");
         assert!(errors.contains("xfaas run") && errors.contains(&address), "{errors}");
@@ -202,6 +210,12 @@ fn functions_come_and_go_by_the_admin_api() {
     assert!(xfaas(&["stats", "--admin", &admin]).1.contains("steering off"));
     let (_, out, _) = xfaas(&["stats", "--json", "--admin", &admin]);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["shards"], 2);
+    let (code, out, errors) = xfaas(&["top", "--interval-ms", "100", "--admin", &admin]);
+    assert!(code == 0 && out.starts_with(&format!("xfaas {admin}  up 00:00:0")) && out.contains("\necho "), "{out}{errors}");
+    let (code, out, errors) = xfaas(&["top", "--json", "--count", "2", "--interval-ms", "100", "--admin", &admin]);
+    let documents: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((code, documents.len()), (0, 2), "{errors}");
+    assert!(documents.iter().all(|document| document["functions"][0]["requests_per_s"] == 0.0), "{out}");
 }
 
 #[test]

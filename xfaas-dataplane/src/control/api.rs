@@ -213,7 +213,7 @@ pub struct MetricSample {
     pub histogram: Option<Histogram>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
     pub count: u64,
     pub sum_seconds: f64,

@@ -63,6 +63,11 @@ impl AdminClient {
         AdminClient { agent: config.build().new_agent(), address: address.to_owned() }
     }
 
+    /// Where it asks: host and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// True if an xfaas answers there.
     pub fn is_alive(&self) -> bool {
         self.agent.get(self.url("/healthz")).call().is_ok_and(|response| response.status() == 200)

@@ -16,6 +16,8 @@ pub const REQUESTS_TOTAL: &str = "xfaas_requests_total";
 pub const REQUEST_DURATION_SECONDS: &str = "xfaas_request_duration_seconds";
 /// Datagrams that the kernel programs dropped without an answer, by `reason`; those of user space are `xfaas_datagrams_dropped_total`.
 pub const DROPS_TOTAL: &str = "xfaas_drops_total";
+/// How long each shard's thread was on its CPU or waited for it, by `shard`; absent where the kernel does not say.
+pub const SHARD_BUSY_SECONDS_TOTAL: &str = "xfaas_shard_busy_seconds_total";
 /// What the kernel programs decided, by `verdict`.
 pub const STEERING_VERDICTS_TOTAL: &str = "xfaas_steering_verdicts_total";
 
@@ -53,6 +55,18 @@ impl Samples {
                 value: *count as f64,
             });
         }
+    }
+
+    /// Adds what `Shards::busy_ns` says.
+    pub fn add_busy(&mut self, busy_ns: &[u64]) {
+        let sample = |(shard, busy_ns): (usize, &u64)| CounterSample {
+            name: SHARD_BUSY_SECONDS_TOTAL,
+            help: "Time for which the shard's thread was on its CPU or waited for it",
+            kind: MetricKind::Counter,
+            labels: vec![("shard", shard.to_string())],
+            value: *busy_ns as f64 / 1e9,
+        };
+        self.counters.extend(busy_ns.iter().enumerate().map(sample));
     }
 
     pub fn gauge(&mut self, name: &'static str, help: &'static str, labels: Vec<(&'static str, String)>, value: f64) {
@@ -201,6 +215,17 @@ xfaas_request_duration_seconds_count{function="echo"} 7
         assert!(text.contains("# HELP xfaas_a two\\nlines\n"), "{text}");
         assert!(text.contains(r#"xfaas_a{x="a\"b\\c\nd"} 0.5"#), "{text}");
         assert!(text.contains("xfaas_b 3000000000\n"), "{text}");
+    }
+
+    #[test]
+    fn busy_shards_are_counted_where_the_kernel_says() {
+        let mut samples = Samples { counters: vec![], histograms: vec![] };
+        samples.add_busy(&[]);
+        assert_eq!(samples.to_text(), "");
+        samples.add_busy(&[1_500_000_000, 0]);
+        let text = samples.to_text();
+        assert!(text.contains("# TYPE xfaas_shard_busy_seconds_total counter\n"), "{text}");
+        assert!(text.contains("xfaas_shard_busy_seconds_total{shard=\"0\"} 1.5\n"), "{text}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use self::checkpoints::{CheckpointStatus, CheckpointsError, start_checkpoint
 pub use self::client::{AdminClient, ClientError};
 pub use self::deploy::{ConfiguredFunction, DeployError, Deployer, StartReport};
 pub use self::doctor::{Check, DoctorOptions, Verdict, all_good, examine};
-pub use self::metrics::{DROPS_TOTAL, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, STEERING_VERDICTS_TOTAL};
+pub use self::metrics::{DROPS_TOTAL, REQUEST_DURATION_SECONDS, REQUESTS_TOTAL, SHARD_BUSY_SECONDS_TOTAL, STEERING_VERDICTS_TOTAL};
 pub use self::moving::{HotSession, MOVE_OUTCOMES, MoveError, MoveReply, MoveRequest};
 pub use self::rebalance::Rebalancer;
 pub use self::regions::RegionDoor;

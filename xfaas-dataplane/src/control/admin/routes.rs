@@ -60,6 +60,7 @@ impl Shared {
         samples.gauge("xfaas_guest_memory_limit_bytes", "What they may take together", vec![], guest_memory_max as f64);
         samples.gauge("xfaas_shards", "Shards of this process", vec![], self.shards.count() as f64);
         samples.gauge("xfaas_uptime_seconds", "Since the control thread started", vec![], self.started_at.elapsed().as_secs_f64());
+        samples.add_busy(&self.shards.busy_ns());
         samples.add_steering(&(self.steering)());
         samples
     }
