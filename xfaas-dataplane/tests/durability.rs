@@ -6,7 +6,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, eventually, guest};
+use harness::{Function, Node, RpcClient, State, eventually, guest};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -377,15 +377,8 @@ fn what_an_app_wrote_after_it_became_memory_moves_with_it_to_another_number_of_s
 #[test]
 #[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
 fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room() {
-    let mut node = sync_counters().shards(1).start();
-    node.stop();
-    let log = node.directory.path().join("state/log");
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=140m", "xfaas-test"]).arg(&log).status().unwrap();
-    assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
-    let _mount = Mount(log.clone());
-    node.start();
-    // One segment is set aside; no other one has room, and the disk cannot give it.
-    std::fs::write(log.join("filler"), vec![1; 100 << 20]).unwrap_err();
+    let (mut node, disk) = on_a_small_disk();
+    disk.fill();
     let mut client = node.connect();
     let (mut acknowledged, mut refused) = (0_u64, None);
     // A write alone takes a page: 64 MiB are 16,384 of them, fewer with eight at once.
@@ -406,7 +399,7 @@ fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room()
     let stats = node.cli_json(&["stats"]);
     assert!(stats["not_ready"].as_str().is_some_and(|text| text.contains("cannot be written")), "{stats}");
     assert!(node.metrics().sum("xfaas_log_failing", &[]) >= 1.0);
-    std::fs::remove_file(log.join("filler")).unwrap();
+    disk.make_room();
     eventually("it goes on", || node.post("counter-rmw-linear", "durable-0", b"").status == 200);
     node.kill();
     lose_memory(&node);
@@ -415,8 +408,49 @@ fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room()
     node.stop();
 }
 
+#[test]
+#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
+fn a_containers_commit_that_a_full_disk_refuses_leaves_no_lock_behind() {
+    let ((mut node, disk), session) = (on_a_small_disk(), "durable-0");
+    let mut container = RpcClient::to_owner(node.rpc, session);
+    let strong = |invocation| State::strong("counter-rmw-linear", session, invocation);
+    assert_eq!(container.call(|id| strong(1).read(id, b"key")).result(), -1);
+    disk.fill();
+    let mut client = node.connect();
+    let is_refused = |_| client.call("POST", "/f/counter-rmw-linear", &[("x-session-id", "durable-1")], b"").status != 200;
+    assert!((0..17_000).any(is_refused), "the disk is full");
+    eventually("the log fails", || node.metrics().sum("xfaas_log_failing", &[]) >= 1.0);
+    container.call(|id| strong(1).commit(id, &[(b"key", b"never")])).assert_error(3, "overloaded");
+    disk.make_room();
+    eventually("it goes on", || node.post("counter-rmw-linear", "durable-1", b"").status == 200);
+    assert_eq!(container.call(|id| strong(2).read(id, b"key")).result(), -1, "nobody holds it, and nothing was written");
+    node.stop();
+}
+
 /// A file system that goes with its guard.
 struct Mount(PathBuf);
+
+/// A node of one shard whose log has a small disk for itself.
+fn on_a_small_disk() -> (Node, Mount) {
+    let mut node = sync_counters().shards(1).start();
+    node.stop();
+    let log = node.directory.path().join("state/log");
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=140m", "xfaas-test"]).arg(&log).status().unwrap();
+    assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
+    node.start();
+    (node, Mount(log))
+}
+
+impl Mount {
+    /// One segment is set aside; no other one has room, and the disk cannot give it.
+    fn fill(&self) {
+        std::fs::write(self.0.join("filler"), vec![1; 100 << 20]).unwrap_err();
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
 
 impl Drop for Mount {
     fn drop(&mut self) {

@@ -157,8 +157,7 @@ impl RemoteAccess {
     pub fn note_sent(&mut self, link: u64) {
         if self.is_strong() {
             self.link = link;
-            // A commit is the end of its invocation.
-            self.owes_end = self.operation != RemoteOperation::Commit;
+            self.owes_end = true;
         }
     }
 
@@ -171,6 +170,8 @@ impl RemoteAccess {
         if result == UNREACHABLE {
             self.is_unreachable = true;
             self.is_lost |= self.is_strong();
+        } else if self.operation == RemoteOperation::Commit {
+            self.owes_end = false; // it was the end of its invocation; one that was refused, or not answered, perhaps not
         }
     }
 
@@ -495,6 +496,25 @@ mod tests {
         remote.take_answer();
         assert_eq!(remote.ask(RemoteOperation::WriteStrong, 0, b"n", b"1"), UNREACHABLE, "the primary may have opened the section");
         assert_eq!(remote.owed_end(), Some(1), "and may hold its lock");
+    }
+
+    #[test]
+    fn a_commit_is_the_end_of_its_invocation_only_where_it_was_answered() {
+        let commit = |result| {
+            let mut remote = asked(RemoteOperation::ReadStrong, b"n");
+            remote.note_sent(1);
+            remote.answer(1, b"5");
+            assert_eq!(remote.take_answer(), Some(1));
+            (remote.operation, remote.stage) = (RemoteOperation::Commit, Stage::Asked);
+            assert!(remote.may_go_over(1));
+            remote.note_sent(1);
+            remote.answer(result, b"");
+            (remote.take_commit(), remote.owed_end())
+        };
+        for result in [0, OVER_LIMIT] {
+            assert_eq!(commit(result), (result, None));
+        }
+        assert_eq!(commit(UNREACHABLE), (UNREACHABLE, Some(1)), "its locks may be held");
     }
 
     #[test]

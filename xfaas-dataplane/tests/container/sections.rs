@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 const CLIENTS: u64 = 10;
 const INCREMENTS: u64 = 100;
+/// Longer than a command of the operator takes, nanoseconds or so.
+const LONG_SPIN: i32 = 2_000_000_000;
 /// Whether two calls meet is up to the machine: it is tried so often.
 const ROUNDS_MAX: i32 = 60;
 
@@ -104,6 +106,25 @@ fn a_section_of_a_guest_that_fails_is_free_again() {
     let begun = Instant::now();
     assert_eq!(results(&node.post("script", "s", &open().write("n", b"1", 1).end())), [-1, -1, 0]);
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_section_whose_commit_is_refused_is_free_again() {
+    let node = node();
+    let module = node.directory.path().join("script.wasm");
+    let flags = ["--app", "scripts", "--atomic", "--deadline-ms", "60000"];
+    assert!(node.cli(&[&["deploy", "brief", module.to_str().unwrap()][..], &flags].concat()).status.success());
+    let container = Container::join(&node, &[]);
+    let mut client = container.connect();
+    let script = Script::new().read("n", 1).spin(LONG_SPIN).write("n", b"never", 1).end();
+    client.send(&request("POST", "/f/brief", &[("x-session-id", "s")], &script));
+    eventually("the section is open", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
+    assert!(node.cli(&["undeploy", "brief"]).status.success());
+    client.reply().assert_error(503, "no_primary");
+    let begun = Instant::now();
+    assert_eq!(results(&node.post("script", "s", &Script::new().read("n", 1).write("n", b"1", 1).end())), [-1, 0]);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    eventually("no lock is left", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 0.0);
 }
 
 #[test]

@@ -144,6 +144,23 @@ fn a_waiting_invocation_can_ask_weakly_or_end() {
 }
 
 #[test]
+fn a_commit_that_is_refused_ends_its_invocation_all_the_same() {
+    let node = node();
+    let module = node.directory.path().join("script.wasm");
+    assert!(node.cli(&["deploy", "brief", module.to_str().unwrap(), "--app", "state", "--atomic"]).status.success());
+    let (mut one, mut other) = (RpcClient::to_owner(node.rpc, "s"), RpcClient::to_owner(node.rpc, "s"));
+    let at = State::strong("brief", "s", 1);
+    assert_eq!(one.call(|id| at.read(id, b"k")).result(), NOT_FOUND);
+    let waiting = waiting_read(&node, &mut other, "s", 1, b"k");
+    assert!(node.cli(&["undeploy", "brief"]).status.success());
+    while one.next_within(A_WHILE).is_some() {} // it is told of that
+    while other.next_within(A_WHILE).is_some() {}
+    one.call(|id| at.commit(id, &[(b"k", b"never")])).assert_error(1, "no_function");
+    assert_eq!(other.answer_to(waiting).result(), NOT_FOUND, "the lock is the next one's, and nothing was written");
+    eventually("it is forgotten", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
+}
+
+#[test]
 fn an_invocation_holds_a_thousand_locks_and_no_more() {
     let node = node();
     let mut client = RpcClient::to_owner(node.rpc, "s");

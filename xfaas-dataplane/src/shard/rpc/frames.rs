@@ -190,7 +190,12 @@ impl Shard {
             (_, Some(writes)) => self.commit(&asked, write.invocation, writes),
             _ => Err(UNKNOWN_OP),
         });
-        if let Err((status, text)) = done {
+        if let Err(refusal) = done {
+            // Who commits says nothing more of its invocation, however it is answered. One that still waits for a lock is not known to a container that keeps to the rules.
+            if write.op == WRITE_COMMIT && refusal != BUSY_INVOCATION {
+                self.end_invocation(id, write.invocation);
+            }
+            let (status, text) = refusal;
             self.refuse_request(id, head.request_id, status, text);
         }
         self.hold_rpc(id, app);
