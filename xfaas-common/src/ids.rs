@@ -131,6 +131,26 @@ impl FunctionHash {
     }
 }
 
+/// FNV-1a-64 of an app's name: which app a container means. Unlike an index it means the same to the node's next process.
+/// Source: draft-eastlake-fnv-21, section 6.2 (64-bit basis and prime).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AppHash(pub u64);
+
+impl AppHash {
+    /// Where nothing is said about an app. No name is known to have it.
+    pub const NONE: AppHash = AppHash(0);
+
+    pub const fn of(name: &[u8]) -> AppHash {
+        let mut hash: u64 = 0xCBF2_9CE4_8422_2325;
+        let mut i = 0;
+        while i < name.len() {
+            hash = (hash ^ name[i] as u64).wrapping_mul(0x0000_0100_0000_01B3);
+            i += 1;
+        }
+        AppHash(hash)
+    }
+}
+
 /// True for `[A-Za-z0-9_.-]{1,64}`: the names of functions and apps.
 pub fn is_name(text: &[u8]) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len()) && text.iter().all(|byte| NAME_BYTES[usize::from(*byte)])

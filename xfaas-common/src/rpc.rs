@@ -4,7 +4,7 @@
 //! Bytes are hostile here: no function panics on any input, and none looks at more than one frame. Nothing allocates: encoders extend
 //! what the caller gives them, decoders borrow.
 
-use crate::ids::{FunctionHash, SessionId};
+use crate::ids::{AppHash, FunctionHash, SessionId};
 use crate::limits::{RPC_FRAME_BYTES_MAX, RPC_MODULE_CHUNK_BYTES, RPC_PAYLOAD_BYTES_MAX, SESSION_ID_BYTES_MAX, SESSION_KEYS_MAX};
 use crate::wire::{
     HEADER_BYTES, Header, KIND_CHANGED, KIND_ERROR, KIND_HELLO, KIND_MODULE, KIND_MODULE_REPLY, KIND_PING, KIND_PONG, KIND_STATE_READ,
@@ -12,7 +12,7 @@ use crate::wire::{
 };
 
 /// The one version of what is said in frames.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// In a hello: whichever shard took the connection.
 pub const ANY_SHARD: u16 = 0xFFFF;
 
@@ -31,8 +31,8 @@ pub const WRITE_COMMIT: u8 = 2;
 pub const STATUS_REFUSED: u8 = 0;
 
 /// Bytes before the key of a kind 16 payload, and before the key of a kind 17 payload.
-pub const READ_HEAD_BYTES: usize = 20;
-pub const WRITE_HEAD_BYTES: usize = 20;
+pub const READ_HEAD_BYTES: usize = 28;
+pub const WRITE_HEAD_BYTES: usize = 28;
 /// Bytes before the value of a kind 18 payload.
 pub const REPLY_HEAD_BYTES: usize = 4;
 /// Bytes of a kind 19 payload.
@@ -265,6 +265,8 @@ impl Asker {
 pub struct StateRead<'a> {
     /// Unique on its connection among the invocations under way.
     pub invocation: u64,
+    /// The app that the function belonged to when the invocation began. Its name may be another app's by now: then nothing is answered but an error.
+    pub app: AppHash,
     /// The asker waits no longer; 0: no such limit.
     pub deadline_ms: u32,
     /// `guest_abi::MODE_WEAK` or `MODE_STRONG`.
@@ -281,12 +283,12 @@ impl<'a> StateRead<'a> {
     /// Errors: too short or too long, as for all payloads below.
     pub fn decode(payload: &'a [u8]) -> Result<StateRead<'a>, FrameFault> {
         let mut rest = Cursor(payload);
-        let (invocation, deadline_ms) = (rest.u64()?, rest.u32()?);
+        let (invocation, app, deadline_ms) = (rest.u64()?, AppHash(rest.u64()?), rest.u32()?);
         let (mode, op, key_bytes) = (rest.u8()?, rest.u8()?, rest.u16()?);
         let bytes_max = rest.u32()?;
         let key = rest.bytes(usize::from(key_bytes))?;
         rest.end()?;
-        Ok(StateRead { invocation, deadline_ms, mode, op, bytes_max, key })
+        Ok(StateRead { invocation, app, deadline_ms, mode, op, bytes_max, key })
     }
 
     /// Appends the whole frame. Input: a key of at most 65,535 bytes.
@@ -294,6 +296,7 @@ impl<'a> StateRead<'a> {
         debug_assert!(self.key.len() <= usize::from(u16::MAX), "the caller keeps key lists within a frame");
         asker.head(KIND_STATE_READ).encode(READ_HEAD_BYTES + self.key.len(), out);
         out.extend(&self.invocation.to_be_bytes());
+        out.extend(&self.app.0.to_be_bytes());
         out.extend(&self.deadline_ms.to_be_bytes());
         out.extend(&[self.mode, self.op]);
         out.extend(&(self.key.len() as u16).to_be_bytes());
@@ -305,8 +308,10 @@ impl<'a> StateRead<'a> {
 /// Payload of kind 17. `mode`, `op`, the key's own rules and the value's are checked by who answers; what must be empty, here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateWrite<'a> {
-    /// As in `StateRead`, and so the next two.
+    /// As in `StateRead`, and so the next three.
     pub invocation: u64,
+    /// Says nothing in an end.
+    pub app: AppHash,
     pub deadline_ms: u32,
     pub mode: u8,
     /// `WRITE_KEY`, `WRITE_END` or `WRITE_COMMIT`.
@@ -321,7 +326,7 @@ impl<'a> StateWrite<'a> {
     /// Errors: as above, or an end or a commit that carries what it may not.
     pub fn decode(payload: &'a [u8]) -> Result<StateWrite<'a>, FrameFault> {
         let mut rest = Cursor(payload);
-        let (invocation, deadline_ms) = (rest.u64()?, rest.u32()?);
+        let (invocation, app, deadline_ms) = (rest.u64()?, AppHash(rest.u64()?), rest.u32()?);
         let (mode, op, key_bytes, value_bytes) = (rest.u8()?, rest.u8()?, rest.u16()?, rest.u32()?);
         let key = rest.bytes(usize::from(key_bytes))?;
         let value = rest.bytes(value_bytes as usize)?;
@@ -331,18 +336,19 @@ impl<'a> StateWrite<'a> {
             WRITE_COMMIT if !key.is_empty() => return Err(FrameFault::BadPayload),
             _ => {}
         }
-        Ok(StateWrite { invocation, deadline_ms, mode, op, key, value })
+        Ok(StateWrite { invocation, app, deadline_ms, mode, op, key, value })
     }
 
     /// The end of an invocation: all its locks are released, and no answer comes.
     pub const fn end(invocation: u64) -> StateWrite<'static> {
-        StateWrite { invocation, deadline_ms: 0, mode: 0, op: WRITE_END, key: &[], value: &[] }
+        StateWrite { invocation, app: AppHash::NONE, deadline_ms: 0, mode: 0, op: WRITE_END, key: &[], value: &[] }
     }
 
     /// Appends the whole frame. Input: `key` and `value` of at most `COMMIT_BYTES_MAX` together.
     pub fn encode(&self, asker: &Asker, out: &mut impl for<'b> Extend<&'b u8>) {
         asker.head(KIND_STATE_WRITE).encode(WRITE_HEAD_BYTES + self.key.len() + self.value.len(), out);
         out.extend(&self.invocation.to_be_bytes());
+        out.extend(&self.app.0.to_be_bytes());
         out.extend(&self.deadline_ms.to_be_bytes());
         out.extend(&[self.mode, self.op]);
         out.extend(&(self.key.len() as u16).to_be_bytes());

@@ -34,8 +34,8 @@ fn only_frame(encoded: &[u8], cut: usize) -> Frame<'_> {
 
 proptest! {
     #[test]
-    fn reads_come_back(who in asker(), invocation: u64, deadline_ms: u32, mode: u8, op: u8, bytes_max: u32, key in bytes(600), cut: usize) {
-        let read = StateRead { invocation, deadline_ms, mode, op, bytes_max, key: &key };
+    fn reads_come_back(who in asker(), invocation: u64, app: u64, deadline_ms: u32, mode: u8, op: u8, bytes_max: u32, key in bytes(600), cut: usize) {
+        let read = StateRead { invocation, app: AppHash(app), deadline_ms, mode, op, bytes_max, key: &key };
         let mut out = Vec::new();
         read.encode(&who, &mut out);
         let frame = only_frame(&out, cut);
@@ -45,8 +45,8 @@ proptest! {
     }
 
     #[test]
-    fn writes_come_back(who in asker(), invocation: u64, mode: u8, op in prop_oneof![0..4_u8, any::<u8>()], key in bytes(300), value in bytes(5_000), cut: usize) {
-        let write = StateWrite { invocation, deadline_ms: 7, mode, op, key: &key, value: &value };
+    fn writes_come_back(who in asker(), invocation: u64, app: u64, mode: u8, op in prop_oneof![0..4_u8, any::<u8>()], key in bytes(300), value in bytes(5_000), cut: usize) {
+        let write = StateWrite { invocation, app: AppHash(app), deadline_ms: 7, mode, op, key: &key, value: &value };
         let mut out = Vec::new();
         write.encode(&who, &mut out);
         let frame = only_frame(&out, cut);

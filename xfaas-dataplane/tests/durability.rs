@@ -413,7 +413,7 @@ fn a_full_disk_refuses_and_acknowledges_nothing_and_goes_on_when_there_is_room()
 fn a_containers_commit_that_a_full_disk_refuses_leaves_no_lock_behind() {
     let ((mut node, disk), session) = (on_a_small_disk(), "durable-0");
     let mut container = RpcClient::to_owner(node.rpc, session);
-    let strong = |invocation| State::strong("counter-rmw-linear", session, invocation);
+    let strong = |invocation| State { app: "counted", ..State::strong("counter-rmw-linear", session, invocation) };
     assert_eq!(container.call(|id| strong(1).read(id, b"key")).result(), -1);
     disk.fill();
     let mut client = node.connect();

@@ -26,4 +26,6 @@ pub use self::redis::{start_redis, start_redis_always, start_redis_with_socket};
 pub use self::restate::start_restate;
 pub use self::wasmtime::start_wasmtime;
 pub use self::workerd::start_workerd;
-pub use self::xfaas::{FUNCTIONS, RPC_FUNCTION, Steered, XfaasFiles, start_xfaas, start_xfaas_in, start_xfaas_steered, start_xfaas_sync};
+pub use self::xfaas::{
+    FUNCTIONS, RPC_APP, RPC_FUNCTION, Steered, XfaasFiles, start_xfaas, start_xfaas_in, start_xfaas_steered, start_xfaas_sync,
+};

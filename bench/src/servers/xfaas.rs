@@ -13,6 +13,8 @@ pub const FUNCTIONS: [(&str, bool); 4] = [("echo", false), ("counter-read", true
 
 /// The one whose sessions' state is asked for over RPC.
 pub const RPC_FUNCTION: &str = "counter-rmw";
+/// The app of all counters.
+pub const RPC_APP: &str = "counters";
 
 /// Where what is measured comes from.
 #[derive(Clone, Debug)]
@@ -110,7 +112,7 @@ fn start_configured(
         writeln!(text, "iface = \"{device}\"").expect("a String takes all");
     }
     for (function, read_only) in FUNCTIONS {
-        let app = if function == "echo" { "echo" } else { "counters" };
+        let app = if function == "echo" { "echo" } else { RPC_APP };
         let wasm = quoted(&files.guest(function)?);
         write!(text, "\n[[function]]\nname = \"{function}\"\napp = \"{app}\"\nwasm = {wasm}\nread_only = {read_only}\n{keys}")
             .expect("a String takes all");

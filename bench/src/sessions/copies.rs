@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 use xfaas_common::guest_abi::MODE_STRONG;
-use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::ids::{AppHash, FunctionHash, SessionId};
 use xfaas_common::rpc::{Asker, Frame, Hello, Next, PROTOCOL, READ_KEY, StateRead, StateWrite, next_frame};
 use xfaas_common::wire::{KIND_ERROR, KIND_STATE_REPLY, KIND_WELCOME};
 use xfaas_dataplane::sys::clock::monotonic_ns;
@@ -21,6 +21,7 @@ const WARM_UP_COPIES: u32 = 20;
 const HELD: &str = "held";
 /// It takes no lock.
 const COPIED: &str = "copied";
+const APP: AppHash = AppHash::of(b"copies");
 const FUNCTIONS: [NodeFunction<'static>; 2] = [
     NodeFunction { name: HELD, guest: "counter-rmw-linear", keys: "app = \"copies\"\nworkers_max = 1\ndeadline_ms = 60000\n" },
     NodeFunction { name: COPIED, guest: "counter-rmw", keys: "app = \"copies\"\nworkers_max = 1\ncontainers_max = 2\n" },
@@ -207,7 +208,7 @@ impl LockHolder {
     /// Takes the lock of key `n`. False: the session is another shard's.
     fn take(&mut self, session: SessionId, invocation: u64) -> Result<bool, SessionsError> {
         let mut frame = Vec::new();
-        let read = StateRead { invocation, deadline_ms: 0, mode: MODE_STRONG as u8, op: READ_KEY, bytes_max: 0, key: b"n" };
+        let read = StateRead { invocation, app: APP, deadline_ms: 0, mode: MODE_STRONG as u8, op: READ_KEY, bytes_max: 0, key: b"n" };
         read.encode(&self.asker(session), &mut frame);
         match self.exchange(&frame)? {
             KIND_STATE_REPLY => Ok(true),

@@ -3,14 +3,14 @@
 
 use super::case::{Case, CaseError};
 use crate::network::Network;
-use crate::servers::{RPC_FUNCTION, Server};
+use crate::servers::{RPC_APP, RPC_FUNCTION, Server};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK};
-use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::ids::{AppHash, FunctionHash, SessionId};
 use xfaas_common::rpc::{
     ANY_SHARD, Asker, Frame, Hello, Next, PROTOCOL, READ_KEY, StateRead, StateReply, StateWrite, WRITE_KEY, next_frame,
 };
@@ -122,13 +122,14 @@ pub fn redis_cases(server: Server) -> Result<Vec<Box<dyn Case>>, CaseError> {
 
 /// `FunctionHash::of` as the primary knows it.
 const RPC_FUNCTION_HASH: FunctionHash = FunctionHash::of(RPC_FUNCTION.as_bytes());
+const RPC_APP_HASH: AppHash = AppHash::of(RPC_APP.as_bytes());
 
 fn asker(request_id: u64) -> Asker {
     Asker { request_id, function: RPC_FUNCTION_HASH, session: session() }
 }
 
 fn read_request(invocation: u64, mode: i32, deadline_ms: u32) -> StateRead<'static> {
-    StateRead { invocation, deadline_ms, mode: mode as u8, op: READ_KEY, bytes_max: VALUE.len() as u32, key: KEY }
+    StateRead { invocation, app: RPC_APP_HASH, deadline_ms, mode: mode as u8, op: READ_KEY, bytes_max: VALUE.len() as u32, key: KEY }
 }
 
 /// A weak read, and a strong read with the strong write after it: two round trips.
@@ -210,7 +211,8 @@ impl RpcConnection {
 
     fn write(&mut self, invocation: u64, mode: i32) -> Result<(), CaseError> {
         self.last_id += 1;
-        let write = StateWrite { invocation, deadline_ms: DEADLINE_MS, mode: mode as u8, op: WRITE_KEY, key: KEY, value: VALUE };
+        let write =
+            StateWrite { invocation, app: RPC_APP_HASH, deadline_ms: DEADLINE_MS, mode: mode as u8, op: WRITE_KEY, key: KEY, value: VALUE };
         write.encode(&asker(self.last_id), &mut self.out);
         self.exchange(|frame| is_reply(frame, StateReply { result: 0, value: b"" }))
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use xfaas_common::ids::{FunctionHash, SessionId};
+use xfaas_common::ids::{AppHash, FunctionHash, SessionId};
 use xfaas_common::limits::RPC_FRAME_BYTES_MAX;
 use xfaas_common::rpc::{Asker, StateRead, encode_error};
 
@@ -18,7 +18,7 @@ fn ask(link: &mut Link<u32>, who: u32) -> u64 {
     link.ask(who, |request_id, out| {
         id = request_id;
         let asker = Asker { request_id, function: NO_FUNCTION, session: SessionId::new(b"s").unwrap() };
-        StateRead { invocation: 1, deadline_ms: 0, mode: 0, op: 0, bytes_max: 8, key: b"n" }.encode(&asker, out);
+        StateRead { invocation: 1, app: AppHash::NONE, deadline_ms: 0, mode: 0, op: 0, bytes_max: 8, key: b"n" }.encode(&asker, out);
     });
     id
 }

@@ -37,6 +37,7 @@ use crate::worker::{Call, ForkError, Function, FunctionManifest, Lent, Progress,
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use xfaas_common::ids::AppHash;
 use xfaas_common::limits::FUNCTIONS_MAX;
 
 /// Bytes of session state moved in one sweep to keep it compact: less than a hundredth of a core's time.
@@ -110,6 +111,8 @@ struct WorkerSlot {
 pub struct Proxy {
     options: ProxyOptions,
     functions: Vec<Option<Arc<Function>>>,
+    /// By function: the hash of its app's name, worked out once.
+    app_hashes: Vec<AppHash>,
     workers: Slab<WorkerSlot>,
     /// With up to so many live workers, what their calls touch stays in the core's cache.
     workers_near: usize,
@@ -148,6 +151,7 @@ impl Proxy {
         Proxy {
             options,
             functions: Vec::new(),
+            app_hashes: Vec::new(),
             workers: Slab::new(),
             workers_near: 0,
             idle,
@@ -182,7 +186,9 @@ impl Proxy {
         }
         if self.functions.len() <= index {
             self.functions.resize(index + 1, None);
+            self.app_hashes.resize(index + 1, AppHash::NONE);
         }
+        self.app_hashes[index] = AppHash::of(function.manifest.app.as_bytes());
         self.functions[index] = Some(function);
         self.beside.forget(index);
         self.drop_stale();
@@ -216,6 +222,11 @@ impl Proxy {
 
     pub fn function(&self, index: u16) -> Option<&Arc<Function>> {
         self.functions.get(usize::from(index))?.as_ref()
+    }
+
+    /// What the app of a function that is in service is known by between processes.
+    pub fn app_hash(&self, index: u16) -> AppHash {
+        self.app_hashes.get(usize::from(index)).copied().unwrap_or(AppHash::NONE)
     }
 
     /// True while a worker could run now.

@@ -128,13 +128,13 @@ fn encode_request(call: &Call, request_id: u64, out: &mut Vec<u8>) {
         function: call.function_hash,
         session: call.remote.other_session().map_or(call.session, |other| other.session),
     };
-    let invocation = invocation_of(call);
+    let (invocation, app) = (invocation_of(call), call.remote.app);
     // 0: the primary's own bound on waiting for a lock holds, since that time does not count.
     let left_ns = call.deadline_ns.saturating_sub(call.taken_ns(crate::sys::clock::monotonic_ns()));
     let deadline_ms = if call.remote.may_wait_for_lock() { 0 } else { (left_ns / MS_NS).clamp(1, u64::from(u32::MAX)) as u32 };
     let RemoteRequest { operation, bytes_max, key, value } = call.remote.request();
-    let read = |mode: i32, op| StateRead { invocation, deadline_ms, mode: mode as u8, op, bytes_max, key };
-    let write = |mode: i32, op| StateWrite { invocation, deadline_ms, mode: mode as u8, op, key, value };
+    let read = |mode: i32, op| StateRead { invocation, app, deadline_ms, mode: mode as u8, op, bytes_max, key };
+    let write = |mode: i32, op| StateWrite { invocation, app, deadline_ms, mode: mode as u8, op, key, value };
     match operation {
         RemoteOperation::ReadWeak | RemoteOperation::OtherSession => read(MODE_WEAK, READ_KEY).encode(&asker, out),
         RemoteOperation::ReadStrong => read(MODE_STRONG, READ_KEY).encode(&asker, out),
@@ -160,9 +160,7 @@ impl Shard {
         };
         call.state_at = StateAt::Primary;
         call.remote.shard = shard;
-        if let Some(function) = self.proxy.function(call.function) {
-            call.function_hash = function.hash;
-        }
+        call.remote.app = self.proxy.app_hash(call.function);
         Ok(())
     }
 

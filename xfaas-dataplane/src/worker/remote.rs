@@ -10,7 +10,7 @@ use super::overlay::Overlay;
 use super::overlay::SessionSize;
 use crate::state::{KeyList, SnapshotSink, SnapshotWriter};
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
-use xfaas_common::ids::SessionId;
+use xfaas_common::ids::{AppHash, SessionId};
 use xfaas_common::limits::VALUE_BYTES_MAX;
 use xfaas_common::rpc::{COMMIT_BYTES_MAX, COMMIT_HEAD_BYTES, COMMIT_WRITE_HEAD_BYTES, CommitWrites, REPLY_VALUE_BYTES_MAX};
 
@@ -72,6 +72,8 @@ pub struct RemoteAccess {
     pub shard: u16,
     /// What that shard knows the invocation by, where it is one of this process.
     pub invocation: u32,
+    /// The app that the primary is to find the function in, where that is another process.
+    pub app: AppHash,
     stage: Stage,
     operation: RemoteOperation,
     bytes_max: u32,

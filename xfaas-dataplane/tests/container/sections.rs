@@ -128,6 +128,35 @@ fn a_section_whose_commit_is_refused_is_free_again() {
 }
 
 #[test]
+fn a_call_whose_function_moves_to_another_app_writes_nothing_there() {
+    let node = node();
+    let module = node.directory.path().join("script.wasm");
+    let deploy = |app: &str| {
+        let flags = ["--app", app, "--deadline-ms", "60000"];
+        let deployed = node.cli(&[&["deploy", "roams", module.to_str().unwrap()][..], &flags].concat());
+        assert!(deployed.status.success(), "{deployed:?}");
+    };
+    deploy("scripts");
+    let container = Container::join(&node, &[]);
+    let mut client = container.connect();
+    let script = Script::new().read("n", 1).spin(LONG_SPIN).spin(LONG_SPIN).write("n", b"strays", 1).write("m", b"strays", 0).end();
+    client.send(&request("POST", "/f/roams", &[("x-session-id", "s")], &script));
+    eventually("the section is open", || node.metrics().sum("xfaas_rpc_invocations", &[]) == 1.0);
+    assert!(node.cli(&["undeploy", "roams"]).status.success());
+    deploy("elsewhere");
+    assert_eq!(node.metrics().sum("xfaas_rpc_invocations", &[]), 1.0, "it still runs");
+    assert_eq!(results(&client.reply()), [-1, -5, -5]);
+    let begun = Instant::now();
+    let look = Script::new().read("n", 1).read("m", 1).end();
+    assert_eq!(results(&node.post("roams", "s", &look)), [-1, -1], "the new app's session");
+    assert_eq!(results(&node.post("script", "s", &look)), [-1, -1], "its own: the section changed nothing");
+    assert!(begun.elapsed() < Duration::from_secs(4), "no lock is left: {:?}", begun.elapsed());
+    let write = Script::new().write("n", b"new", 1).end();
+    eventually("the container serves the new app", || container.post("roams", "s", &write).status == 200);
+    assert_eq!(results(&node.post("roams", "s", &look)), [3, -1]);
+}
+
+#[test]
 fn a_killed_containers_locks_are_released() {
     let node = node();
     let mut container = Container::join(&node, &[]);

@@ -62,6 +62,7 @@ pub fn rpc_frame(kind: u8, session: &str, request_id: u64, function: u32, payloa
 #[derive(Clone, Copy)]
 pub struct State<'a> {
     pub function: &'a str,
+    pub app: &'a str,
     pub session: &'a str,
     pub invocation: u64,
     pub deadline_ms: u32,
@@ -71,8 +72,9 @@ pub struct State<'a> {
 }
 
 impl<'a> State<'a> {
+    /// Of a function in the app of its own name.
     pub fn weak(function: &'a str, session: &'a str) -> State<'a> {
-        State { function, session, invocation: 1, deadline_ms: 0, mode: 0, op: 0, bytes_max: 4 << 20 }
+        State { function, app: function, session, invocation: 1, deadline_ms: 0, mode: 0, op: 0, bytes_max: 4 << 20 }
     }
 
     pub fn strong(function: &'a str, session: &'a str, invocation: u64) -> State<'a> {
@@ -111,11 +113,17 @@ impl<'a> State<'a> {
 
     fn head(&self, key: &[u8]) -> Vec<u8> {
         let mut payload = self.invocation.to_be_bytes().to_vec();
+        payload.extend_from_slice(&app_hash(self.app).to_be_bytes());
         payload.extend_from_slice(&self.deadline_ms.to_be_bytes());
         payload.extend_from_slice(&[self.mode, self.op]);
         payload.extend_from_slice(&(key.len() as u16).to_be_bytes());
         payload
     }
+}
+
+/// FNV-1a, 64 bits.
+pub fn app_hash(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
 }
 
 /// What a welcome says.
@@ -215,7 +223,7 @@ impl RpcClient {
     }
 
     pub fn hello_frame(shard: u16, request_id: u64) -> Vec<u8> {
-        let payload = [&1u32.to_be_bytes()[..], &shard.to_be_bytes(), &7u64.to_be_bytes()].concat();
+        let payload = [&2u32.to_be_bytes()[..], &shard.to_be_bytes(), &7u64.to_be_bytes()].concat();
         rpc_frame(19, "", request_id, 0, &payload)
     }
 

@@ -82,7 +82,7 @@ fn a_strong_write_without_a_section_locks_writes_and_releases() {
 fn a_refused_strong_write_leaves_an_open_section_open() {
     let node = node();
     let (mut one, mut other) = (RpcClient::to_owner(node.rpc, "s"), RpcClient::to_owner(node.rpc, "s"));
-    let small = |invocation| State::strong("small", "s", invocation);
+    let small = |invocation| State { app: "script", ..State::strong("small", "s", invocation) };
     let half = vec![0; 600 << 10];
     assert_eq!(one.call(|id| State { mode: 0, ..small(1) }.write(id, b"full", &half)).result(), 0);
     assert_eq!(one.call(|id| small(1).read(id, b"k")).result(), NOT_FOUND);
@@ -147,9 +147,9 @@ fn a_waiting_invocation_can_ask_weakly_or_end() {
 fn a_commit_that_is_refused_ends_its_invocation_all_the_same() {
     let node = node();
     let module = node.directory.path().join("script.wasm");
-    assert!(node.cli(&["deploy", "brief", module.to_str().unwrap(), "--app", "state", "--atomic"]).status.success());
+    assert!(node.cli(&["deploy", "brief", module.to_str().unwrap(), "--app", "script", "--atomic"]).status.success());
     let (mut one, mut other) = (RpcClient::to_owner(node.rpc, "s"), RpcClient::to_owner(node.rpc, "s"));
-    let at = State::strong("brief", "s", 1);
+    let at = State { app: "script", ..State::strong("brief", "s", 1) };
     assert_eq!(one.call(|id| at.read(id, b"k")).result(), NOT_FOUND);
     let waiting = waiting_read(&node, &mut other, "s", 1, b"k");
     assert!(node.cli(&["undeploy", "brief"]).status.success());

@@ -5,6 +5,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod apps;
 mod life;
 mod locks;
 mod locks_local;
@@ -15,9 +16,9 @@ mod streams;
 
 use harness::{Function, Node, Script};
 
-/// Functions that share app `state`, and a counter of its own.
+/// Functions that share app `script`, and a counter of its own.
 fn node() -> Node {
-    let script = |name: &str| Script::function(name).app("state").with("deadline_ms = 60000");
+    let script = |name: &str| Script::function(name).app("script").with("deadline_ms = 60000");
     Node::builder()
         .guests(&["counter-rmw-linear"])
         .function(script("script"))

@@ -27,7 +27,7 @@ fn a_welcome_says_what_a_container_needs() {
         let (_client, welcome) = RpcClient::to_shard(node.rpc, shard);
         assert_eq!(welcome.shard, shard);
         let text = &welcome.text;
-        assert_eq!((text["protocol"].as_u64(), text["shards"].as_u64(), text["lock_wait_ms"].as_u64()), (Some(1), Some(2), Some(5_000)));
+        assert_eq!((text["protocol"].as_u64(), text["shards"].as_u64(), text["lock_wait_ms"].as_u64()), (Some(2), Some(2), Some(5_000)));
         assert_eq!(text["session_header"], "x-session-id");
         assert_eq!(text["hash_keys"].as_array().unwrap().len(), 18);
         let functions = text["functions"].as_array().unwrap();

@@ -60,7 +60,7 @@ fn a_descriptor_reads_what_the_owner_writes_and_writes_nothing() {
         let session = welcome.session_of(shard, "s");
         let at = State::weak("script", &session);
         assert_eq!(client.call(|id| at.write(id, b"k", b"hello")).result(), 0);
-        stream.write_all(&request("state", shard)).unwrap();
+        stream.write_all(&request("script", shard)).unwrap();
         let (code, file) = answer(&stream);
         let mut file = file.expect("a descriptor");
         assert_eq!(code, 0);
@@ -89,7 +89,7 @@ fn a_descriptor_reads_what_the_owner_writes_and_writes_nothing() {
 fn what_is_not_there_is_refused_and_what_is_no_name_cut_off() {
     let node = node();
     let mut stream = connect(&node);
-    for (app, shard) in [("nobody", 0), ("state", 2), ("..", 0)] {
+    for (app, shard) in [("nobody", 0), ("script", 2), ("..", 0)] {
         stream.write_all(&request(app, shard)).unwrap();
         let (code, file) = answer(&stream);
         assert_eq!((code, file.is_none()), (1, true), "{app} {shard}");
@@ -112,7 +112,7 @@ fn what_is_not_there_is_refused_and_what_is_no_name_cut_off() {
     drop(many);
     eventually("there is room again", || {
         let mut stream = connect(&node);
-        stream.write_all(&request("state", 0)).is_ok() && stream.read(&mut [9]).is_ok_and(|bytes| bytes == 1)
+        stream.write_all(&request("script", 0)).is_ok() && stream.read(&mut [9]).is_ok_and(|bytes| bytes == 1)
     });
 }
 
@@ -134,11 +134,11 @@ fn another_user_is_cut_off_without_an_answer() {
     });
     let mut stranger = stranger.join().unwrap();
     stranger.set_read_timeout(Some(super::harness::PATIENCE)).unwrap();
-    stranger.write_all(&request("state", 0)).ok();
+    stranger.write_all(&request("script", 0)).ok();
     assert!(is_closed(&mut stranger), "no answer");
     eventually("it is in the log", || node.log().contains("a process of user 65534"));
     let mut ours = connect(&node);
-    ours.write_all(&request("state", 0)).unwrap();
+    ours.write_all(&request("script", 0)).unwrap();
     assert_eq!(answer(&ours).0, 0);
 }
 
@@ -150,7 +150,7 @@ fn the_socket_goes_with_the_node_and_a_stale_one_is_replaced() {
     assert!(path.exists(), "left by the killed process");
     node.start();
     let mut stream = connect(&node);
-    stream.write_all(&request("state", 0)).unwrap();
+    stream.write_all(&request("script", 0)).unwrap();
     assert_eq!(answer(&stream).0, 0);
     node.stop();
     assert!(!path.exists());

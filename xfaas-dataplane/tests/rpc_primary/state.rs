@@ -67,11 +67,16 @@ fn keys_values_and_modes_are_held_to_the_rules_of_local_guests() {
     assert_eq!(client.call(|id| at.read(id, b"k")).result(), NOT_FOUND, "nothing that was refused was written");
 }
 
+/// Of session `s`, for a function of the app that several share.
+fn shared(function: &str) -> State<'_> {
+    State { app: "script", ..State::weak(function, "s") }
+}
+
 #[test]
 fn a_function_has_its_own_limits() {
     let node = node();
     let mut client = RpcClient::to_owner(node.rpc, "s");
-    let (read_only, small) = (State::weak("read-only", "s"), State::weak("small", "s"));
+    let (read_only, small) = (shared("read-only"), shared("small"));
     assert_eq!(client.call(|id| read_only.write(id, b"k", b"v")).result(), BAD_ARGUMENT);
     assert_eq!(client.call(|id| State { mode: 1, ..read_only }.write(id, b"k", b"v")).result(), BAD_ARGUMENT);
     assert_eq!(client.call(|id| read_only.commit(id, &[(b"k", b"v")])).result(), BAD_ARGUMENT);
@@ -122,7 +127,7 @@ fn a_snapshot_brings_all_keys_at_once() {
 fn a_commit_takes_effect_as_a_whole_or_not_at_all() {
     let node = node();
     let mut client = RpcClient::to_owner(node.rpc, "s");
-    let at = State::weak("small", "s");
+    let at = shared("small");
     let read = |client: &mut RpcClient, key: &[u8]| {
         let read = client.call(|id| at.read(id, key));
         (read.result() >= 0).then(|| read.value().to_vec())
@@ -148,10 +153,10 @@ fn a_commit_takes_effect_as_a_whole_or_not_at_all() {
     assert_eq!(other.call(|id| fresh.commit(id, &[(b"a", b"1")])).result(), 0);
     assert_eq!(sessions().as_array().unwrap().len(), 1);
     // It ends the invocation: its locks go.
-    let strong = State::strong("small", "s", 5);
+    let strong = State { mode: 1, invocation: 5, ..at };
     assert_eq!(client.call(|id| strong.read(id, b"a")).value(), b"3");
     assert_eq!(client.call(|id| strong.commit(id, &[(b"a", b"4")])).result(), 0);
-    assert_eq!(client.call(|id| State::strong("small", "s", 6).read(id, b"a")).value(), b"4");
+    assert_eq!(client.call(|id| State { mode: 1, invocation: 6, ..at }.read(id, b"a")).value(), b"4");
 }
 
 #[test]
@@ -162,7 +167,7 @@ fn what_is_no_ones_to_answer_gets_an_error_and_the_connection_goes_on() {
     client.call(|id| RpcClient::hello_frame(2, id)).assert_error(0, "wrong_shard");
     let other_protocol = |id| {
         let mut hello = RpcClient::hello_frame(0, id);
-        hello[35] = 2;
+        hello[35] = 1;
         hello
     };
     client.call(other_protocol).assert_error(0, "wrong_protocol");

@@ -106,8 +106,8 @@ fn malformed_frames_close_their_connection_and_are_counted() {
     assert_refused(&node, "bad_session", &rpc_frame(23, "s", 1, 0, b""));
     assert_refused(&node, "too_long", &with(&|b| b[20] = 0x7F));
     assert_refused(&node, "too_long", &with(&|b| b[20..24].copy_from_slice(&((2u32 << 20) + (4 << 10) + 1).to_be_bytes())));
-    assert_refused(&node, "bad_payload", &with(&|b| b[48] += 1));
-    assert_refused(&node, "bad_payload", &rpc_frame(16, "s", 1, 0, &[0; 19]));
+    assert_refused(&node, "bad_payload", &with(&|b| b[56] += 1));
+    assert_refused(&node, "bad_payload", &rpc_frame(16, "s", 1, 0, &[0; 27]));
     assert_refused(&node, "bad_payload", &rpc_frame(19, "", 1, 0, &[0; 13]));
     assert_refused(&node, "bad_reserved", &rpc_frame(23, "", 1, 7, b""));
     assert_refused(&node, "bad_reserved", &rpc_frame(19, "", 1, 7, &RpcClient::hello_frame(0, 1)[32..]));

@@ -6,7 +6,7 @@ use super::counters::{COMMIT, END, HELLO, MODULE, OTHER, PING, READ, SNAPSHOT, W
 use super::invocations::{Asked, Asker};
 use std::sync::Arc;
 use xfaas_common::guest_abi::MODE_STRONG;
-use xfaas_common::ids::SessionId;
+use xfaas_common::ids::{AppHash, SessionId};
 use xfaas_common::limits::RPC_MODULES_MAX;
 use xfaas_common::rpc::{
     ANY_SHARD, CommitWrites, Frame, FrameFault, FrameHead, Hello, PROTOCOL, READ_KEY, READ_SNAPSHOT, STATUS_REFUSED, StateRead, StateWrite,
@@ -115,13 +115,15 @@ impl Shard {
         self.refuse_request(id, request_id, status, text);
     }
 
-    /// Finds what a request is about. Errors: it is not this shard's, or there is no such function.
-    fn asked(&self, id: u32, head: &FrameHead, session: &SessionId) -> Result<Asked, Refusal> {
+    /// Finds what a request is about. Errors: it is not this shard's, or there is no such function, or not in the app that is meant.
+    fn asked(&self, id: u32, head: &FrameHead, session: &SessionId, app: AppHash) -> Result<Asked, Refusal> {
         if !self.rpc.connections[id as usize].greeted {
             return Err((STATUS_REFUSED, "no_hello"));
         }
         let hash = self.placement.hash(session);
-        let function = self.by_hash.get(&head.function.0).and_then(|index| self.proxy.function(*index));
+        // The name of an invocation that began long ago may be another app's by now, whose sessions are none of its business.
+        let index = self.by_hash.get(&head.function.0).filter(|index| self.proxy.app_hash(**index) == app);
+        let function = index.and_then(|index| self.proxy.function(*index));
         let owner = match function {
             Some(function) => self.pins.owner(&*self.placement, &function.manifest.app, session, hash),
             None => self.placement.owner(hash.slot()),
@@ -145,8 +147,8 @@ impl Shard {
 
     /// The same; errors: also, the invocation waits for a lock, or the session sleeps. Then it is woken, and the container had better ask again.
     /// `strong`: the invocation that asks so, or commits. Its weak requests go on: it may have given up a wait that is not over here.
-    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId, strong: Option<u64>) -> Result<Asked, Refusal> {
-        let asked = self.asked(id, head, session)?;
+    fn asked_awake(&mut self, id: u32, head: &FrameHead, session: &SessionId, app: AppHash, strong: Option<u64>) -> Result<Asked, Refusal> {
+        let asked = self.asked(id, head, session, app)?;
         if self.rpc.has_waiting() && strong.is_some_and(|invocation| self.is_waiting(&asked, invocation)) {
             return Err(BUSY_INVOCATION);
         }
@@ -155,7 +157,7 @@ impl Shard {
 
     fn on_state_read(&mut self, id: u32, head: &FrameHead, session: &SessionId, read: &StateRead<'_>) {
         let strong = (i32::from(read.mode) == MODE_STRONG).then_some(read.invocation);
-        let asked = self.asked_awake(id, head, session, strong);
+        let asked = self.asked_awake(id, head, session, read.app, strong);
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match read.op {
             READ_KEY => self.read_key(&asked, read),
@@ -183,7 +185,7 @@ impl Shard {
         };
         let strong = (i32::from(write.mode) == MODE_STRONG || write.op != WRITE_KEY).then_some(write.invocation);
         // Nothing changes behind what is saved at the end.
-        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session, strong) };
+        let asked = if self.is_ending { Err(DRAINING) } else { self.asked_awake(id, head, session, write.app, strong) };
         let app = asked.as_ref().ok().map(|asked| asked.app);
         let done = asked.and_then(|asked| match (write.op, writes) {
             (WRITE_KEY, _) => self.write_key(&asked, write),

@@ -9,7 +9,7 @@ use crate::session::RemoteTicket;
 use crate::state::CallToken;
 use crate::worker::{Call, Origin, RemoteOperation};
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK};
-use xfaas_common::ids::SessionId;
+use xfaas_common::ids::{AppHash, SessionId};
 use xfaas_common::rpc::{CommitWrites, READ_KEY, READ_SNAPSHOT, StateRead, StateReply, StateWrite, WRITE_KEY};
 
 /// A request of a worker in a secondary container.
@@ -110,8 +110,9 @@ impl Shard {
         let (key, value) = (&*question.key, &*question.value);
         // 0: the bound on waiting for a lock is this shard's, and such a wait does not count towards the deadline.
         let (number, deadline_ms) = (u64::from(invocation), 0);
-        let read = |mode: i32, op| StateRead { invocation: number, deadline_ms, mode: mode as u8, op, bytes_max, key };
-        let write = |mode: i32| StateWrite { invocation: number, deadline_ms, mode: mode as u8, op: WRITE_KEY, key, value };
+        let app = AppHash::NONE; // found by who asks
+        let read = |mode: i32, op| StateRead { invocation: number, app, deadline_ms, mode: mode as u8, op, bytes_max, key };
+        let write = |mode: i32| StateWrite { invocation: number, app, deadline_ms, mode: mode as u8, op: WRITE_KEY, key, value };
         let done = match operation {
             RemoteOperation::ReadWeak => self.read_key(&asked, &read(MODE_WEAK, READ_KEY)),
             RemoteOperation::ReadStrong => self.read_key(&asked, &read(MODE_STRONG, READ_KEY)),
