@@ -167,6 +167,7 @@ impl Request {
         black_box(self.placement.owner(hash.slot()));
         call.session = session;
         call.table_hash = hash.table_hash();
+        call.function_hash = self.function.hash;
         self.now_ns += 1_000;
         let proxy = self.proxy.as_mut().expect(BEGUN);
         // As the shard's line does, which takes these steps while other calls run.

@@ -14,6 +14,8 @@ mod run_queue;
 mod secondary;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod unserved_tests;
 
 pub use self::ahead::Ahead;
 pub use self::secondary::{EndedInvocation, RemoteAnswer, RemoteTicket, invocation_of};
@@ -259,15 +261,13 @@ impl Proxy {
     /// Runs `call` at once when its namespace has room, else lets it wait its turn. Output: the call back, when it is over already.
     pub fn submit(&mut self, mut call: Box<Call>, now_ns: u64) -> Option<Finished> {
         // Not cloned: all shards count in the same place, and a warm call would change it twice.
-        let Some(function) = self.functions.get(usize::from(call.function)).and_then(Option::as_ref) else {
-            return refused(call, ErrorCode::NoFunction, "the function was removed");
-        };
+        let function = self.functions.get(usize::from(call.function)).and_then(Option::as_ref);
+        let Some(function) = function.filter(|function| call.is_for(function)) else { return self.refuse_unserved(call) };
         match (call.is_hook(), &function.hook) {
             (false, _) => call.set_function(&function.manifest),
             (true, Some(_)) => call.set_hook(&function.manifest),
             (true, None) => return refused(call, ErrorCode::Overloaded, "the function was replaced"),
         }
-        call.function_hash = function.hash;
         let FunctionManifest { workers_max, containers_max, ref rules, .. } = function.manifest;
         let requests_per_s = rules.requests_per_s;
         let id = self.namespaces.find_or_insert(call.app, &call.session, call.table_hash);
@@ -316,6 +316,16 @@ impl Proxy {
         namespace.waiting.push_back(call);
         self.queued += 1;
         None
+    }
+
+    /// Answers a call whose function is gone.
+    #[cold]
+    fn refuse_unserved(&mut self, call: Box<Call>) -> Option<Finished> {
+        // One that was offered by another shard may have had it made.
+        if let Some(id) = self.namespaces.find(call.app, &call.session, call.table_hash) {
+            self.namespaces.remove_if_empty(id);
+        }
+        refused(call, ErrorCode::NoFunction, "the function was removed")
     }
 
     /// Runs the next runnable worker for one slice. Output: a call that is over.
@@ -501,7 +511,8 @@ impl Proxy {
     fn start_waiting(&mut self, id: NamespaceId, now_ns: u64) {
         // More than one place may be free: functions of one app differ in `workers_max`, and one that needs more room held up the others.
         while let Some(next) = self.namespaces.get(id).waiting.front() {
-            let Some(function) = self.functions.get(usize::from(next.function)).cloned().flatten() else {
+            let function = self.functions.get(usize::from(next.function)).cloned().flatten();
+            let Some(function) = function.filter(|function| next.is_for(function)) else {
                 // Removed while the call waited: `sweep` answers it.
                 return;
             };
@@ -562,7 +573,7 @@ impl Proxy {
             let functions = &self.functions;
             let gone = |call: &Call| {
                 let function = functions.get(usize::from(call.function)).and_then(Option::as_ref);
-                function.is_none_or(|function| call.is_hook() && function.hook.is_none())
+                function.is_none_or(|function| !call.is_for(function) || call.is_hook() && function.hook.is_none())
             };
             let namespace = self.namespaces.get_mut(id);
             while let Some(at) = namespace.waiting.iter().position(|call| gone(call)) {

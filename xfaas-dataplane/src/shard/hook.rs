@@ -55,7 +55,8 @@ impl Shard {
         };
         let Some(connection) = self.connection(id, generation as u16) else { return self.keep_call(call) };
         (connection.busy, connection.asked) = (false, None);
-        let Some(function) = self.proxy.function(call.function) else {
+        // Another app's function of the name has a hook of its own to ask.
+        let Some(function) = self.proxy.function(call.function).filter(|function| call.is_for(function)) else {
             return self.refuse(id, call, ErrorCode::NoFunction, "the function was removed");
         };
         let mut session = named;

@@ -206,7 +206,7 @@ impl Shard {
             return self.refuse(id, call, ErrorCode::NoFunction, "no function of this name is deployed");
         };
         let function = self.proxy.function(index).expect("by_name holds functions in service only");
-        call.function = index;
+        (call.function, call.function_hash) = (index, function.hash);
         call.received_ns = self.now_ns;
         call.stages = self.tail.stages(self.core, self.now_ns);
         if function.hook.is_some() {

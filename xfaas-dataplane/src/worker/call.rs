@@ -3,6 +3,7 @@
 use super::fiber::Trail;
 use super::manifest::FunctionManifest;
 use super::overlay::Overlay;
+use super::program::Function;
 use super::remote::RemoteAccess;
 use super::stages::Stages;
 use crate::net::Request;
@@ -65,7 +66,7 @@ pub struct Call {
     pub app: u16,
     /// The function's index on this node.
     pub function: u16,
-    /// The function's name as a datagram gives it: repeated in its answer, said to a primary, and kept with timers.
+    /// The function's name as a datagram gives it, set with its index: repeated in its answer, said to a primary, and kept with timers.
     pub function_hash: FunctionHash,
     pub session: SessionId,
     /// The well-mixed half of the session's keyed hash.
@@ -198,6 +199,13 @@ impl Call {
         self.reads_sessions = manifest.read_sessions;
         self.session_bytes_max = manifest.state_mib as usize * (1 << 20);
         self.deadline_ns = u64::from(manifest.deadline_ms) * 1_000_000;
+    }
+
+    /// True when it is for this function. Where it waited, another one may have its place meanwhile: names move between apps, places between names.
+    /// Cost: two comparisons of what the caller reads anyway.
+    #[inline]
+    pub fn is_for(&self, function: &Function) -> bool {
+        self.app & !HOOK_APP == function.app && self.function_hash == function.hash
     }
 
     /// True when an invocation of it has begun, whatever became of it.

@@ -45,9 +45,28 @@ pub(super) fn proxy(directory: &std::path::Path) -> Proxy {
     proxy
 }
 
+/// Puts another function in place 0: of that name, of app 0 or 1, of `workers_max` workers a session.
+pub(super) fn install(proxy: &mut Proxy, name: &str, app: u16, workers_max: u16) {
+    let former = Arc::clone(proxy.function(0).expect("installed by `proxy`"));
+    let engine = former.program.engine();
+    let manifest = FunctionManifest {
+        app: ["f", "other"][usize::from(app)].to_owned(),
+        workers_max,
+        name: name.to_owned(),
+        ..former.manifest.clone()
+    };
+    let program =
+        engine.load(&manifest, &wat::parse_str(GUEST).expect("the text above is a module")).expect("it keeps the rules for guests");
+    let (hash, generation) = (FunctionHash::of(name.as_bytes()), former.generation + 1);
+    proxy.remove(0);
+    let function = Function { manifest, program, hook: None, index: 0, app, hash, generation };
+    proxy.install(Arc::new(function)).expect("a region can be made in the same folder");
+}
+
 pub(super) fn call(session: &SessionId, body: &[u8], state_at: StateAt) -> Box<Call> {
     let mut call = Box::<Call>::default();
     call.request.set_datagram(*session, body);
+    call.function_hash = FunctionHash::of(b"f");
     (call.session, call.table_hash, call.state_at, call.received_ns) = (*session, TABLE_HASH, state_at, monotonic_ns());
     call
 }
