@@ -12,6 +12,7 @@ use crate::shard::{
     self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounters, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
     ShardView,
 };
+use crate::state::Limit;
 use crate::worker::Function;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -227,6 +228,7 @@ impl Shards for ShardsDoor {
                     value: view.counters.drops[reason as usize].get() as f64,
                 });
             }
+            samples.extend(refusal_samples(shard, view));
             samples.extend(rpc_samples(shard, view));
             samples.extend(drop_samples(shard, view));
         }
@@ -313,6 +315,16 @@ fn checkpoint_samples(status: &CheckpointStatus) -> [CounterSample; 6] {
 }
 
 /// Requests of containers by kind, and what was wrong with their frames.
+fn refusal_samples(shard: usize, view: &ShardView) -> impl Iterator<Item = CounterSample> {
+    Limit::ALL.into_iter().zip(&view.counters.state_refused).map(move |(limit, count)| CounterSample {
+        name: "xfaas_state_refused_total",
+        help: "Calls of guests that got -3, by the limit they hit.",
+        kind: MetricKind::Counter,
+        labels: vec![("shard", shard.to_string()), ("reason", limit.name().to_owned())],
+        value: count.get() as f64,
+    })
+}
+
 fn rpc_samples(shard: usize, view: &ShardView) -> Vec<CounterSample> {
     let rpc = &view.counters.rpc;
     let sample = |name, help, label, value: &str, count: &shard::Count| CounterSample {

@@ -4,7 +4,7 @@ use super::rpc::RpcCounters;
 use super::tail::TailView;
 use crate::net::ErrorCode;
 use crate::session::{Outcome, ProxyStats};
-use crate::state::fragmentation;
+use crate::state::{Limit, fragmentation};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -201,6 +201,8 @@ pub struct ShardCounters {
     /// `xfaas_state_used_bytes`: shared memory taken; with what it holds it gives `xfaas_state_fragmentation_ratio`.
     pub state_pages_bytes: Count,
     pub state_held_bytes: Count,
+    /// `xfaas_state_refused_total{reason}`: calls of guests that got -3.
+    pub state_refused: [Count; Limit::ALL.len()],
     /// `xfaas_ring_enters_total`: system calls of the loop.
     pub ring_enters: Count,
     /// `xfaas_ring_submissions_total`, `xfaas_ring_completions_total`: what those calls hand over and bring.
@@ -239,7 +241,7 @@ pub(super) const fn gauge(name: &'static str, help: &'static str, value: fn(&Sha
     Exported { name, help, is_counter: false, value }
 }
 
-/// Everything a shard exports but drops by reason and what belongs to functions.
+/// Everything a shard exports but drops and refusals by reason and what belongs to functions.
 pub const EXPORTED: &[Exported] = &[
     counter("xfaas_connections_accepted_total", "Connections accepted.", |c| c.accepted.get() as f64),
     gauge("xfaas_connections", "Connections open now.", |c| c.connections.get() as f64),

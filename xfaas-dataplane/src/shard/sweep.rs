@@ -4,6 +4,7 @@ use super::connection::{Closing, Connection};
 use super::start::Timeouts;
 use super::turn::Shard;
 use crate::net::Phase;
+use crate::state::Limit;
 use crate::sys::clock;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -64,6 +65,8 @@ impl Shard {
         self.view.counters.state_bytes.set(stats.total.bytes_live);
         self.view.counters.state_pages_bytes.set(stats.total.bytes_used);
         self.view.counters.state_held_bytes.set(stats.total.bytes_held);
+        let refused = &self.proxy.state().refused;
+        Limit::ALL.iter().zip(&self.view.counters.state_refused).for_each(|(limit, count)| count.set(refused.of(*limit)));
     }
 
     fn sweep_connections(&mut self) {

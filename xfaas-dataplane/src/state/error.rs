@@ -54,6 +54,11 @@ pub enum StateError {
     SessionFull { bytes: usize, bytes_max: usize },
     #[error("session holds {SESSION_KEYS_MAX} keys already")]
     TooManyKeys,
+    #[error("the session or the shard has as many timers as it may have")]
+    TooManyTimers,
+    /// Of an atomic invocation's write, before it is committed.
+    #[error("the memories of all guests together have no room for another write")]
+    NoGuestMemory,
     /// No page is left, the file system has no memory left, or two different names have the same 64-bit hash.
     #[error("region is full")]
     RegionFull,

@@ -13,6 +13,7 @@
 //!    +- layout, words, memory, space: offsets and atomic words over `sys::shm` -+
 //! journal  the writes that the shard's log is to get
 //! lock     FIFO locks per key with deadlock detection                readers   the neighbours' regions of one shard
+//! limit    what a guest's call can hit, counted
 //! places   the shard that has a session                              timers   what sessions want done later (session_timers)
 //! reshard  moves sessions when the number of shards has changed        shard_state   a region an app, and the locks
 //! ```
@@ -33,6 +34,7 @@ mod error;
 mod hash;
 mod journal;
 mod layout;
+mod limit;
 mod lock;
 mod memory;
 mod namespace;
@@ -83,6 +85,7 @@ pub use self::broken_lock::break_locks;
 pub use self::error::{ReadRefused, RegionError, StateError};
 pub use self::journal::{BATCH_HEAD_BYTES, BadRecord, Journal, Record, record_session};
 pub use self::layout::{REGION_BYTES_MIN, RegionOptions};
+pub use self::limit::{Limit, LimitCounts};
 pub use self::lock::{Acquire, CallToken, LockKey, LockTable};
 pub use self::namespace::NamespaceRef;
 pub use self::places::{SessionPlace, SessionPlaces};

@@ -21,7 +21,7 @@ pub(super) struct TimerScan {
 }
 
 impl ShardState {
-    /// Sets a session's timer, in place of one of the same name. Errors: `TooManyKeys` when the session has as many timers as it may, or the
+    /// Sets a session's timer, in place of one of the same name. Errors: `TooManyTimers` when the session has as many timers as it may, or the
     /// shard; else those of `Region::write`.
     pub fn set_timer(
         &mut self,
@@ -32,7 +32,7 @@ impl ShardState {
         session_bytes_max: usize,
     ) -> Result<(), StateError> {
         if !self.has_room_for_timers(key, std::iter::once((name, true))) {
-            return Err(StateError::TooManyKeys);
+            return Err(StateError::TooManyTimers);
         }
         self.store(key, known, TimerKey::new(name).as_bytes(), &record.encode(), session_bytes_max)?;
         self.timers.set(key.app, key.session, name, record.at_ms);
@@ -77,7 +77,7 @@ impl ShardState {
         let changes = writes.clone().filter_map(|(key, value)| Some((timer_name(key)?, !value.is_empty())));
         let has_timers = changes.clone().next().is_some();
         if has_timers && !self.has_room_for_timers(key, changes) {
-            return Err(StateError::TooManyKeys);
+            return Err(StateError::TooManyTimers);
         }
         self.store_many(key, known, writes.clone().map(committed), session_bytes_max)?;
         if has_timers {

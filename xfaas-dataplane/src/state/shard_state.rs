@@ -10,6 +10,7 @@ use xfaas_common::ids::SessionId;
 use super::error::RegionError;
 use super::journal::Journal;
 use super::layout::RegionOptions;
+use super::limit::LimitCounts;
 use super::lock::LockTable;
 use super::places::SessionPlaces;
 use super::readers::Readers;
@@ -30,6 +31,8 @@ pub struct ShardState {
     /// Writes of the apps whose durability is `sync`.
     pub journal: Journal,
     pub timers: TimerQueue,
+    /// Limits that calls have hit here.
+    pub refused: LimitCounts,
     pub(super) timer_scan: TimerScan,
     directory: PathBuf,
     shard: u16,
@@ -65,6 +68,7 @@ impl ShardState {
             places: None,
             journal: Journal::default(),
             timers: TimerQueue::of_shard(shard),
+            refused: LimitCounts::default(),
             timer_scan: TimerScan::default(),
             directory,
             shard,

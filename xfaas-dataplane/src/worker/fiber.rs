@@ -3,6 +3,7 @@
 
 use super::abi::{self, DeadlinePassed, NeedsOwner};
 use super::engine::WorkerSlot;
+use super::host_calls::over;
 use super::lend::{self, Lent};
 use super::memory_budget::{BudgetSpent, GuestMemory, MemoryBudget};
 use super::program::Program;
@@ -12,7 +13,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use wasmtime::{Memory, PoolConcurrencyLimitError, Store};
-use xfaas_common::guest_abi::OVER_LIMIT;
 
 /// A fiber's stack ends at a page's end, and a guest that calls a host function uses about so much of it.
 const STACK_BYTES_WARM: usize = 1_536;
@@ -226,7 +226,10 @@ fn finish(lent: &mut Lent, code: i32) -> Progress {
     }
     let committed = if code == 0 { lent.call.commit(&mut lent.state) } else { Ok(()) };
     lent.end_invocation();
-    Progress::Finished(if committed.is_ok() { code } else { OVER_LIMIT })
+    Progress::Finished(match committed {
+        Ok(()) => code,
+        Err(error) => over(&mut lent.state, error.limit()),
+    })
 }
 
 fn fork_error(error: wasmtime::Error) -> ForkError {

@@ -6,7 +6,7 @@ use super::fiber::Trail;
 use super::lend::Lent;
 use super::overlay::SessionSize;
 use super::remote;
-use crate::state::{Acquire, LockKey, NamespaceRef, SessionKey, StateError};
+use crate::state::{Acquire, Limit, LockKey, NamespaceRef, SessionKey, ShardState, StateError};
 use std::ops::Range;
 use xfaas_common::guest_abi::{
     ARG_BODY, ARG_HEADERS, ARG_METHOD, ARG_PATH, ARG_QUERY, ARG_SESSION, BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK,
@@ -57,6 +57,21 @@ impl Key {
     }
 }
 
+/// The result of a call that hit a limit, which is counted.
+#[cold]
+#[inline(never)]
+pub(super) fn over(state: &mut ShardState, limit: Limit) -> i32 {
+    state.refused.note(limit);
+    OVER_LIMIT
+}
+
+/// The result of a call whose name or key is refused with `code`; `limit`: the one that -3 stands for.
+#[cold]
+#[inline(never)]
+pub(super) fn misnamed(lent: &mut Lent, code: i32, limit: Limit) -> i32 {
+    if code == OVER_LIMIT { over(&mut lent.state, limit) } else { code }
+}
+
 /// The bytes `[pointer, pointer + length)`, if all of them are memory and the length is not negative.
 pub(super) fn span(memory: &[u8], pointer: i32, length: i32) -> Option<Range<usize>> {
     let start = pointer as u32 as usize;
@@ -96,7 +111,7 @@ pub(super) fn read_input(lent: &Lent, memory: &mut [u8], arg_index: i32, buf: i3
 pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32) -> i32 {
     let Some(span) = span(memory, buf, buf_len) else { return BAD_ARGUMENT };
     if span.len() > OUTPUT_BYTES_MAX {
-        return OVER_LIMIT;
+        return over(&mut lent.state, Limit::Output);
     }
     let bytes = &memory[span];
     let place = 0_u8;
@@ -111,7 +126,7 @@ pub(super) fn set_output(lent: &mut Lent, memory: &[u8], buf: i32, buf_len: i32)
 pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32, buf_len: i32, mode: i32) -> i32 {
     let (key, span) = match state_arguments(memory, key, buf, buf_len, mode) {
         Ok(arguments) => arguments,
-        Err(code) => return code,
+        Err(code) => return misnamed(lent, code, Limit::Key),
     };
     if lent.call.is_hook() {
         return BAD_ARGUMENT;
@@ -124,7 +139,7 @@ pub(super) fn read_state(lent: &mut Lent, memory: &mut [u8], key: i32, buf: i32,
             Acquire::Granted | Acquire::Held => {}
             Acquire::Waiting => return PARK,
             Acquire::Deadlock => return DEADLOCK,
-            Acquire::Full => return OVER_LIMIT,
+            Acquire::Full => return over(&mut lent.state, Limit::Locks),
         }
     }
     if let Some(value) = lent.call.overlay.get(&memory[key.clone()]) {
@@ -169,10 +184,10 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
     }
     let (key, span) = match arguments {
         Ok(arguments) => arguments,
-        Err(code) => return code,
+        Err(code) => return misnamed(lent, code, Limit::Key),
     };
     if span.len() > VALUE_BYTES_MAX {
-        return OVER_LIMIT;
+        return over(&mut lent.state, Limit::Value);
     }
     let (key, value) = (&memory[key], &memory[span]);
     if lent.call.state_at.asks_primary() {
@@ -190,7 +205,7 @@ pub(super) fn write_state(lent: &mut Lent, memory: &[u8], key: i32, buf: i32, bu
             return PARK;
         }
         Acquire::Deadlock => return DEADLOCK,
-        Acquire::Full => return OVER_LIMIT,
+        Acquire::Full => return over(&mut lent.state, Limit::Locks),
     };
     let result = store(lent, key, value);
     if (result == OK || is_own_lock) && !lent.call.atomic {
@@ -217,7 +232,10 @@ pub(super) fn find_namespace(lent: &mut Lent) -> Option<NamespaceRef> {
 
 fn store(lent: &mut Lent, key: &[u8], value: &[u8]) -> i32 {
     let stored = if lent.call.atomic { store_later(lent, key, value) } else { store_now(lent, key, value) };
-    if stored.is_ok() { OK } else { OVER_LIMIT }
+    match stored {
+        Ok(()) => OK,
+        Err(error) => over(&mut lent.state, error.limit()),
+    }
 }
 
 fn store_now(lent: &mut Lent, key: &[u8], value: &[u8]) -> Result<(), StateError> {

@@ -102,7 +102,7 @@ impl Overlay {
         let entry_bytes = if found.is_some() { 0 } else { ENTRY_BYTES + key.len() };
         let memory_bytes = self.memory_bytes + entry_bytes + value.len().saturating_sub(kept_bytes);
         if !self.charge.cover(memory_bytes) {
-            return Err(StateError::RegionFull);
+            return Err(StateError::NoGuestMemory);
         }
         self.content_bytes = self.content_bytes_with(found, key, value);
         (self.growth_bytes, self.growth_keys, self.memory_bytes) = (growth_bytes, growth_keys, memory_bytes);
@@ -246,7 +246,7 @@ mod tests {
             overlay.set(&[number], b"", &session()).unwrap(); // its buffer stays
         }
         assert!((3 << 20..4 << 20).contains(&budget.taken()), "{}", budget.taken());
-        assert!(matches!(overlay.set(b"large", &mebibyte, &session()), Err(StateError::RegionFull)));
+        assert!(matches!(overlay.set(b"large", &mebibyte, &session()), Err(StateError::NoGuestMemory)));
         assert_eq!(overlay.get(b"large"), None);
         overlay.set(&[0], &mebibyte, &session()).unwrap();
         overlay.clear();

@@ -5,9 +5,9 @@
 //! disturbed the read at every try, the worker is parked and the owner asked: by mailbox within a node, by RPC from a container.
 
 use super::call::StateAt;
-use super::host_calls::{Key, read_state, span};
+use super::host_calls::{Key, misnamed, read_state, span};
 use super::lend::Lent;
-use crate::state::SessionPlace;
+use crate::state::{Limit, SessionPlace};
 use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OVER_LIMIT, UNREACHABLE};
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::SESSION_ID_BYTES_MAX;
@@ -28,7 +28,8 @@ pub(super) fn read_session(lent: &mut Lent, memory: &mut [u8], session: i32, key
     }
     let (named, state_key) = match (named, state_key) {
         (Ok(named), Ok(state_key)) => (named, state_key),
-        (Err(code), _) | (_, Err(code)) => return code,
+        (Err(code), _) => return misnamed(lent, code, Limit::SessionId),
+        (_, Err(code)) => return misnamed(lent, code, Limit::Key),
     };
     if named == lent.call.session {
         // What it wrote itself counts.

@@ -3,12 +3,12 @@
 //! Called by `host_calls` (the guest's side) and, through the proxy, by the shard (the primary's side). Knows no connection.
 
 use super::call::StateAt;
-use super::host_calls::{PARK, copy};
+use super::host_calls::{PARK, copy, over};
 use super::lend::Lent;
 use super::memory_budget::Charge;
 use super::overlay::Overlay;
 use super::overlay::SessionSize;
-use crate::state::{KeyList, SnapshotSink, SnapshotWriter};
+use crate::state::{KeyList, Limit, SnapshotSink, SnapshotWriter};
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT, UNREACHABLE};
 use xfaas_common::ids::{AppHash, SessionId};
 use xfaas_common::limits::VALUE_BYTES_MAX;
@@ -298,7 +298,7 @@ pub(super) fn has_reader(lent: &Lent) -> bool {
 
 /// `snapshot_read` with its keys checked, where no region is mapped. The invocation's own writes stand in for what the primary has.
 pub(super) fn snapshot(lent: &mut Lent, keys: KeyList<'_>, buffer: &mut [u8]) -> i32 {
-    let call = &mut lent.call;
+    let Lent { call, state } = lent;
     let Some(result) = call.remote.take_answer() else {
         let others = keys.iter().filter(|key| call.overlay.get(key).is_none());
         // Only in a frame there is not room for everything.
@@ -308,7 +308,13 @@ pub(super) fn snapshot(lent: &mut Lent, keys: KeyList<'_>, buffer: &mut [u8]) ->
         }
         return take_snapshot(&[], 0, keys, &call.overlay, buffer);
     };
-    if result < 0 { result } else { take_snapshot(&call.remote.value, result as usize, keys, &call.overlay, buffer) }
+    if result < 0 {
+        return result;
+    }
+    match take_snapshot(&call.remote.value, result as usize, keys, &call.overlay, buffer) {
+        OVER_LIMIT => over(state, Limit::Snapshot),
+        taken => taken,
+    }
 }
 
 /// Puts together what the primary answered (of `list_bytes` perhaps the first ones only) and the invocation's own writes.
@@ -361,7 +367,7 @@ pub(super) fn write(lent: &mut Lent, key: &[u8], value: &[u8], mode: i32) -> i32
 
 /// An atomic function's write stays here until the commit; a strong one takes its lock at the primary first.
 fn write_later(lent: &mut Lent, key: &[u8], value: &[u8], mode: i32) -> i32 {
-    let call = &mut lent.call;
+    let Lent { call, state } = lent;
     match call.remote.take_answer() {
         Some(result) if result < NOT_FOUND => return result,
         Some(_) => call.remote.held.insert(key),
@@ -371,11 +377,14 @@ fn write_later(lent: &mut Lent, key: &[u8], value: &[u8], mode: i32) -> i32 {
     // The commit must fit into a frame.
     let heads = COMMIT_HEAD_BYTES + COMMIT_WRITE_HEAD_BYTES * (call.overlay.len() + 1);
     if call.state_at == StateAt::Primary && heads + call.overlay.content_bytes_after(key, value) > COMMIT_BYTES_MAX {
-        return OVER_LIMIT;
+        return over(state, Limit::Commit);
     }
     // What the session holds already is known to the primary only, which holds the whole commit against its limits.
     let session = SessionSize { bytes: 0, keys: 0, bytes_max: call.session_bytes_max, value_bytes: None };
-    if call.overlay.set(key, value, &session).is_ok() { OK } else { OVER_LIMIT }
+    match call.overlay.set(key, value, &session) {
+        Ok(()) => OK,
+        Err(error) => over(state, error.limit()),
+    }
 }
 
 impl Lent {

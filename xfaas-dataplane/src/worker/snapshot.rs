@@ -2,13 +2,13 @@
 //! Called by `abi`. Every pointer and length is hostile here, as in `host_calls`: -2 wins over -3.
 
 use super::call::StateAt;
-use super::host_calls::{NEEDS_OWNER, find_namespace, span};
+use super::host_calls::{NEEDS_OWNER, find_namespace, over, span};
 use super::lend::Lent;
 use super::overlay::Overlay;
 use super::remote;
-use crate::state::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
+use crate::state::{BadKeyList, KEY_LIST_BYTES_MAX, KeyList, Limit, SnapshotSink, SnapshotWriter, snapshot_of_nothing};
 use std::ops::Range;
-use xfaas_common::guest_abi::{BAD_ARGUMENT, OVER_LIMIT};
+use xfaas_common::guest_abi::BAD_ARGUMENT;
 
 /// `snapshot_read(keys, keys_len, buf, buf_len)`: the answer's full length, of which at most `buf_len` bytes are copied. Takes no lock and
 /// waits for none.
@@ -18,7 +18,7 @@ pub(super) fn snapshot_read(lent: &mut Lent, memory: &mut [u8], keys: i32, keys_
         return BAD_ARGUMENT;
     }
     if keys.len() > KEY_LIST_BYTES_MAX {
-        return OVER_LIMIT;
+        return over(&mut lent.state, Limit::Snapshot);
     }
     match memory.get_disjoint_mut([keys.clone(), buf.clone()]) {
         Ok([keys, buf]) => answer(lent, keys, buf, false),
@@ -41,7 +41,7 @@ fn answer(lent: &mut Lent, keys: &[u8], buf: &mut [u8], is_over_keys: bool) -> i
     let keys = match KeyList::new(keys) {
         Ok(keys) => keys,
         Err(BadKeyList::Malformed) => return BAD_ARGUMENT,
-        Err(BadKeyList::OverLimit) => return OVER_LIMIT,
+        Err(BadKeyList::OverLimit) => return over(&mut lent.state, Limit::Snapshot),
     };
     let state_at = lent.call.state_at;
     if state_at.asks_primary() && (is_over_keys || !remote::has_reader(lent)) {

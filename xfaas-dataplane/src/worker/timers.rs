@@ -1,10 +1,10 @@
 //! The host functions `set_timer` and `cancel_timer`. CONTRACT.md section 3, "Timers".
 //! Called by `abi`. Every pointer and length is hostile here, as in `host_calls`: -2 wins over -3.
 
-use super::host_calls::{span, store_later};
+use super::host_calls::{misnamed, over, span, store_later};
 use super::lend::Lent;
 use super::remote;
-use crate::state::{SessionKey, TimerKey, TimerRecord};
+use crate::state::{Limit, SessionKey, StateError, TimerKey, TimerRecord};
 use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_PAYLOAD_BYTES_MAX};
 
@@ -50,30 +50,38 @@ pub(super) fn set_timer(lent: &mut Lent, memory: &[u8], name: i32, at_ms: i64, p
     };
     let name = match name {
         Ok(name) if span.len() <= TIMER_PAYLOAD_BYTES_MAX => name,
-        _ => return OVER_LIMIT,
+        _ => return over(&mut lent.state, Limit::Timers),
     };
     let record = TimerRecord { function: lent.call.function_hash, at_ms, payload: &memory[span] };
     if lent.call.state_at.asks_primary() {
         return remote::write(lent, TimerKey::new(name.as_bytes()).as_bytes(), &record.encode(), MODE_WEAK);
     }
     let set = if lent.call.atomic { set_later(lent, name.as_bytes(), &record) } else { set_now(lent, name.as_bytes(), &record) };
-    if set { OK } else { OVER_LIMIT }
+    result_of(lent, set)
 }
 
-/// False: over a limit.
-fn set_now(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
+fn result_of(lent: &mut Lent, done: Result<(), StateError>) -> i32 {
+    match done {
+        Ok(()) => OK,
+        Err(error) => over(&mut lent.state, error.limit()),
+    }
+}
+
+fn set_now(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> Result<(), StateError> {
     let Lent { call, state } = lent;
     let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
-    state.set_timer(&session, &mut call.namespace, name, record, call.session_bytes_max).is_ok()
+    state.set_timer(&session, &mut call.namespace, name, record, call.session_bytes_max)
 }
 
-/// Keeps the timer in the call until it is committed. False: over a limit.
-fn set_later(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> bool {
+/// Keeps the timer in the call until it is committed.
+fn set_later(lent: &mut Lent, name: &[u8], record: &TimerRecord<'_>) -> Result<(), StateError> {
     let Lent { call, state } = lent;
     let session = SessionKey { app: call.app, session: &call.session, table_hash: call.table_hash };
     let others = call.overlay.timers().filter(|(other, _)| *other != name);
-    state.has_room_for_timers(&session, others.chain(std::iter::once((name, true))))
-        && store_later(lent, TimerKey::new(name).as_bytes(), &record.encode()).is_ok()
+    if !state.has_room_for_timers(&session, others.chain(std::iter::once((name, true)))) {
+        return Err(StateError::TooManyTimers);
+    }
+    store_later(lent, TimerKey::new(name).as_bytes(), &record.encode())
 }
 
 /// `cancel_timer(name)`: 0, or -1 when there is none; `PARK` while the primary is asked.
@@ -81,7 +89,7 @@ pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
     let name = match Name::read(memory, name) {
         Err(BAD_ARGUMENT) => return BAD_ARGUMENT,
         _ if is_refused(lent) => return BAD_ARGUMENT,
-        Err(code) => return code,
+        Err(code) => return misnamed(lent, code, Limit::Timers),
         Ok(name) => name,
     };
     let (name, key) = (name.as_bytes(), TimerKey::new(name.as_bytes()));
@@ -97,11 +105,11 @@ pub(super) fn cancel_timer(lent: &mut Lent, memory: &[u8], name: i32) -> i32 {
     if !is_there {
         return NOT_FOUND;
     }
-    let is_done = match call.atomic {
-        true => store_later(lent, key.as_bytes(), CANCELLED).is_ok(),
-        false => state.remove_timer(&session, &mut call.namespace, name).is_ok(),
+    let done = match call.atomic {
+        true => store_later(lent, key.as_bytes(), CANCELLED),
+        false => state.remove_timer(&session, &mut call.namespace, name),
     };
-    if is_done { OK } else { OVER_LIMIT }
+    result_of(lent, done)
 }
 
 /// The primary says whether there is one. An atomic function asks that before it writes its wish down.

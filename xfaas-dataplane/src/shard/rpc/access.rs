@@ -5,7 +5,7 @@ use super::super::turn::Shard;
 use super::frames::{BUSY_INVOCATION, DRAINING, OVERLOADED, Refusal};
 use super::invocations::{Asked, Asker, Holder, Task, Waiting};
 use super::neighbours::Answered;
-use crate::state::{Acquire, CallToken, LockKey, SessionKey, timer_name};
+use crate::state::{Acquire, CallToken, Limit, LockKey, SessionKey, StateError, timer_name};
 use crate::sys::clock;
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
@@ -64,34 +64,54 @@ impl Asked {
     }
 }
 
-/// Errors: the result for a key that no guest could have given (-2) or that is too long (-3).
-pub(super) fn check_key(key: &[u8]) -> Result<(), i32> {
-    match key.len() {
-        0 => Err(BAD_ARGUMENT),
-        _ if key.contains(&0) => Err(BAD_ARGUMENT),
-        1..=KEY_BYTES_MAX => Ok(()),
-        _ => Err(OVER_LIMIT),
+/// What is wrong with a request that is answered with a number.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wrong {
+    /// -2.
+    Argument,
+    /// -3.
+    Over(Limit),
+}
+
+impl From<StateError> for Wrong {
+    fn from(error: StateError) -> Wrong {
+        Wrong::Over(error.limit())
     }
 }
 
-/// Errors: the result for a snapshot's list that is malformed (-2) or too long (-3), in that order.
-fn check_keys(read: &StateRead<'_>) -> Result<(), i32> {
+/// Errors: no guest could have given the key, or it is too long.
+pub(super) fn check_key(key: &[u8]) -> Result<(), Wrong> {
+    match key.len() {
+        0 => Err(Wrong::Argument),
+        _ if key.contains(&0) => Err(Wrong::Argument),
+        1..=KEY_BYTES_MAX => Ok(()),
+        _ => Err(Wrong::Over(Limit::Key)),
+    }
+}
+
+/// Errors: the value is too long.
+pub(super) fn check_value(value: &[u8]) -> Result<(), Wrong> {
+    if value.len() > VALUE_BYTES_MAX { Err(Wrong::Over(Limit::Value)) } else { Ok(()) }
+}
+
+/// Errors: a snapshot's list is malformed or too long, in that order.
+fn check_keys(read: &StateRead<'_>) -> Result<(), Wrong> {
     let keys = || snapshot_keys(read.key);
     if i32::from(read.mode) != MODE_WEAK || !read.key.ends_with(&[0]) || keys().any(<[u8]>::is_empty) {
-        return Err(BAD_ARGUMENT);
+        return Err(Wrong::Argument);
     }
     if keys().count() > SNAPSHOT_KEYS_MAX || keys().any(|key| key.len() > KEY_BYTES_MAX) {
-        return Err(OVER_LIMIT);
+        return Err(Wrong::Over(Limit::Snapshot));
     }
     Ok(())
 }
 
-/// Errors: the result for a mode that there is not.
-fn check_mode(mode: u8) -> Result<bool, i32> {
+/// Errors: there is no such mode.
+fn check_mode(mode: u8) -> Result<bool, Wrong> {
     match i32::from(mode) {
         MODE_WEAK => Ok(false),
         MODE_STRONG => Ok(true),
-        _ => Err(BAD_ARGUMENT),
+        _ => Err(Wrong::Argument),
     }
 }
 
@@ -102,6 +122,18 @@ impl Shard {
         self.end_answer(asked, result);
     }
 
+    /// The result that says what is wrong; a limit is counted.
+    #[cold]
+    pub(super) fn result_of(&mut self, wrong: Wrong) -> i32 {
+        match wrong {
+            Wrong::Argument => BAD_ARGUMENT,
+            Wrong::Over(limit) => {
+                self.proxy.with_state(|state, _| state.refused.note(limit));
+                OVER_LIMIT
+            }
+        }
+    }
+
     /// Errors: the request is refused, whatever its key.
     pub(super) fn read_key(&mut self, asked: &Asked, read: &StateRead<'_>) -> Result<(), Refusal> {
         // An atomic function's guest asks so whether there is a timer to cancel.
@@ -109,7 +141,8 @@ impl Shard {
         let check = |key| if is_timer { Ok(()) } else { check_key(key) };
         let is_strong = match check_mode(read.mode).and_then(|is_strong| check(read.key).map(|()| is_strong)) {
             Ok(is_strong) => is_strong,
-            Err(result) => {
+            Err(wrong) => {
+                let result = self.result_of(wrong);
                 self.answer(asked, result);
                 return Ok(());
             }
@@ -147,7 +180,8 @@ impl Shard {
 
     /// Several keys of the session at one moment: this thread is the only writer.
     pub(super) fn read_snapshot(&mut self, asked: &Asked, read: &StateRead<'_>) {
-        if let Err(result) = check_keys(read) {
+        if let Err(wrong) = check_keys(read) {
+            let result = self.result_of(wrong);
             return self.answer(asked, result);
         }
         let state = self.proxy.state();
@@ -181,13 +215,12 @@ impl Shard {
             return Ok(());
         }
         let checked = match check_mode(write.mode) {
-            _ if asked.read_only => Err(BAD_ARGUMENT),
-            Err(result) => Err(result),
-            Ok(is_strong) => check_key(write.key).map(|()| is_strong),
+            _ if asked.read_only => Err(Wrong::Argument),
+            Err(wrong) => Err(wrong),
+            Ok(is_strong) => check_key(write.key).and_then(|()| check_value(write.value)).map(|()| is_strong),
         };
-        let checked = checked.and_then(|is_strong| if write.value.len() > VALUE_BYTES_MAX { Err(OVER_LIMIT) } else { Ok(is_strong) });
         let result = match checked {
-            Err(result) => result,
+            Err(wrong) => self.result_of(wrong),
             Ok(false) => self.store(asked, write.key, write.value),
             Ok(true) => {
                 let StateWrite { invocation, deadline_ms, key, value, .. } = *write;
@@ -204,7 +237,7 @@ impl Shard {
 
     fn store(&mut self, asked: &Asked, key: &[u8], value: &[u8]) -> i32 {
         let stored = self.proxy.with_state(|state, _| state.store(&asked.session(), &mut None, key, value, asked.session_bytes_max));
-        if stored.is_ok() { OK } else { OVER_LIMIT }
+        stored.map_or_else(|error| self.result_of(error.into()), |()| OK)
     }
 
     /// A strong write whose lock is there. It ends the section that a strong read opened, unless it is refused; a lock of its own it gives
@@ -243,7 +276,7 @@ impl Shard {
                 Err(OVERLOADED)
             }
             Acquire::Deadlock => Ok(Lock::Refused(DEADLOCK)),
-            Acquire::Full => Ok(Lock::Refused(OVER_LIMIT)),
+            Acquire::Full => Ok(Lock::Refused(self.result_of(Wrong::Over(Limit::Locks)))),
         };
         self.forget_idle(token);
         refused

@@ -1,12 +1,12 @@
 //! The writes of an atomic invocation in a container, of another process or on another shard: all of them take effect, or none.
 
 use super::super::turn::Shard;
+use super::access::{Wrong, check_value};
 use super::frames::{BUSY_INVOCATION, Refusal};
 use super::invocations::{Asked, Asker};
 use super::timers::check_write;
 use crate::state::StateError;
-use xfaas_common::guest_abi::{BAD_ARGUMENT, OK, OVER_LIMIT};
-use xfaas_common::limits::VALUE_BYTES_MAX;
+use xfaas_common::guest_abi::OK;
 use xfaas_common::rpc::CommitWrites;
 
 impl Shard {
@@ -16,17 +16,14 @@ impl Shard {
             return Err(BUSY_INVOCATION);
         }
         let checked = match writes.is_empty() {
-            false if asked.read_only => Err(BAD_ARGUMENT),
-            _ => writes.into_iter().try_for_each(|(key, value)| match value.len() {
-                0..=VALUE_BYTES_MAX => check_write(key, value),
-                _ => check_write(key, value).and(Err(OVER_LIMIT)),
-            }),
+            false if asked.read_only => Err(Wrong::Argument),
+            _ => writes.into_iter().try_for_each(|(key, value)| check_write(key, value).and_then(|()| check_value(value))),
         };
-        let result = match checked {
-            Err(result) => result,
-            Ok(()) if writes.is_empty() => OK,
-            Ok(()) => self.apply(asked, writes).map_or(OVER_LIMIT, |()| OK),
+        let done = match checked {
+            Ok(()) if !writes.is_empty() => self.apply(asked, writes).map_err(Wrong::from),
+            checked => checked,
         };
+        let result = done.map_or_else(|wrong| self.result_of(wrong), |()| OK);
         match asked.asker {
             Asker::Frame { connection, .. } => self.end_invocation(connection, invocation),
             Asker::Shard { invocation, .. } => self.release_locks(invocation),

@@ -1,16 +1,16 @@
 //! Timers that guests in containers set and cancel: writes under the keys of timers, which no guest can name. docs/PROTOCOL.md, kind 17.
 
 use super::super::turn::Shard;
-use super::access::check_key;
+use super::access::{Wrong, check_key};
 use super::invocations::Asked;
 use crate::state::{TimerRecord, timer_name};
-use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
+use xfaas_common::guest_abi::{BAD_ARGUMENT, MODE_WEAK, NOT_FOUND, OK};
 
-/// Errors: the result for a write of a commit whose key, or timer, no guest could have written.
-pub(super) fn check_write(key: &[u8], value: &[u8]) -> Result<(), i32> {
+/// Errors: no guest could have written the key, or the timer, of this write of a commit.
+pub(super) fn check_write(key: &[u8], value: &[u8]) -> Result<(), Wrong> {
     match timer_name(key) {
         Some(_) if value.is_empty() || is_good(value) => Ok(()),
-        Some(_) => Err(BAD_ARGUMENT),
+        Some(_) => Err(Wrong::Argument),
         None => check_key(key),
     }
 }
@@ -26,20 +26,21 @@ impl Shard {
             return BAD_ARGUMENT;
         }
         let session = asked.session();
-        self.proxy.with_state(|state, _| {
+        let done = self.proxy.with_state(|state, _| {
             if record.is_empty() {
                 return match state.has_timer(&session, &mut None, name) {
-                    false => NOT_FOUND,
-                    true => state.remove_timer(&session, &mut None, name).map_or(OVER_LIMIT, |()| OK),
+                    false => Ok(NOT_FOUND),
+                    true => state.remove_timer(&session, &mut None, name).map_err(Wrong::from).map(|()| OK),
                 };
             }
             match TimerRecord::decode(record) {
                 Some(record) if record.at_ms >= 0 => {
                     let set = state.set_timer(&session, &mut None, name, &record, asked.session_bytes_max);
-                    set.map_or(OVER_LIMIT, |()| OK)
+                    set.map_err(Wrong::from).map(|()| OK)
                 }
-                _ => BAD_ARGUMENT,
+                _ => Err(Wrong::Argument),
             }
-        })
+        });
+        done.unwrap_or_else(|wrong| self.result_of(wrong))
     }
 }
