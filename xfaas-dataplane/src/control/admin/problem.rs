@@ -8,6 +8,7 @@ use crate::control::describe;
 use crate::control::moving::MoveError;
 use crate::control::shards::ShardsError;
 use crate::shard::MoveRefusal;
+use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -40,6 +41,17 @@ impl IntoResponse for ApiError {
         };
         let body = serde_json::to_string(&problem).expect("strings and a number become JSON");
         (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+/// Of a body that should be a small document.
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> ApiError {
+        match rejection.status() {
+            status @ StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(status, "body_too_large", rejection.body_text()),
+            // axum tells more apart than the contract does: no JSON, other JSON, another content type.
+            _ => ApiError::bad_request(rejection.body_text()),
+        }
     }
 }
 

@@ -164,7 +164,7 @@ async fn move_session(
     request: Result<Json<MoveRequest>, JsonRejection>,
 ) -> Result<Json<MoveReply>, ApiError> {
     refuse_browsers(&headers)?;
-    let Json(request) = request.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Json(request) = request?;
     let permit = shared.helpers.one().await?;
     Ok(Json(blocking(permit, move || shared.shards.move_session(&request)).await??))
 }
@@ -181,7 +181,7 @@ async fn map(
     alias: Result<Json<AliasInfo>, JsonRejection>,
 ) -> Result<Json<AliasInfo>, ApiError> {
     refuse_browsers(&headers)?;
-    let Json(alias) = alias.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Json(alias) = alias?;
     let permit = shared.helpers.one().await?;
     let work = move || {
         addresses(&shared)?.alias(&*shared.shards, alias.app.as_deref(), &alias.key, Some(&alias.session))?;
@@ -212,7 +212,7 @@ async fn token(
     request: Result<Json<TokenRequest>, JsonRejection>,
 ) -> Result<Json<TokenReply>, ApiError> {
     refuse_browsers(&headers)?;
-    let Json(request) = request.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Json(request) = request?;
     Ok(Json(addresses(&shared)?.token(&shared.deployer, request)?))
 }
 

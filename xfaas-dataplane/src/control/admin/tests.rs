@@ -142,6 +142,25 @@ fn a_module_over_the_limit_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn documents_that_are_too_large_or_none_are_told_apart() {
+    let node = node();
+    let send = |method: &str, path: &str, body: &str| {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n");
+        node.raw(&format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
+    };
+    let large = format!(r#"{{"key":"{}","session":"s"}}"#, "k".repeat(3 << 20));
+    for (method, path) in [("POST", "/v1/sessions/move"), ("PUT", "/v1/aliases"), ("POST", "/v1/tokens")] {
+        let (status, head, body) = send(method, path, &large);
+        assert_eq!(status, 413, "{path}: {body}");
+        assert!(head.contains("application/problem+json") && body.contains("body_too_large"), "{path}: {head}{body}");
+        for other in ["", "{", "[]", r#"{"key":1}"#] {
+            let (status, _, body) = send(method, path, other);
+            assert!(status == 400 && body.contains("bad_request"), "{path} with {other:?}: {status} {body}");
+        }
+    }
+}
+
+#[test]
 fn sessions_are_filtered_sorted_and_bounded() {
     let node = node();
     let client = node.client();
