@@ -175,6 +175,13 @@ pub const RPC_PING_MS: u64 = 500;
 /// Who hears nothing on an RPC connection for so long closes it.
 pub const RPC_SILENCE_MS_MAX: u64 = 2_000;
 
+/// Files of compiled code that no function uses any more, and of modules after their `init`: some stay, the ones used last, for a function that comes back.
+pub const KEPT_UNUSED_FILES_MAX: usize = 64;
+/// Bytes of those files.
+pub const KEPT_UNUSED_BYTES_MAX: u64 = 256 << 20;
+/// So many stay whatever they have: each of two deployments at a time may have code and a hook's that is not in use yet.
+pub const KEPT_UNUSED_FILES_MIN: usize = 4;
+
 pub const HTTP_PORT_DEFAULT: u16 = 8_080;
 pub const ADMIN_PORT_DEFAULT: u16 = 9_070;
 pub const RPC_PORT_DEFAULT: u16 = 9_071;
@@ -200,4 +207,5 @@ const _: () = assert!(RPC_SHARD_INVOCATIONS_MAX < SHARD_CALLS_MAX / 2);
 const _: () = assert!((FUNCTIONS_MAX + 8) << 10 <= RPC_PAYLOAD_BYTES_MAX, "a welcome has room for a KiB about each function");
 const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_KEYS_MAX * (KEY_BYTES_MAX + 1) <= u16::MAX as usize, "a list of keys has a 16-bit length");
+const _: () = assert!(KEPT_UNUSED_FILES_MIN < KEPT_UNUSED_FILES_MAX);
 const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");

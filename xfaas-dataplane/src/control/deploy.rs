@@ -183,6 +183,7 @@ impl Deployer {
             }
         }
         self.offer(&deployments);
+        self.forget_unused_code(&deployments);
         self.note_waiting(&deployments);
         self.started.store(true, Ordering::Release);
         Ok(report)
@@ -230,6 +231,7 @@ impl Deployer {
         deployments.overtake(name, generation);
         deployments.running.insert(name.clone(), Running::new(function, wasm));
         self.offer(deployments);
+        self.forget_unused_code(deployments);
         let wasm_bytes = wasm.len() as u64;
         let entry = Entry { manifest: manifest.clone(), source: FunctionSource::Deployment, generation, wasm_bytes, fault: None };
         tracing::info!(name, generation, wasm_bytes, "deployed");
@@ -271,6 +273,7 @@ impl Deployer {
         deployments.overtake(name, generation);
         deployments.running.remove(name);
         self.offer(&deployments);
+        self.forget_unused_code(&deployments);
         tracing::info!(name, "undeployed");
         let note = self.catalog_mut(|catalog| {
             catalog.remove(name);
@@ -408,6 +411,11 @@ impl Deployer {
         if let Err(error) = self.shards.offer(&running) {
             tracing::error!(error = describe(&error), "containers of other processes may not hear of this change: deploy again");
         }
+    }
+
+    /// Of the code on the disk only what the functions need that run now.
+    fn forget_unused_code(&self, deployments: &Deployments) {
+        self.engine.keep_only(deployments.running.values().map(|running| &*running.function));
     }
 
     fn lock(&self) -> MutexGuard<'_, Deployments> {

@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 /// Names in the folder are on the disk after this. An empty path is the working directory: the parent of a mere name.
@@ -27,6 +27,17 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes from all but its owner the right to write to it. Errors: it is not ours.
+pub fn keep_others_out(path: &Path) -> io::Result<()> {
+    let mut permissions = std::fs::metadata(path)?.permissions();
+    let mode = permissions.mode();
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(mode & !0o022);
+    std::fs::set_permissions(path, permissions)
+}
+
 /// A folder that is not ours may be used and not read; one whose file system keeps nothing, or cannot be written, has nothing to sync.
 fn is_left_to_the_file_system(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
@@ -36,7 +47,6 @@ fn is_left_to_the_file_system(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_folder_of_a_file_system_that_syncs_nothing_is_fine() {

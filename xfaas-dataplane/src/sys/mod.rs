@@ -1,11 +1,13 @@
-//! The door to the machine: io_uring, shared memory, CPU pinning and scheduling, clocks, sockets. The only folder with `unsafe`.
+//! The door to the machine: io_uring, shared memory, CPU pinning and scheduling, clocks, sockets, native code on disk. The only folder with `unsafe`.
 
 pub mod affinity;
 mod buffers;
 pub mod clock;
 pub mod folders;
 mod in_flight;
+mod kept;
 pub mod memory;
+mod native_code;
 pub mod open_files;
 mod peer;
 mod prefetch;
@@ -18,6 +20,8 @@ pub mod socket;
 mod wake;
 
 pub use self::buffers::{GroupOptions, ReceivedBuffer};
+pub use self::kept::{KeptError, KeptFiles, KeptName};
+pub use self::native_code::NativeCode;
 pub use self::peer::{LocalAddress, Peer};
 pub use self::prefetch::{LINE_BYTES, core_cache_bytes, prefetch_span};
 pub use self::ring::{Completion, DATAGRAM_PREFIX_BYTES, FixedFile, Ring, RingError, RingOptions, Tag};

@@ -1,15 +1,17 @@
-//! What all programs of a process share: the compiler, the pool of instances, memories and stacks, the epoch ticker, the compile cache.
+//! What all programs of a process share: the compiler, the pool of instances, memories and stacks, the epoch ticker, what is kept on disk.
 //! Made once at start, by the control thread, before the shards.
 
 use super::abi;
 use super::fiber::WorkerData;
+use super::kept::Kept;
 use super::memory_budget::{GuestMemory, MemoryBudget};
 use super::ticker::{Ticker, TickerError};
+use crate::sys::KeptError;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use wasmtime::{Cache, CacheConfig, Config, Enabled, Inlining, Linker, PoolingAllocationConfig, ProfilingStrategy};
+use wasmtime::{Config, Enabled, Inlining, Linker, PoolingAllocationConfig, ProfilingStrategy};
 use xfaas_common::limits::MEMORY_MIB_DEFAULT;
 
 /// Workers beyond `workers_live_max` that the pool has room for: the ones a load needs, one load at a time.
@@ -29,15 +31,11 @@ const MEMORY_GUARD_BYTES: u64 = (32 << 20) + (4 << 10);
 /// faults at the next fork cost more than clearing. It is also what an unused place may keep.
 const MEMORY_BYTES_KEPT: usize = 256 << 10;
 const TABLE_BYTES_KEPT: usize = 16 << 10;
-/// A folder of its own: wasmtime's cleaning removes every file there that is not its own.
-const CODE_DIRECTORY: &str = "code";
-/// zstd level of compiled code on disk. The same for both of wasmtime's levels, so that its cache thread never recompresses.
-const CACHE_COMPRESSION_LEVEL: i32 = 3;
 
 /// How large the pool is and where compiled code is kept.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// An absolute path; made if it is not there. `None`: nothing is kept.
+    /// Made if it is not there, and for this user alone. `None`: nothing is kept.
     pub cache_directory: Option<PathBuf>,
     /// Workers alive at once in the process, 1..=10_000. Each reserves 4 GiB of address space.
     pub workers_live_max: u32,
@@ -76,7 +74,7 @@ pub enum EngineError {
     Cache {
         directory: PathBuf,
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: KeptError,
     },
     #[error("make the engine for {workers_live_max} workers of up to {memory_mib_max} MiB")]
     Make {
@@ -97,6 +95,7 @@ pub struct Engine {
 
 struct Inner {
     wasmtime: wasmtime::Engine,
+    kept: Option<Kept>,
     linker: Linker<WorkerData>,
     options: EngineOptions,
     workers_live: Arc<AtomicU32>,
@@ -135,24 +134,26 @@ impl LoadGuard<'_> {
 }
 
 impl Engine {
-    /// Errors: an option out of range, no address space for the pool, a cache directory that cannot be made.
+    /// Errors: an option out of range, no address space for the pool, a cache directory that cannot be made or is not ours alone.
     pub fn new(options: &EngineOptions) -> Result<Engine, EngineError> {
         let EngineOptions { workers_live_max, memory_mib_max, tick_us, .. } = *options;
         check("workers_live_max", u64::from(workers_live_max), 1, 10_000)?;
         check("memory_mib_max", u64::from(memory_mib_max), 1, 4_096)?;
         check("guest_memory_mib", u64::from(options.guest_memory_mib), 1, u64::from(u32::MAX))?;
         check("tick_us", tick_us, 100, 100_000)?;
-        let mut config = config(options);
-        config.cache(cache(options)?);
         let make = |source: wasmtime::Error| EngineError::Make { workers_live_max, memory_mib_max, source: source.into() };
-        let wasmtime = wasmtime::Engine::new(&config).map_err(make)?;
+        let wasmtime = wasmtime::Engine::new(&config(options)).map_err(make)?;
+        let keep = |directory: &PathBuf| {
+            Kept::open(directory, &wasmtime).map_err(|source| EngineError::Cache { directory: directory.clone(), source })
+        };
+        let kept = options.cache_directory.as_ref().map(keep).transpose()?;
         let mut linker = Linker::new(&wasmtime);
         abi::link(&mut linker).map_err(make)?;
         let ticking = wasmtime.clone();
         let ticker = Ticker::start(Duration::from_micros(tick_us), options.realtime, move || ticking.increment_epoch())?;
         let options = options.clone();
         let guest_memory = Arc::new(MemoryBudget::new(u64::from(options.guest_memory_mib) << 20));
-        let inner = Inner { wasmtime, linker, options, workers_live: Arc::default(), guest_memory, load: Mutex::new(()), ticker };
+        let inner = Inner { wasmtime, kept, linker, options, workers_live: Arc::default(), guest_memory, load: Mutex::new(()), ticker };
         Ok(Engine { inner: Arc::new(inner) })
     }
 
@@ -181,6 +182,10 @@ impl Engine {
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.inner.wasmtime
+    }
+
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.inner.kept.as_ref()
     }
 
     pub(super) fn linker(&self) -> &Linker<WorkerData> {
@@ -255,15 +260,4 @@ fn config(options: &EngineOptions) -> Config {
         config.profiler(ProfilingStrategy::PerfMap);
     }
     config
-}
-
-fn cache(options: &EngineOptions) -> Result<Option<Cache>, EngineError> {
-    let Some(directory) = &options.cache_directory else { return Ok(None) };
-    let mut config = CacheConfig::new();
-    config
-        .with_directory(directory.join(CODE_DIRECTORY))
-        .with_baseline_compression_level(CACHE_COMPRESSION_LEVEL)
-        .with_optimized_compression_level(CACHE_COMPRESSION_LEVEL);
-    let cache = Cache::new(config).map_err(|source| EngineError::Cache { directory: directory.clone(), source: source.into() })?;
-    Ok(Some(cache))
 }

@@ -6,8 +6,8 @@ use super::engine::Engine;
 use super::fiber::{ForkError, Worker, WorkerData};
 use super::hook_module::detach_hook;
 use super::init;
+use super::kept::KeptParts;
 use super::manifest::FunctionManifest;
-use super::prepared::PreparedFile;
 use super::rewrite::{self, EXPORT_RUN};
 use super::shape::{self, Entry, Shape};
 use super::trap::TrapKind;
@@ -100,6 +100,7 @@ pub struct Program {
     pub(super) run: ModuleExport,
     pub(super) memory: ModuleExport,
     pub(super) memory_bytes_max: usize,
+    pub(super) kept: KeptParts,
 }
 
 impl Program {
@@ -164,41 +165,29 @@ impl Engine {
         let memory_bytes_max = (memory_mib as usize) << 20;
         let shape = shape::read(wasm, memory_bytes_max as u64, entry)?;
         Module::validate(self.wasmtime(), wasm).map_err(|error| LoadError::NotWasm { reason: format!("{error:#}") })?;
+        let mut kept = KeptParts::default();
         let program = if shape.has_init || shape.has_initialize {
-            let prepared = self.prepare(wasm, &shape, memory_bytes_max)?;
+            let prepared = self.prepared(wasm, memory_bytes_max, &mut kept, || {
+                let prepared = init::run(self, wasm, &shape, memory_bytes_max)?;
+                check_size(&prepared, true).map(|()| prepared)
+            })?;
             let shape = shape::read(&prepared, memory_bytes_max as u64, entry)?;
-            self.compile(&prepared, &shape, memory_bytes_max)?
+            self.compile(&prepared, &shape, memory_bytes_max, kept)?
         } else {
-            self.compile(wasm, &shape, memory_bytes_max)?
+            self.compile(wasm, &shape, memory_bytes_max, kept)?
         };
         self.try_fork(&program)?;
         Ok(program)
     }
 
-    /// The module after `init`: from disk, if it was prepared before.
-    fn prepare(&self, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Vec<u8>, LoadError> {
-        let directory = self.options().cache_directory.as_deref();
-        let file = directory.map(|directory| PreparedFile::new(directory, wasm, memory_bytes_max));
-        if let Some(prepared) = file.as_ref().and_then(PreparedFile::read) {
-            return Ok(prepared);
-        }
-        let prepared = init::run(self, wasm, shape, memory_bytes_max)?;
-        check_size(&prepared, true)?;
-        if let Some(file) = file {
-            // Without it the next start prepares the module again; the deploy itself is good.
-            file.write(&prepared).ok();
-        }
-        Ok(prepared)
-    }
-
-    fn compile(&self, wasm: &[u8], shape: &Shape, memory_bytes_max: usize) -> Result<Program, LoadError> {
+    fn compile(&self, wasm: &[u8], shape: &Shape, memory_bytes_max: usize, mut kept: KeptParts) -> Result<Program, LoadError> {
         let wasm = rewrite::rewrite(wasm, shape).map_err(|error| LoadError::Rewrite { reason: error.to_string() })?;
         let compile_error = |error: wasmtime::Error| LoadError::Compile { source: error.into() };
-        let module = Module::new(self.wasmtime(), wasm).map_err(compile_error)?;
+        let module = self.compiled(&wasm, &mut kept).map_err(compile_error)?;
         let export = |name| module.get_export_index(name).expect("checked or added above");
         let (run, memory) = (export(EXPORT_RUN), export(EXPORT_MEMORY));
         let image = self.linker().instantiate_pre(&module).map_err(compile_error)?;
-        Ok(Program { engine: self.clone(), image, run, memory, memory_bytes_max })
+        Ok(Program { engine: self.clone(), image, run, memory, memory_bytes_max, kept })
     }
 
     /// What only an instance shows, a data segment outside memory for one, is found here rather than at the first request.

@@ -45,6 +45,11 @@ impl Deployer {
         self.catalog_mut(|catalog| catalog.remove(name));
     }
 
+    /// All functions of the primary are here: what is kept of others may go.
+    pub fn all_are_copied(&self) {
+        self.forget_unused_code(&self.lock());
+    }
+
     fn take_away(&self, name: &str, index: u16) {
         if let Err(error) = self.shards.remove(index) {
             tracing::error!(name, error = describe(&error), "a shard may still run this function, which the primary has no more");

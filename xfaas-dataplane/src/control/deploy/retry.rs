@@ -38,6 +38,7 @@ impl Deployer {
             if is_wanted && self.check_goes_on(name).is_ok() && self.bring_up_stored(&mut deployments, &stored).is_ok() {
                 tracing::info!(name, "a stored function runs now");
                 self.offer(&deployments);
+                self.forget_unused_code(&deployments);
             }
         }
         self.note_waiting(&deployments);

@@ -204,6 +204,7 @@ impl Work {
                 Err(error) => return Err(error),
             }
         }
+        self.parts.deployer.all_are_copied();
         Ok(())
     }
 

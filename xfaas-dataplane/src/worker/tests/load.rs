@@ -1,4 +1,4 @@
-//! What is refused at deploy and why, what `init` and start functions do, and what is kept on disk.
+//! What is refused at deploy and why, and what `init` and start functions do.
 
 use super::{Engine, EngineOptions, Guest, LoadError, Progress, Shard, engine, load, load_with, manifest};
 use crate::worker::abi::HOST_FUNCTIONS;
@@ -173,7 +173,7 @@ fn a_start_function_runs_once_in_each_worker() {
 }
 
 /// `init` counts what ran before it and leaves traces in memory, in grown memory and in a global.
-const INIT: &str = r#"(module (memory (export "memory") 1 9) (global $g (mut i64) (i64.const 1)) (data (i32.const 0) "\01\02")
+pub(super) const INIT: &str = r#"(module (memory (export "memory") 1 9) (global $g (mut i64) (i64.const 1)) (data (i32.const 0) "\01\02")
   (data $late "\09")
   (func $start (global.set $g (i64.mul (global.get $g) (i64.const 3)))) (start $start)
   (func (export "_initialize") (global.set $g (i64.mul (global.get $g) (i64.const 5))))
@@ -218,21 +218,6 @@ fn an_init_that_fails_refuses_the_deploy() {
     // It may not have more memory than a worker.
     load(&format!("(module {MEMORY} {HANDLE} {})", init("(if (i32.ne (memory.grow (i32.const 128)) (i32.const -1)) (then unreachable))")));
     assert!(refusal(&init("loop br 0 end")).contains("longer than"));
-}
-
-#[test]
-fn compiled_and_prepared_modules_are_kept_on_disk() {
-    let directory = tempfile::tempdir().unwrap();
-    let options = EngineOptions { cache_directory: Some(directory.path().to_owned()), workers_live_max: 2, ..EngineOptions::default() };
-    let wasm = wat::parse_str(INIT).unwrap();
-    for _ in 0..2 {
-        let engine = Engine::new(&options).unwrap();
-        let program = engine.load(&manifest(), &wasm).unwrap();
-        assert_eq!(Shard::new().invoke(&mut Guest::fork(&program, 1), b""), Progress::Finished(145));
-        let prepared = std::fs::read_dir(directory.path().join("prepared")).unwrap().count();
-        assert_eq!(prepared, 1);
-    }
-    assert!(directory.path().join("code").read_dir().unwrap().count() > 0, "compiled code");
 }
 
 #[test]

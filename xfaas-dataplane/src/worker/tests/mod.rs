@@ -3,6 +3,7 @@
 mod beside;
 mod contract;
 mod hostile;
+mod kept;
 mod load;
 mod parking;
 mod script;
