@@ -4,7 +4,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, UdpClient, eventually};
+use harness::{Function, Node, UdpClient, eventually, request};
 use std::collections::HashSet;
 
 fn node() -> Node {
@@ -204,4 +204,39 @@ fn concurrent_requests_of_one_session_through_both_shards_lose_nothing() {
         }
     });
     node.post("counter-read", "shared", b"").assert_ok(b"200");
+}
+
+#[test]
+fn a_long_list_of_sessions_is_made_in_many_steps() {
+    const SESSIONS: usize = 10_000;
+    let node = Node::builder().guests(&["counter-rmw"]).shards(1).start();
+    let mut client = node.connect();
+    for first in (0..SESSIONS).step_by(100) {
+        let some = (first..first + 100).map(|i| request("POST", "/f/counter-rmw", &[("x-session-id", &format!("user-{i}"))], b""));
+        client.send(&some.collect::<Vec<_>>().concat());
+        (0..100).for_each(|_| client.reply().assert_ok(b"1"));
+    }
+    let turns = || node.metrics().sum("xfaas_turns_total", &[]);
+    let listed = |arguments: &[&str]| {
+        let before = turns();
+        let listed = node.cli_json(&[&["sessions", "--limit", "10000"], arguments].concat());
+        let sessions: HashSet<String> = listed["sessions"].as_array().unwrap().iter().map(|row| row["session"].to_string()).collect();
+        // Between two steps are calls: at rest a turn for each, beside those few that come by themselves.
+        (listed, sessions.len(), turns() - before)
+    };
+    let (list, distinct, turns) = listed(&[]);
+    assert_eq!((distinct, &list["truncated"]), (SESSIONS, &false.into()));
+    let row = &list["sessions"][0];
+    assert_eq!((&row["app"], &row["keys"], &row["containers"]), (&"counter-rmw".into(), &1.into(), &1.into()), "{row}");
+    let busy = list["sessions"].as_array().unwrap().iter().filter(|row| row["workers"] != 0).count() as f64;
+    assert_eq!(busy, node.metrics().sum("xfaas_workers", &[]), "each worker is somebody's");
+    assert!(turns > 15.0, "{turns} turns");
+    let (_, none, turns) = listed(&["--prefix", "zzz"]);
+    assert!(none == 0 && turns > 5.0, "{none} sessions in {turns} turns");
+    let (list, some, _) = listed(&["--prefix", "user-77"]);
+    assert_eq!((some, &list["truncated"]), (111, &false.into()));
+    // What is wanted is there: the rest is not looked at.
+    let few = node.cli_json(&["sessions", "--limit", "7"]);
+    assert_eq!((few["sessions"].as_array().unwrap().len(), &few["truncated"]), (7, &true.into()));
+    assert_eq!(listed(&["--app", "none"]).1, 0);
 }

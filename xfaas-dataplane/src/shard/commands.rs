@@ -1,6 +1,6 @@
 //! What control asks of a shard, done between two turns.
 
-use super::mailbox::{SessionRow, SessionsQuery, ShardCommand};
+use super::mailbox::ShardCommand;
 use super::turn::Shard;
 use crate::state::RegionReader;
 use crate::worker::Function;
@@ -24,7 +24,7 @@ impl Shard {
                     drop(answer.try_send(Ok(())));
                 }
                 ShardCommand::Primary(command) => self.on_primary_command(command),
-                ShardCommand::Sessions(query, answer) => drop(answer.try_send(self.sessions(&query))),
+                ShardCommand::Sessions(query, answer) => self.begin_listing(query, answer),
                 ShardCommand::Alias(changes, answer) => {
                     changes.iter().for_each(|change| self.aliases.apply(change));
                     answer.try_send(()).ok();
@@ -79,25 +79,6 @@ impl Shard {
         let all = (0..).zip(readers.iter().cloned());
         let core = self.core.0;
         self.proxy.set_readers(app, all.filter_map(|(shard, reader)| Some((shard, reader?))).filter(|(shard, _)| *shard != core));
-    }
-
-    fn sessions(&self, query: &SessionsQuery) -> Vec<SessionRow> {
-        let mut rows = Vec::new();
-        for (app, region) in self.proxy.state().regions() {
-            if query.app.is_some_and(|wanted| wanted != app) {
-                continue;
-            }
-            for (session, state_bytes, keys) in region.sessions() {
-                if rows.len() >= query.limit {
-                    return rows;
-                }
-                if session.as_bytes().starts_with(&query.prefix) && !self.moves.is_arriving(app, &session) {
-                    let (workers, containers) = self.proxy.presence_of(app, &session, self.now_ns);
-                    rows.push(SessionRow { app, session, state_bytes, keys, workers: workers as u64, containers: containers as u64 });
-                }
-            }
-        }
-        rows
     }
 }
 

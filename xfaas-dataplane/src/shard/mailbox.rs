@@ -191,7 +191,7 @@ pub enum ShardCommand {
     Remove(u16, SyncSender<Result<(), String>>),
     /// To a container's shard: about its primary.
     Primary(PrimaryCommand),
-    /// Sessions with state or workers here.
+    /// Sessions with state here; answered some turns later.
     Sessions(SessionsQuery, SyncSender<Vec<SessionRow>>),
     /// Aliases to add and to take away, in their order; answered when the next request is chosen a session by them.
     Alias(Arc<[AliasChange]>, SyncSender<()>),

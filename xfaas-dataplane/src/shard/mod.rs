@@ -16,6 +16,7 @@ mod inflow;
 mod keeping;
 mod lifecycle;
 mod line;
+mod listing;
 mod logging;
 mod mailbox;
 mod moving;
@@ -38,7 +39,9 @@ mod turn;
 mod tx;
 mod waking;
 
-pub use self::counters::{Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView};
+pub use self::counters::{
+    Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView,
+};
 pub use self::mailbox::{CommandDoor, Mailboxes, SessionRow, SessionsQuery, ShardCommand};
 pub use self::moving_session::{MoveOrder, MoveRefusal, MovedSession};
 pub use self::primary::{NewLink, OnLost, PrimaryCommand};

@@ -8,6 +8,7 @@ use super::counters::ShardView;
 use super::inflow::Inflow;
 use super::lifecycle::{Lifecycle, Woken};
 use super::line::Line;
+use super::listing::Listings;
 use super::logging::Logging;
 use super::mailbox::{CommandDoor, Message, Post};
 use super::moving_session::Moves;
@@ -89,6 +90,8 @@ pub struct Shard {
     pub(super) spare_calls: Vec<Box<Call>>,
     pub(super) spare_buffers: Vec<Vec<u8>>,
     pub(super) line: Line,
+    /// Lists of sessions that control has asked for.
+    pub(super) listings: Listings,
     /// Datagrams that leave at the turn's end.
     pub(super) answers: Answers,
     /// Calls that end outside the stage that started them.
@@ -182,6 +185,7 @@ impl Shard {
             spare_calls: Vec::with_capacity(SPARE_CALLS_MAX),
             spare_buffers,
             line: Line::default(),
+            listings: Listings::default(),
             answers: Answers::default(),
             finished: Vec::new(),
             scratch: Vec::with_capacity(128 << 10),
@@ -248,6 +252,9 @@ impl Shard {
             self.sweep();
         }
         self.step_move();
+        if !self.listings.is_empty() {
+            self.step_listing();
+        }
         self.send_to_owners();
         if self.proxy.has_offers() {
             self.send_offers();
@@ -306,7 +313,7 @@ impl Shard {
         if self.proxy.has_runnable() && self.flows.is_some() {
             return self.let_packets_in();
         }
-        if self.proxy.has_runnable() || self.post.has_unsent() || self.logging.is_copying() {
+        if self.proxy.has_runnable() || self.post.has_unsent() || self.logging.is_copying() || !self.listings.is_empty() {
             return Duration::ZERO;
         }
         let due_ns = self.swept_ns + self.sweep_interval_ns();

@@ -116,13 +116,11 @@ impl Proxy {
     }
 
     /// Live workers of a session in its primary container, running and idle, and its containers, that one included.
-    pub fn presence_of(&self, app: u16, session: &SessionId, now_ns: u64) -> (usize, usize) {
-        let mut namespaces = self.namespaces.iter();
-        let found = namespaces.find(|namespace| namespace.app == app && namespace.session == *session);
-        found.map_or((0, 1), |namespace| {
-            let secondaries = namespace.secondaries.count(self.options.keep_warm_ns, now_ns);
-            (namespace.idle.len() + usize::from(namespace.running), 1 + secondaries)
-        })
+    pub fn presence_of(&self, app: u16, session: &SessionId, table_hash: u32, now_ns: u64) -> (usize, usize) {
+        let Some(id) = self.namespaces.find(app, session, table_hash) else { return (0, 1) };
+        let namespace = self.namespaces.get(id);
+        let secondaries = namespace.secondaries.count(self.options.keep_warm_ns, now_ns);
+        (namespace.idle.len() + usize::from(namespace.running), 1 + secondaries)
     }
 
     /// Counts a call that had to wait for a lock of this shard.
