@@ -5,6 +5,7 @@ mod checkpoints;
 pub mod container;
 mod door;
 mod keys;
+mod labels;
 mod mover;
 mod moves;
 mod offer;

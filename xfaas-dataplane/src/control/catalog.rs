@@ -112,11 +112,20 @@ pub(super) struct Place {
     pub app: u16,
 }
 
+/// Who has a function index, or had it last, so that a name that comes back continues its counters.
+struct Index {
+    name: String,
+    /// Which removal ended its function last.
+    removal: u64,
+}
+
 #[derive(Default)]
 pub(super) struct Catalog {
     entries: BTreeMap<String, Entry>,
-    /// Position: function index. The name that has it, or had it last, so that a name that comes back continues its counters.
-    indexes: Vec<String>,
+    /// Position: function index.
+    indexes: Vec<Index>,
+    /// Functions removed so far.
+    removals: u64,
     /// Position: app index.
     apps: Vec<String>,
     /// Names in `xfaas.toml`, which wins over stored ones at the next start.
@@ -175,18 +184,20 @@ impl Catalog {
         Ok(())
     }
 
-    /// The place of an admitted name: its own if it ever had one, else a new one, else one whose function is gone.
+    /// The place of an admitted name: its own if it has one still, else a new one, else of those whose function is gone the one gone for longest: calls of
+    /// the former function that wait somewhere know it by its index, and have had that time to end.
     pub fn place(&mut self, name: &str, app: &str) -> Place {
-        let known = self.indexes.iter().position(|other| other == name);
+        let known = self.indexes.iter().position(|other| other.name == name);
         let index = known.unwrap_or_else(|| {
             if self.indexes.len() < FUNCTIONS_MAX {
-                self.indexes.push(name.to_owned());
+                self.indexes.push(Index { name: name.to_owned(), removal: 0 });
                 return self.indexes.len() - 1;
             }
-            let free = self.indexes.iter().position(|other| !self.entries.contains_key(other));
-            let free = free.expect("admitted: fewer than FUNCTIONS_MAX names are taken");
-            self.indexes[free] = name.to_owned();
-            free
+            let free = self.indexes.iter_mut().enumerate().filter(|(_, other)| !self.entries.contains_key(&other.name));
+            let free = free.min_by_key(|(_, other)| other.removal);
+            let (index, free) = free.expect("admitted: fewer than FUNCTIONS_MAX names are taken");
+            name.clone_into(&mut free.name);
+            index
         });
         let app_index = self.apps.iter().position(|other| other == app).unwrap_or_else(|| {
             assert!(self.apps.len() < APPS_MAX, "admitted: the app has a place");
@@ -202,6 +213,10 @@ impl Catalog {
 
     pub fn remove(&mut self, name: &str) {
         self.entries.remove(name);
+        self.removals += 1;
+        if let Some(index) = self.indexes.iter_mut().find(|index| index.name == name) {
+            index.removal = self.removals;
+        }
     }
 
     pub fn set_configured(&mut self, names: Vec<String>) {
@@ -311,6 +326,15 @@ mod tests {
         catalog.remove("f7");
         catalog.admit("one-more", "x").unwrap();
         assert_eq!(catalog.place("one-more", "x").index, 7);
+        catalog.insert(entry("one-more", "x"));
+        for name in ["f9", "one-more", "f3"] {
+            catalog.remove(name);
+        }
+        let next = ["a", "b", "c"].map(|name| {
+            catalog.insert(entry(name, "x"));
+            catalog.place(name, "x").index
+        });
+        assert_eq!(next, [9, 7, 3], "the one that is gone for longest first");
         let mut catalog = Catalog::default();
         for i in 0..APPS_MAX {
             catalog.place("f", &format!("app{i}"));

@@ -1,5 +1,6 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
+use super::labels::Labels;
 use super::mover::MoveCounts;
 use super::offer::NodeFacts;
 use super::pins::KernelPins;
@@ -9,7 +10,7 @@ use crate::control::{
 };
 use crate::session::AliasChange;
 use crate::shard::{
-    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounters, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
+    self, CommandDoor, DURATION_BOUNDS_S, EXPORTED, EXPORTED_RPC, FunctionCounts, OUTCOMES, REQUEST_KINDS, RunningShards, ShardCommand,
     ShardView,
 };
 use crate::state::Limit;
@@ -36,14 +37,7 @@ pub(super) struct ShardsDoor {
     /// `None` in a container.
     checkpoints: Option<Arc<CheckpointStatus>>,
     is_draining: AtomicBool,
-    names: Mutex<Names>,
-}
-
-/// Names by index, for labels; indexes are never used twice while the process runs.
-#[derive(Default)]
-pub(super) struct Names {
-    functions: HashMap<u16, String>,
-    pub(super) apps: HashMap<u16, String>,
+    labels: Mutex<Labels>,
 }
 
 impl ShardsDoor {
@@ -61,7 +55,7 @@ impl ShardsDoor {
             move_counts: MoveCounts::default(),
             checkpoints,
             is_draining: AtomicBool::new(false),
-            names: Mutex::default(),
+            labels: Mutex::default(),
         }
     }
 
@@ -91,20 +85,12 @@ impl ShardsDoor {
         answers.map(|(shard, answer)| answer.map_err(|reason| refused(shard, reason))).collect()
     }
 
-    pub(super) fn names(&self) -> std::sync::MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn labels(&self) -> std::sync::MutexGuard<'_, Labels> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Visits the counters of every function that was ever installed, on every shard.
-    fn each_function(&self, mut visit: impl FnMut(&str, usize, &FunctionCounters)) {
-        let names = self.names();
-        let mut indexes: Vec<_> = names.functions.iter().collect();
-        indexes.sort();
-        for (index, name) in indexes {
-            for (shard, view) in self.views.iter().enumerate() {
-                visit(name, shard, &view.functions[usize::from(*index)]);
-            }
-        }
+    fn each_function(&self, visit: impl FnMut(&str, usize, &FunctionCounts)) {
+        self.labels().each_function(&self.views, visit);
     }
 }
 
@@ -122,7 +108,7 @@ impl Shards for ShardsDoor {
     }
 
     fn function_names(&self) -> HashMap<u16, String> {
-        self.names().functions.clone()
+        self.labels().functions()
     }
 
     fn count(&self) -> usize {
@@ -130,13 +116,15 @@ impl Shards for ShardsDoor {
     }
 
     fn install(&self, function: Arc<Function>) -> Result<(), ShardsError> {
+        let (index, name) = (function.index, &function.manifest.name);
+        let before = self.labels().before(index, name, &self.views);
         let readers = self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;
         // Each time, not only for read-only functions: the readers always are those of the regions that are open now.
         let readers: Arc<[_]> = readers.into();
         self.ask_all_ok(|answer| ShardCommand::Readers(function.app, Arc::clone(&readers), answer))?;
-        let mut names = self.names();
-        names.functions.insert(function.index, function.manifest.name.clone());
-        names.apps.insert(function.app, function.manifest.app.clone());
+        let mut labels = self.labels();
+        labels.set_function(index, name, before);
+        labels.apps.insert(function.app, function.manifest.app.clone());
         Ok(())
     }
 
@@ -160,7 +148,7 @@ impl Shards for ShardsDoor {
     }
 
     fn sessions(&self, query: &SessionsQuery) -> Result<Vec<SessionInfo>, ShardsError> {
-        let apps = self.names().apps.clone();
+        let apps = self.labels().apps.clone();
         let app = match &query.app {
             None => None,
             Some(name) => match apps.iter().find(|(_, known)| *known == name) {
@@ -233,14 +221,14 @@ impl Shards for ShardsDoor {
             samples.extend(drop_samples(shard, view));
         }
         samples.extend(self.checkpoints.iter().flat_map(|status| checkpoint_samples(status)));
-        self.each_function(|name, shard, counters| {
-            for (outcome, count) in OUTCOMES.iter().zip(&counters.outcomes) {
+        self.each_function(|name, shard, counts| {
+            for (outcome, count) in OUTCOMES.iter().zip(&counts.outcomes) {
                 samples.push(CounterSample {
                     name: REQUESTS_TOTAL,
                     help: "Requests by function and outcome.",
                     kind: MetricKind::Counter,
                     labels: vec![("shard", shard.to_string()), ("function", name.to_owned()), ("outcome", (*outcome).to_owned())],
-                    value: count.get() as f64,
+                    value: *count as f64,
                 });
             }
         });
@@ -249,13 +237,13 @@ impl Shards for ShardsDoor {
 
     fn histograms(&self) -> Vec<HistogramSample> {
         let mut samples = Vec::new();
-        self.each_function(|name, shard, counters| {
+        self.each_function(|name, shard, function| {
             let mut sum = 0;
-            let mut cumulative = |count: &shard::Count| {
-                sum += count.get();
+            let mut cumulative = |count: &u64| {
+                sum += count;
                 sum
             };
-            let mut counts: Vec<u64> = counters.duration_buckets.iter().map(&mut cumulative).collect();
+            let mut counts: Vec<u64> = function.duration_buckets.iter().map(&mut cumulative).collect();
             let count = counts.pop().unwrap_or(0);
             samples.push(HistogramSample {
                 name: REQUEST_DURATION_SECONDS,
@@ -263,7 +251,7 @@ impl Shards for ShardsDoor {
                 labels: vec![("shard", shard.to_string()), ("function", name.to_owned())],
                 bounds_seconds: &DURATION_BOUNDS_S,
                 counts,
-                sum_seconds: counters.duration_ns.get() as f64 / 1e9,
+                sum_seconds: function.duration_ns as f64 / 1e9,
                 count,
             });
         });

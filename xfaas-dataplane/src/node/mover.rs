@@ -31,7 +31,7 @@ impl ShardsDoor {
         let MoveRequest { app, session: text, core } = request;
         let facts = self.facts.as_ref().ok_or(MoveError::IsContainer)?;
         let session = SessionId::new(text.as_bytes()).ok_or_else(|| MoveError::BadSession { text: text.clone() })?;
-        let index = self.names().apps.iter().find(|(_, name)| *name == app).map(|(index, _)| *index);
+        let index = self.labels().apps.iter().find(|(_, name)| *name == app).map(|(index, _)| *index);
         let index = index.ok_or_else(|| MoveError::UnknownApp { app: app.clone() })?;
         if usize::from(*core) >= self.doors.len() {
             return Err(MoveError::UnknownCore { core: *core, last: self.doors.len() - 1 });
@@ -74,10 +74,10 @@ impl ShardsDoor {
         let waited_ms = super::door::COMMAND_MS_MAX;
         let answer = answered.recv_timeout(Duration::from_millis(waited_ms));
         let (hottest, all_ns) = answer.map_err(|_| ShardsError::Busy { shard, waited_ms })?;
-        let names = self.names();
+        let labels = self.labels();
         let named = hottest.into_iter().filter_map(|hot| {
             // The namespace of an app's hooks has no name here, and cannot be moved.
-            let app = names.apps.get(&hot.app)?.clone();
+            let app = labels.apps.get(&hot.app)?.clone();
             Some(HotSession { app, session: hot.session.to_string(), part: hot.ran_ns as f64 / all_ns.max(1) as f64 })
         });
         Ok(named.collect())

@@ -69,7 +69,36 @@ pub struct FunctionCounters {
     pub duration_ns: Count,
 }
 
+/// What `FunctionCounters` say at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionCounts {
+    pub outcomes: [u64; OUTCOMES.len()],
+    pub duration_buckets: [u64; DURATION_BOUNDS_S.len() + 1],
+    pub duration_ns: u64,
+}
+
+impl FunctionCounts {
+    /// What came since an earlier moment.
+    pub fn since(mut self, earlier: &FunctionCounts) -> FunctionCounts {
+        let subtract = |counts: &mut [u64], earlier: &[u64]| {
+            counts.iter_mut().zip(earlier).for_each(|(count, before)| *count = count.wrapping_sub(*before))
+        };
+        subtract(&mut self.outcomes, &earlier.outcomes);
+        subtract(&mut self.duration_buckets, &earlier.duration_buckets);
+        self.duration_ns = self.duration_ns.wrapping_sub(earlier.duration_ns);
+        self
+    }
+}
+
 impl FunctionCounters {
+    pub fn read(&self) -> FunctionCounts {
+        FunctionCounts {
+            outcomes: self.outcomes.each_ref().map(Count::get),
+            duration_buckets: self.duration_buckets.each_ref().map(Count::get),
+            duration_ns: self.duration_ns.get(),
+        }
+    }
+
     pub fn record(&self, outcome: &Outcome, duration_ns: u64) {
         let index = match outcome {
             Outcome::Replied => 0,

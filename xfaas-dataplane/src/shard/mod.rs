@@ -40,7 +40,7 @@ mod tx;
 mod waking;
 
 pub use self::counters::{
-    Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, OUTCOMES, ShardCounters, ShardView,
+    Count, DURATION_BOUNDS_S, EXPORTED, Exported, FunctionCounters, FunctionCounts, OUTCOMES, ShardCounters, ShardView,
 };
 pub use self::mailbox::{CommandDoor, Mailboxes, SessionRow, SessionsQuery, ShardCommand};
 pub use self::moving_session::{MoveOrder, MoveRefusal, MovedSession};
