@@ -13,6 +13,7 @@ use xfaas_dataplane::control::describe;
 use xfaas_dataplane::ebpf_object::ebpf_object;
 use xfaas_dataplane::node::Node;
 use xfaas_dataplane::node::container::Container;
+use xfaas_dataplane::sys::heap;
 
 /// How often the main thread looks for a signal, a failed shard, and log lines of the kernel programs.
 const WATCH_MS: u64 = 50;
@@ -21,6 +22,9 @@ fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     // A line that cannot be written is let go: to say so on stderr, which is gone too, would panic.
     log.log_internal_errors(false).with_target(false).with_max_level(LevelFilter::INFO).init();
+    if !heap::give_back_large_blocks() {
+        tracing::warn!("the C library's heap could not be set up: memory of long replies may stay with this process");
+    }
     cli::run(std::env::args_os(), Hooks { serve, probe: |_: &Config| Vec::new() })
 }
 

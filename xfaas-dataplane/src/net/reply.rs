@@ -75,7 +75,8 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead<'_>, body: &[u8], head_o
         205 => (&[][..], true),
         _ => (body, true),
     };
-    out.reserve(HEAD_BYTES_TYPICAL + head.content_type.len() + head.extra.len() + body.len());
+    let sent_bytes = if head_only { 0 } else { body.len() };
+    out.reserve(HEAD_BYTES_TYPICAL + head.content_type.len() + head.extra.len() + sent_bytes);
     if head.status == 200 && head.content_type == CONTENT_TYPE_DEFAULT {
         push_usual_lines(out, head);
     } else {

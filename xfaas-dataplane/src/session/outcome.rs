@@ -10,7 +10,7 @@ pub enum Outcome {
     Replied,
     /// The function ran and failed, or never ran: `code` says which.
     Failed { code: ErrorCode, detail: &'static str, guest_code: Option<i32> },
-    /// Its client went away before it was over: nobody gets an answer.
+    /// Nobody gets an answer: its client went away before it was over, or its long reply found no room on its way to another shard.
     Cancelled,
 }
 

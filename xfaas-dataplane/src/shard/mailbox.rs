@@ -14,7 +14,7 @@ use crate::worker::{Call, Function};
 use crossbeam::queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use xfaas_common::limits::MAILBOX_MESSAGES_MAX;
 
@@ -47,13 +47,20 @@ pub struct Mailboxes {
     loads: Arc<ShardLoads>,
     /// By shard: it drains and has nothing left to finish, or is gone.
     finished: Box<[AtomicBool]>,
+    /// Of long replies on their way to the shards that were asked.
+    reply_bytes: AtomicU64,
 }
 
 impl Mailboxes {
     pub fn new(shards: usize) -> Mailboxes {
         let to_one = || (0..shards).map(|_| ArrayQueue::new(MAILBOX_MESSAGES_MAX)).collect();
         let finished = (0..shards).map(|_| AtomicBool::new(false)).collect();
-        Mailboxes { queues: (0..shards).map(|_| to_one()).collect(), loads: Arc::new(ShardLoads::new(shards)), finished }
+        Mailboxes {
+            queues: (0..shards).map(|_| to_one()).collect(),
+            loads: Arc::new(ShardLoads::new(shards)),
+            finished,
+            reply_bytes: AtomicU64::new(0),
+        }
     }
 }
 
@@ -113,6 +120,19 @@ impl Post {
             return;
         }
         self.unsent_messages += 1;
+    }
+
+    /// Counts a long reply that is about to be sent to another shard. Output: what all of them are now; `None`, and nothing counted, if that were more than
+    /// `bytes_max`.
+    pub(super) fn count_reply(&self, bytes: u64, bytes_max: u64) -> Option<u64> {
+        let all = &self.mailboxes.reply_bytes;
+        let after = |before: u64| before.checked_add(bytes).filter(|after| *after <= bytes_max);
+        all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).ok().map(|before| before + bytes)
+    }
+
+    /// A long reply that was counted has come.
+    pub(super) fn count_reply_off(&self, bytes: u64) {
+        self.mailboxes.reply_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Tries again what found a full queue.

@@ -108,6 +108,8 @@ pub struct Shard {
     /// When the calls that had not finished in time were ended.
     pub(super) calls_ended_ns: Option<u64>,
     pub(super) swept_ns: u64,
+    /// When it was last looked what connections hold.
+    pub(super) bounded_ns: u64,
     /// Entry `i`: the header line that says core `i` served the request.
     pub(super) served_by: Box<[Vec<u8>]>,
     date_s: u64,
@@ -196,6 +198,7 @@ impl Shard {
             is_ending: false,
             calls_ended_ns: None,
             swept_ns: now_ns,
+            bounded_ns: now_ns,
             served_by,
             date_s: 0,
             date: [0; 29],
@@ -250,6 +253,8 @@ impl Shard {
         let (chores_from_ns, named_ns) = (clock::quick_ns(), self.tail.work.log_ns + self.tail.work.checkpoints_ns);
         if self.now_ns.saturating_sub(self.swept_ns) >= self.sweep_interval_ns() {
             self.sweep();
+        } else if self.is_overfull() {
+            self.bound_buffers();
         }
         self.step_move();
         if !self.listings.is_empty() {
@@ -404,7 +409,7 @@ impl Shard {
         match message {
             Message::Invoke(call) => self.on_invoke(call),
             Message::Cancel(name) => self.cancel(&name),
-            Message::Done(finished) => self.deliver_now(finished), // held where it ran, if at all
+            Message::Done(finished) => self.on_done(finished),
             Message::ReadSession(question) => self.on_session_question(question),
             Message::SessionRead(answer) => self.on_session_answer(&answer),
             Message::Moved(state) => self.on_moved(state),
@@ -486,7 +491,7 @@ impl Shard {
     pub(super) fn deliver_now(&mut self, finished: Finished) {
         let Some(finished) = self.return_offer(finished) else { return };
         match finished.call.origin {
-            Origin::Http { shard, .. } if shard != self.core.0 => self.post.send(usize::from(shard), Message::Done(finished)),
+            Origin::Http { shard, .. } if shard != self.core.0 => self.send_home(usize::from(shard), finished),
             Origin::Http { connection, generation, .. } => {
                 match finished.call.is_hook() {
                     true => self.on_hook_end(connection, generation, finished),

@@ -1,5 +1,6 @@
 //! The sending stage: ended calls become bytes, bytes become sends, and connections close in order.
 
+use super::buffers::{UNCOUNTED_BYTES_MAX, long_reply_bytes};
 use super::connection::{Closing, PENDING_BYTES_MAX};
 use super::tag::Operation;
 use super::turn::Shard;
@@ -59,17 +60,21 @@ impl Shard {
             .filter(|seen_ns| call.stages.handed_ns - seen_ns < STAMP_AGE_NS_MAX)
     }
 
-    /// Encodes a reply. `close`: the connection ends with it, whatever the request asked.
+    /// Encodes a reply. `close`: the connection ends with it, whatever the request asked. A long one that finds no room is not written: the connection
+    /// ends behind the replies before it. No error is right here, because the function ran and what it wrote stays.
     pub(super) fn write_reply(&mut self, id: u32, call: &Call, outcome: &Outcome, close: bool) {
-        let connection = &mut self.connections[id as usize];
         let request = &call.request;
-        let stays = !close && request.keep_alive();
+        let long_bytes = long_reply_bytes(call, outcome);
+        let has_room = long_bytes == 0 || request.is_head() || self.finds_room(long_bytes);
+        let connection = &mut self.connections[id as usize];
+        let stays = has_room && !matches!(outcome, Outcome::Cancelled) && !close && request.keep_alive();
         let header = match (stays, request.is_http10()) {
             (false, _) => ConnectionHeader::Close,
             (true, true) => ConnectionHeader::KeepAlive,
             (true, false) => ConnectionHeader::None,
         };
         match outcome {
+            Outcome::Replied if !has_room => {}
             Outcome::Replied => {
                 let head = ReplyHead {
                     status: 200,
@@ -83,7 +88,7 @@ impl Shard {
                 };
                 encode_reply(&mut connection.out, &head, &call.output, request.is_head());
             }
-            // The connection is given up: what its output holds is never sent.
+            // The connection is given up, and what its output holds is never sent; or the reply found no room on its way here.
             Outcome::Cancelled => {}
             Outcome::Failed { code, detail, guest_code } => {
                 // A container whose primary cannot be reached refuses before anything runs.
@@ -127,6 +132,9 @@ impl Shard {
         }
         let bytes = completion.sent.as_ref().map_or(0, Vec::len);
         self.keep_buffer(completion.sent);
+        if bytes > UNCOUNTED_BYTES_MAX {
+            self.count_off(bytes);
+        }
         let (core, now_ns) = (self.core, self.now_ns);
         let Some(connection) = self.connection(id, generation) else { return };
         connection.sending = false;

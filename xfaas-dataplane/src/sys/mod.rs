@@ -4,6 +4,7 @@ pub mod affinity;
 mod buffers;
 pub mod clock;
 pub mod folders;
+pub mod heap;
 mod in_flight;
 mod kept;
 pub mod memory;

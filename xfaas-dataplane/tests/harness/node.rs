@@ -305,10 +305,13 @@ impl Node {
         self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
     }
 
+    pub fn folder_in_proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.process.as_ref().expect("running").id()))
+    }
+
     /// The folder in /proc of the node's thread of that name.
     pub fn thread(&self, name: &str) -> PathBuf {
-        let process = self.process.as_ref().expect("running");
-        let threads = std::fs::read_dir(format!("/proc/{}/task", process.id())).unwrap().map(|entry| entry.unwrap().path());
+        let threads = std::fs::read_dir(self.folder_in_proc().join("task")).unwrap().map(|entry| entry.unwrap().path());
         let mut named = threads.filter(|path| std::fs::read_to_string(path.join("comm")).unwrap().trim() == name);
         named.next().unwrap_or_else(|| panic!("no thread {name}"))
     }
