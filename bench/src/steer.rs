@@ -1,6 +1,7 @@
 //! What steering costs a packet: the XDP program run by the kernel on frames of ours (BPF_PROG_TEST_RUN), attached to nothing.
 
 use crate::report::median;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use xfaas_common::hash::{HASH_KEYS, HashKeys, session_hash};
 use xfaas_common::ids::SessionId;
@@ -60,8 +61,8 @@ pub fn measure_steering(object: &Path, cpus: &[u16], only_udp: bool) -> Result<V
     let mut bench = SteerBench::load(
         &object,
         &SteerBenchOptions {
-            udp_port: PORT,
-            tcp_port: PORT,
+            udp: (Ipv6Addr::UNSPECIFIED, PORT).into(),
+            tcp: (Ipv6Addr::UNSPECIFIED, PORT).into(),
             cpus,
             slot_to_core: &slot_to_core,
             keys: &keys,

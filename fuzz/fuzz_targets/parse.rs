@@ -3,14 +3,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::SessionId;
-use xfaas_common::map_layout::{FlowKey, HeaderPattern, SESSION_HEADER_DEFAULT};
+use xfaas_common::map_layout::{FlowKey, HeaderPattern, Listen, Listens, SESSION_HEADER_DEFAULT};
 use xfaas_ebpf::frames::{Envelope, TAG_8021Q};
 use xfaas_ebpf::head::find_session;
-use xfaas_ebpf::parse::{Handler, Other, Packet, Place, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, Other, Packet, Place, Segment, datagram_session, parse};
 use xfaas_ebpf::session::SessionWords;
 
-const PORTS: Ports = Ports { udp: 8_080, tcp: 8_080 };
+const PORT: u16 = 8_080;
 
 /// Checks what it is given; the output is the session, if there is one.
 struct Check {
@@ -20,10 +21,15 @@ struct Check {
 impl Handler for Check {
     type Output = Option<SessionId>;
 
-    fn datagram(self, _flow: &FlowKey, place: Place, session: &SessionWords) -> Option<SessionId> {
+    fn datagram(self, place: &Place, session: &SessionWords) -> Option<SessionId> {
         assert!(14 <= place.network && place.network + 20 <= place.transport);
         assert!((place.transport + 40 + session.length) as usize <= self.frame_bytes);
         Some(id(session))
+    }
+
+    fn malformed(self, place: &Place, _reason: DropReason) -> Option<SessionId> {
+        assert!((place.transport + 8) as usize <= self.frame_bytes);
+        None
     }
 
     fn segment(self, _flow: &FlowKey, segment: Segment) -> Option<SessionId> {
@@ -40,7 +46,8 @@ fn id(session: &SessionWords) -> SessionId {
 }
 
 fn session_of(frame: &[u8]) -> Result<Option<SessionId>, Other> {
-    parse(&Packet::of(frame), PORTS, Check { frame_bytes: frame.len() })
+    let listen = Listen { port: u64::from(PORT), ..Listen::NOWHERE };
+    parse(&Packet::of(frame), &Listens { udp: listen, tcp: listen }, Check { frame_bytes: frame.len() })
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -52,8 +59,8 @@ fuzz_target!(|data: &[u8]| {
     }
 
     if data.len() <= 1_400 {
-        let plain = session_of(&Envelope::to_port(PORTS.udp).udp(data));
-        assert_eq!(plain, session_of(&Envelope::to_port(PORTS.udp).v6().tagged(TAG_8021Q).udp(data)));
+        let plain = session_of(&Envelope::to_port(PORT).udp(data));
+        assert_eq!(plain, session_of(&Envelope::to_port(PORT).v6().tagged(TAG_8021Q).udp(data)));
         if let Ok(Some(session)) = plain {
             assert_eq!(session.as_bytes(), &data[32..32 + session.as_bytes().len()]);
         }

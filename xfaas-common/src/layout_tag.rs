@@ -7,8 +7,8 @@ use crate::drop_reason::DropReason;
 use crate::hash::{HASH_KEYS, HashKeys, session_hash};
 use crate::limits::{CORES_MAX, SLOT_BITS};
 use crate::map_layout::{
-    CPUS_ENTRIES, FlowKey, HeaderPattern, INFLOW_ADMITTED, INFLOW_KNOCK_AT_NS, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, PINS_ENTRIES,
-    PinKey, SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
+    CPUS_ENTRIES, FlowKey, HeaderPattern, INFLOW_ADMITTED, INFLOW_KNOCK_AT_NS, INFLOW_LIMIT, INFLOW_TAKEN, INFLOW_WORDS, Listen,
+    PINS_ENTRIES, PinKey, SESSION_HEADER_BYTES_MAX, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict,
 };
 use crate::wire::{HEADER_BYTES, KIND_INVOKE, SESSION_LEN_OFFSET, VERSION};
 
@@ -27,6 +27,10 @@ pub const LAYOUT_TAG: u64 = {
         PINS_ENTRIES as u64,
         SESSION_HEADER_BYTES_MAX as u64,
         size_of::<SteerConfig>() as u64,
+        offset_of!(Listen, care) as u64,
+        offset_of!(Listen, port) as u64,
+        offset_of!(SteerConfig, cores) as u64,
+        offset_of!(SteerConfig, merges) as u64,
         offset_of!(SteerConfig, pins) as u64,
         offset_of!(SteerConfig, stamps) as u64,
         STAMPS_ENTRIES as u64,

@@ -1,5 +1,7 @@
 //! The eBPF maps: names, sizes, keys and values, for the kernel programs and the loader alike.
 
+use core::net::{IpAddr, SocketAddr};
+
 use crate::drop_reason::DropReason;
 use crate::ids::{SessionId, SlotIndex};
 use crate::limits::{CORES_MAX, SESSION_ID_BYTES_MAX, SLOTS};
@@ -129,16 +131,70 @@ const fn is_token_byte(byte: u8) -> bool {
 /// In `SteerConfig::core_of_cpu`: no shard runs on this CPU.
 pub const CORE_NONE: u16 = u16::MAX;
 
+/// A socket of ours, as packets are told by it. Addresses are as in `FlowKey`, each half a little-endian word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// What a destination has in the bits of `care`.
+    pub want: [u64; 2],
+    /// All bits of one address, those that say IPv4, or none.
+    pub care: [u64; 2],
+    /// Host order; 0: nothing comes here.
+    pub port: u64,
+}
+const _: () = assert!(size_of::<Listen>() == 40);
+
+impl Listen {
+    pub const NOWHERE: Listen = Listen { want: [0; 2], care: [0; 2], port: 0 };
+
+    /// `0.0.0.0` takes what is sent to any IPv4 address, `[::]` everything (its sockets are of both families), and any other address itself.
+    pub fn on(address: SocketAddr) -> Listen {
+        // Of ::ffff:a.b.c.d the bytes that say that it is one.
+        const IS_V4: [u64; 2] = [u64::MAX, 0xFFFF_FFFF];
+        let ip = address.ip().to_canonical();
+        let octets = match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let [low, high] = core::array::from_fn(|half| octets[8 * half..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)));
+        let care = match (ip.is_unspecified(), ip.is_ipv4()) {
+            (false, _) => [u64::MAX; 2],
+            (true, true) => IS_V4,
+            (true, false) => [0; 2],
+        };
+        Listen { want: [low & care[0], high & care[1]], care, port: u64::from(address.port()) }
+    }
+
+    /// Input: a packet's destination and its port, host order.
+    #[inline(always)]
+    pub const fn takes(&self, destination: &[u64; 2], port: u16) -> bool {
+        let differs = (destination[0] & self.care[0] ^ self.want[0]) | (destination[1] & self.care[1] ^ self.want[1]);
+        port != 0 && self.port == port as u64 && differs == 0
+    }
+}
+
+/// Where this process listens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listens {
+    /// For datagrams.
+    pub udp: Listen,
+    /// For HTTP.
+    pub tcp: Listen,
+}
+const _: () = assert!(size_of::<Listens>() == 80);
+
 /// Entry 0 of `CONFIG`: what the programs must know of this process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SteerConfig {
-    /// UDP port of datagrams, host order; 0: none.
-    pub udp_port: u16,
-    /// TCP port of HTTP, host order; 0: none.
-    pub tcp_port: u16,
+    pub listens: Listens,
     /// Shards, 1..=CORES_MAX.
     pub cores: u16,
+    /// 1: XDP runs in the stack, where several datagrams may come as one packet that does not say so.
+    pub merges: u16,
+    /// 0.
+    pub pad: u16,
     /// 1: every 1024th packet of a verdict leaves an event in `EVENTS`.
     pub sample_events: u16,
     /// 0: `PINS` is empty, so nobody has to look.
@@ -152,7 +208,8 @@ pub struct SteerConfig {
     /// Entry `i`: the shard on CPU number `i`, or `CORE_NONE`.
     pub core_of_cpu: [u16; CPUS_ENTRIES as usize],
 }
-const _: () = assert!(size_of::<SteerConfig>() == 24 + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
+const _: () =
+    assert!(size_of::<SteerConfig>() == 24 + size_of::<Listens>() + size_of::<HeaderPattern>() + 2 * CORES_MAX + 2 * CPUS_ENTRIES as usize);
 
 /// Entry `i` of `INFLOWS`: how full the queue of datagrams of core `i` is, from XDP to the shard. User space maps it; each side writes a cache
 /// line of its own.
@@ -241,7 +298,7 @@ const _: () = assert!(size_of::<SteerEvent>() == 24);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Verdict {
-    /// Not ours: other protocols, ports, fragments; passed untouched.
+    /// Not ours: other protocols, ports, addresses, hosts; passed untouched.
     Foreign = 0,
     /// UDP datagram redirected to the owner's CPU.
     UdpRedirected = 1,
@@ -263,13 +320,13 @@ pub enum Verdict {
     ReuseportTcp = 9,
     /// `sk_reuseport` could not choose: the kernel's own choice stands.
     ReuseportFallback = 10,
-    /// The TC program assigned the owner's socket.
-    TcAssigned = 11,
+    /// Several datagrams in one packet (`UDP_SEGMENT`, GRO), or what may be such: passed to the stack, which takes them apart.
+    Merged = 11,
     /// A fragment of a UDP or TCP packet, of any port, as later fragments carry none: passed to the stack, which puts it together.
     Fragment = 12,
-    /// A packet of our ports whose lengths contradict each other: passed to the stack, which decides.
+    /// A packet to our sockets whose lengths contradict each other: passed to the stack, which decides.
     Inconsistent = 13,
-    /// A TCP segment of a known flow whose owner sits on another CPU, at a hook that cannot move it: passed.
+    /// A datagram, or a segment of a known flow, whose owner sits on another CPU, at a hook that cannot move it: passed.
     Unmoved = 14,
     /// A datagram for a core whose queue is full, which the program answered.
     Shed = 15,
@@ -291,7 +348,7 @@ impl Verdict {
         Verdict::ReuseportUdp,
         Verdict::ReuseportTcp,
         Verdict::ReuseportFallback,
-        Verdict::TcAssigned,
+        Verdict::Merged,
         Verdict::Fragment,
         Verdict::Inconsistent,
         Verdict::Unmoved,
@@ -313,7 +370,7 @@ impl Verdict {
             Verdict::ReuseportUdp => "reuseport_udp",
             Verdict::ReuseportTcp => "reuseport_tcp",
             Verdict::ReuseportFallback => "reuseport_fallback",
-            Verdict::TcAssigned => "tc_assigned",
+            Verdict::Merged => "merged",
             Verdict::Fragment => "fragment",
             Verdict::Inconsistent => "inconsistent",
             Verdict::Unmoved => "unmoved",
@@ -357,6 +414,40 @@ mod pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the programs read an address.
+    fn halves(ip: &str) -> [u64; 2] {
+        let octets = match ip.parse().unwrap() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        core::array::from_fn(|half| u64::from_le_bytes(*octets[8 * half..].first_chunk().unwrap()))
+    }
+
+    #[test]
+    fn a_socket_takes_what_is_sent_to_its_address_and_port() {
+        let destinations = ["10.0.0.1", "10.0.0.2", "0.0.0.0", "fd00::1", "fd00::2", "::1", "::"];
+        let cases: [(&str, &[&str]); 7] = [
+            ("10.0.0.1:80", &["10.0.0.1"]),
+            ("[::ffff:10.0.0.1]:80", &["10.0.0.1"]),
+            ("0.0.0.0:80", &["10.0.0.1", "10.0.0.2", "0.0.0.0"]),
+            ("[::ffff:0.0.0.0]:80", &["10.0.0.1", "10.0.0.2", "0.0.0.0"]),
+            ("[fd00::1]:80", &["fd00::1"]),
+            ("[::1]:80", &["::1"]),
+            ("[::]:80", &destinations),
+        ];
+        for (address, taken) in cases {
+            let listen = Listen::on(address.parse().unwrap());
+            for destination in destinations {
+                assert_eq!(listen.takes(&halves(destination), 80), taken.contains(&destination), "{destination} on {address}");
+                assert!(!listen.takes(&halves(destination), 81), "{destination} on {address}");
+            }
+        }
+        for port in [0, 80] {
+            assert!(!Listen::NOWHERE.takes(&halves("10.0.0.1"), port));
+            assert!(!Listen::on("[::]:0".parse().unwrap()).takes(&halves("10.0.0.1"), port));
+        }
+    }
 
     #[test]
     fn header_pattern_folds_letters_only() {

@@ -1,7 +1,7 @@
 //! The 32-byte header of datagrams and RPC, big-endian. CONTRACT.md section 2, docs/PROTOCOL.md.
 
 use crate::ids::{FunctionHash, SessionId};
-use crate::limits::DATAGRAM_BYTES_MAX;
+use crate::limits::{DATAGRAM_BYTES_MAX, SESSION_ID_BYTES_MAX};
 
 /// What every header begins with.
 pub const MAGIC: [u8; 2] = *b"XF";
@@ -179,7 +179,7 @@ impl Header {
         if self.flags[0] | self.flags[1] | self.status != 0 || u64::from_ne_bytes(self.reserved) != 0 {
             return Some(DropReason::BadReserved);
         }
-        if self.session_len == 0 || self.session_len > 64 {
+        if self.session_len == 0 || self.session_len as usize > SESSION_ID_BYTES_MAX {
             return Some(DropReason::BadSessionLength);
         }
         if HEADER_BYTES + self.session_len as usize + self.payload_len() as usize != datagram_bytes {
@@ -189,4 +189,4 @@ impl Header {
     }
 }
 
-const _: () = assert!(DATAGRAM_BYTES_MAX > HEADER_BYTES + 64);
+const _: () = assert!(DATAGRAM_BYTES_MAX > HEADER_BYTES + SESSION_ID_BYTES_MAX);

@@ -128,8 +128,8 @@ impl Node {
         let steering = Arc::new(Steering::start(SteeringOptions {
             mode: config.steering_mode,
             iface: config.steering_iface.as_deref(),
-            udp_port: config.udp.port(),
-            tcp_port: config.http.port(),
+            udp: config.udp,
+            tcp: config.http,
             cpus: &config.cpus,
             slot_to_core: placement.slot_to_core(),
             keys: placement.keys(),

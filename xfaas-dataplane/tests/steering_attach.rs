@@ -16,10 +16,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::SessionId;
 use xfaas_common::map_layout::Verdict;
-use xfaas_dataplane::steering::{ActiveMode, SteerBench, SteerBenchOptions, Steering, SteeringError, SteeringMode, SteeringOptions};
+use xfaas_dataplane::steering::{
+    ActiveMode, SteerBench, SteerBenchOptions, Steering, SteeringError, SteeringMode, SteeringOptions, is_xdp_taken,
+};
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, request};
 
-use crate::steering_lab::{PORT, hash_keys, object, owner, slot_to_core};
+use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot_to_core};
 
 /// How long a test waits for what must happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,8 +114,12 @@ struct Server {
 impl Server {
     /// Call it in the server's namespace.
     fn start(mode: SteeringMode, iface: Option<&str>) -> Result<Server, SteeringError> {
-        let udp: Vec<UdpSocket> = (0..2).map(|_| socket(Type::DGRAM).into()).collect();
-        let tcp: Vec<Socket> = (0..2).map(|_| socket(Type::STREAM)).collect();
+        Server::start_at(any_address(), mode, iface)
+    }
+
+    fn start_at(address: SocketAddr, mode: SteeringMode, iface: Option<&str>) -> Result<Server, SteeringError> {
+        let udp: Vec<UdpSocket> = (0..2).map(|_| socket(Type::DGRAM, address).into()).collect();
+        let tcp: Vec<Socket> = (0..2).map(|_| socket(Type::STREAM, address)).collect();
         for socket in &tcp {
             socket.listen(128).unwrap();
         }
@@ -123,8 +129,8 @@ impl Server {
         let steering = Steering::start(SteeringOptions {
             mode,
             iface,
-            udp_port: PORT,
-            tcp_port: PORT,
+            udp: address,
+            tcp: address,
             cpus: &[0, 1],
             slot_to_core: &slot_to_core(),
             keys: &hash_keys(),
@@ -184,12 +190,12 @@ impl Server {
     }
 }
 
-fn socket(kind: Type) -> Socket {
+fn socket(kind: Type, address: SocketAddr) -> Socket {
     let protocol = if kind == Type::DGRAM { Protocol::UDP } else { Protocol::TCP };
     let socket = Socket::new(Domain::IPV6, kind, Some(protocol)).unwrap();
     socket.set_only_v6(false).unwrap();
     socket.set_reuse_port(true).unwrap();
-    socket.bind(&SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, PORT)).into()).unwrap();
+    socket.bind(&address.into()).unwrap();
     socket
 }
 
@@ -290,17 +296,39 @@ fn generic_xdp_serves_a_device_without_a_native_one() {
 
 #[test]
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
-fn tc_assigns_the_owners_socket() {
+fn tc_passes_datagrams_to_the_owners_socket() {
     let net = Net::new();
     let server = net.on_server(|| Server::start(SteeringMode::Tc, Some(DEVICE)).unwrap());
     assert_eq!(server.steering.mode(), ActiveMode::Tc { iface: DEVICE.to_owned() });
     datagrams_reach_their_owner(&net, &server);
     let all = (SERVER.len() * DATAGRAMS) as u64;
-    assert_eq!(server.verdict(Verdict::TcAssigned), all, "{:?}", server.steering.counters().unwrap().verdicts());
-    assert_eq!(server.verdict(Verdict::ReuseportUdp), all);
+    let seen = server.verdict(Verdict::UdpLocal) + server.verdict(Verdict::Unmoved);
+    assert_eq!((seen, server.verdict(Verdict::ReuseportUdp)), (all, all), "{:?}", server.steering.counters().unwrap().verdicts());
     malformed_is_dropped(&net, &server);
     connection_is_echoed(&net, &server);
     assert_eq!(server.verdict(Verdict::TcpFlowLearned), 1);
+}
+
+/// Whoever stands behind ours at the hook sees all that ours does not drop.
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn tc_programs_of_others_go_on_working() {
+    let net = Net::new();
+    let other_port = PORT + 1;
+    let other = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, other_port));
+    let [first, second] =
+        net.on_server(|| [any_address(), other].map(|address| Server::start_at(address, SteeringMode::Tc, Some(DEVICE)).unwrap()));
+    assert_eq!(tc_programs(&net), ["xfaas_tc", "xfaas_tc"]);
+    let client = net.on_client(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    for _ in 0..10 {
+        client.send_to(b"short", (SERVER[0], other_port)).unwrap();
+    }
+    client.send_to(&request(&sessions().next().unwrap(), b""), (SERVER[0], other_port)).unwrap();
+    second.take(1);
+    assert_eq!(second.steering.counters().unwrap().dropped(DropReason::Truncated), 10);
+    // What the first one takes for its own comes to the second, too.
+    datagrams_reach_their_owner(&net, &first);
+    assert!(second.verdict(Verdict::Foreign) >= (SERVER.len() * DATAGRAMS) as u64);
 }
 
 #[test]
@@ -352,8 +380,8 @@ fn tagged_frames_reach_the_stack_from_either_cpu() {
         let mut bench = SteerBench::load(
             &object(),
             &SteerBenchOptions {
-                udp_port: PORT,
-                tcp_port: PORT,
+                udp: any_address(),
+                tcp: any_address(),
                 cpus: &[0, 1],
                 slot_to_core: &slot_to_core(),
                 keys: &hash_keys(),
@@ -386,6 +414,7 @@ fn interface_with_a_program_or_without_existence_is_an_error() {
             let second = Server::start(mode, Some(DEVICE));
             assert!(matches!(&second, Err(SteeringError::InterfaceTaken { iface }) if iface == DEVICE), "{:?}", second.err());
         }
+        assert!(is_xdp_taken(DEVICE).unwrap() && !is_xdp_taken("lo").unwrap());
         // The first is untouched.
         assert_eq!(first.steering.mode().to_string(), format!("xdp (native) on {DEVICE}"));
         drop(first);

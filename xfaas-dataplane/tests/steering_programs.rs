@@ -3,6 +3,7 @@
 
 mod steering_lab;
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,14 +16,14 @@ use xfaas_dataplane::steering::{Gate, SteerBench, SteerBenchOptions, SteerProgra
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request, turned_back};
 use xfaas_ebpf::parse::Place;
 
-use crate::steering_lab::{PORT, hash_keys, object, owner, slot, slot_to_core};
+use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot, slot_to_core};
 
 /// include/uapi/linux/bpf.h, `enum xdp_action`.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 /// include/uapi/linux/pkt_cls.h.
-const TC_ACT_OK: u32 = 0;
+const TC_ACT_UNSPEC: u32 = -1_i32 as u32;
 const TC_ACT_SHOT: u32 = 2;
 /// The CPU on which the tests run, and the core it stands for.
 const HERE: u16 = 0;
@@ -39,10 +40,14 @@ impl Lab {
     }
 
     fn with_header(session_header: &[u8]) -> Lab {
+        Lab::on(any_address(), session_header)
+    }
+
+    fn on(address: SocketAddr, session_header: &[u8]) -> Lab {
         assert!(core_affinity::set_for_current(core_affinity::CoreId { id: usize::from(HERE) }), "pin to CPU {HERE}");
         let options = SteerBenchOptions {
-            udp_port: PORT,
-            tcp_port: PORT,
+            udp: address,
+            tcp: address,
             cpus: &[HERE, ELSEWHERE],
             slot_to_core: &slot_to_core(),
             keys: &hash_keys(),
@@ -141,6 +146,10 @@ fn datagrams_go_to_the_core_that_owns_their_slot() {
 #[test]
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn malformed_datagrams_are_dropped_with_their_reason() {
+    in_a_network_of_its_own(malformed_are_dropped);
+}
+
+fn malformed_are_dropped() {
     let mut lab = Lab::new();
     let session = SessionId::new(b"session-of-16-by").unwrap();
     let good = request(&session, b"payload");
@@ -188,6 +197,47 @@ fn malformed_datagrams_are_dropped_with_their_reason() {
 
 #[test]
 #[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn malformed_datagrams_for_other_hosts_pass() {
+    in_a_network_of_its_own(|| {
+        let mut lab = Lab::new();
+        run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        run("ip link set lo up");
+        run("ip route add 10.0.0.0/24 dev lo");
+        run("ip route add fd00::/64 dev lo");
+        for envelope in envelopes() {
+            let frame = envelope.udp(b"not ours");
+            lab.passes_as(Verdict::Foreign, &frame);
+            assert_eq!(lab.tc(&frame), TC_ACT_UNSPEC, "{envelope:?}");
+        }
+        run("ip addr add 10.0.0.1/32 dev lo");
+        run("ip addr add fd00::1/128 dev lo nodad");
+        for envelope in envelopes() {
+            let frame = envelope.udp(b"not ours");
+            assert_eq!((lab.xdp(&frame), lab.tc(&frame)), (XDP_DROP, TC_ACT_SHOT), "{envelope:?}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn what_may_be_several_datagrams_passes_where_xdp_runs_in_the_stack() {
+    in_a_network_of_its_own(|| {
+        let mut lab = Lab::new();
+        let one = request(&session_of(ELSEWHERE, 1), b"");
+        let envelope = Envelope::to_port(PORT);
+        let (short, two) = (envelope.udp(&[0; 65]), envelope.udp(&one.repeat(2)));
+        assert_eq!((lab.xdp(&short), lab.xdp(&two)), (XDP_DROP, XDP_DROP), "a driver gives them one by one");
+        lab.bench.set_merges(true).unwrap();
+        assert_eq!(lab.xdp(&short), XDP_DROP, "no request fits beside another");
+        for frame in [two, envelope.udp(&[vec![0; 33], one.clone()].concat())] {
+            lab.passes_as(Verdict::Merged, &frame);
+        }
+        assert_eq!(lab.xdp(&envelope.udp(&one)), XDP_REDIRECT);
+    });
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
 fn foreign_traffic_passes_untouched() {
     let mut lab = Lab::new();
     let session = session_of(ELSEWHERE, 16);
@@ -204,6 +254,30 @@ fn foreign_traffic_passes_untouched() {
     lab.passes_as(Verdict::Foreign, &arp);
     let three_tags = Envelope::to_port(PORT).tagged(TAG_8021AD).tagged(TAG_8021Q).tagged(TAG_8021Q);
     lab.passes_as(Verdict::Foreign, &three_tags.udp(&request(&session, b"")));
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn what_is_sent_to_another_address_of_this_host_is_foreign() {
+    let session = session_of(ELSEWHERE, 16);
+    for (own, is_v6) in [("10.0.0.1", false), ("fd00::1", true)] {
+        for (address, is_own) in [(own, true), ("10.0.0.9", false), ("fd00::9", false)] {
+            let mut lab = Lab::on((address.parse::<IpAddr>().unwrap(), PORT).into(), b"x-session-id");
+            for envelope in envelopes().into_iter().filter(|envelope| envelope.is_v6 == is_v6) {
+                let head = http_head(0, format!("x-session-id: {session}").as_bytes());
+                for frame in [envelope.udp(&request(&session, b"")), envelope.tcp(TCP_PSH | TCP_ACK, &head)] {
+                    if is_own {
+                        assert_eq!(lab.xdp(&frame), XDP_REDIRECT, "{own} on {address}");
+                    } else {
+                        lab.passes_as(Verdict::Foreign, &frame);
+                    }
+                }
+                if !is_own {
+                    lab.passes_as(Verdict::Foreign, &envelope.udp(b"not ours"));
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -392,12 +466,12 @@ fn tc_passes_what_it_cannot_move_and_counts_it() {
     let envelope = Envelope::to_port(PORT);
     let session = session_of(ELSEWHERE, 16);
     let head = http_head(0, format!("x-session-id: {session}").as_bytes());
-    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, &head)), TC_ACT_OK);
-    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, b"")), TC_ACT_OK);
+    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, &head)), TC_ACT_UNSPEC);
+    assert_eq!(lab.tc(&envelope.tcp(TCP_ACK, b"")), TC_ACT_UNSPEC);
     assert_eq!((lab.verdict(Verdict::TcpFlowLearned), lab.verdict(Verdict::Unmoved)), (1, 1));
-    // No socket listens here, so there is none to assign.
-    assert_eq!(lab.tc(&envelope.udp(&request(&session, b""))), TC_ACT_OK);
-    assert_eq!(lab.verdict(Verdict::RedirectFailed), 1);
+    assert_eq!(lab.tc(&envelope.udp(&request(&session, b""))), TC_ACT_UNSPEC);
+    assert_eq!(lab.tc(&envelope.udp(&request(&session_of(HERE, 16), b""))), TC_ACT_UNSPEC);
+    assert_eq!((lab.verdict(Verdict::Unmoved), lab.verdict(Verdict::UdpLocal)), (2, 1));
 }
 
 #[test]
@@ -406,8 +480,8 @@ fn an_object_of_another_build_is_refused_before_it_is_loaded() {
     let keys = hash_keys();
     let owners = slot_to_core();
     let options = SteerBenchOptions {
-        udp_port: PORT,
-        tcp_port: PORT,
+        udp: any_address(),
+        tcp: any_address(),
         cpus: &[HERE],
         slot_to_core: &owners,
         keys: &keys,
@@ -517,6 +591,6 @@ fn a_datagram_for_a_full_queue_is_answered_from_its_own_frame() {
         assert_eq!(lab.xdp(&frame), XDP_REDIRECT);
         gate.set_limit(1);
         assert_eq!(lab.xdp(&frame), XDP_PASS, "fewer than none are on their way");
-        assert_eq!(lab.tc(&frame), TC_ACT_OK);
+        assert_eq!(lab.tc(&frame), TC_ACT_UNSPEC);
     });
 }

@@ -7,26 +7,10 @@ use xfaas_ebpf::parse::Place;
 use xfaas_ebpf::refusal::{self, Addresses, CODE, Headers, Ipv4, Ipv6};
 use xfaas_ebpf::session::SessionWords;
 
-use crate::maps::{Ends, Frame};
-
-/// XDP sees what a router only passes on, too: that is not ours to answer.
-/// A function of its own, as is `overloaded`: their words beside those of the caller are more than the stack of a kernel program holds.
-#[inline(never)]
-pub fn is_for_this_host(ctx: *mut xdp_md, place: &Place) -> bool {
-    let frame = Frame::of(ctx);
-    let mut ends: Ends = [[0; 4]; 2];
-    let read = if place.is_v6 {
-        frame.load(place.network + 8, &mut ends)
-    } else {
-        let mut short = [0; 2];
-        let read = frame.load(place.network + 12, &mut short);
-        (ends[0][0], ends[1][0]) = (short[0], short[1]);
-        read
-    };
-    read.is_some() && frame.is_for_this_host(place.is_v6, &ends)
-}
+use crate::maps::Frame;
 
 /// Output: the action: back, or dropped when it cannot be answered from here.
+/// A function of its own: its words beside those of the caller are more than the stack of a kernel program holds.
 #[inline(never)]
 pub fn overloaded(ctx: *mut xdp_md, place: &Place, session: &SessionWords) -> u32 {
     answer(&Frame::of(ctx), place, session).unwrap_or(xdp_action::XDP_DROP)

@@ -8,13 +8,11 @@ use xfaas_common::ids::{FunctionHash, SessionId};
 use xfaas_common::wire::{Header, KIND_INVOKE, SESSION_LEN_OFFSET};
 
 use crate::parse::Place;
+pub use crate::parse::{TCP_FIN, TCP_RST, TCP_SYN};
 use crate::refusal;
 use crate::session::SessionWords;
 
-/// FIN, SYN, RST, PSH and ACK of a TCP header, RFC 9293 section 3.1.
-pub const TCP_FIN: u8 = 0x01;
-pub const TCP_SYN: u8 = 0x02;
-pub const TCP_RST: u8 = 0x04;
+/// The flags for which the programs do not look, RFC 9293 section 3.1.
 pub const TCP_PSH: u8 = 0x08;
 pub const TCP_ACK: u8 = 0x10;
 

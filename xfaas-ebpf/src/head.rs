@@ -6,7 +6,7 @@ use xfaas_common::limits::{SESSION_ID_BYTES_MAX, STEER_HEAD_SCAN_BYTES};
 use xfaas_common::map_layout::{HEADER_WORDS, HeaderPattern, SESSION_HEADER_BYTES_MAX};
 
 use crate::parse::HeadBytes;
-use crate::session::{SessionWords, read_session};
+use crate::session::{EACH, SessionWords, read_session};
 
 /// Spaces and tabs around the value for which there is always room, beside name, value and line end.
 const SPARE_BYTES: usize = 128 - (SESSION_HEADER_BYTES_MAX + 1) - SESSION_ID_BYTES_MAX - 2;
@@ -19,8 +19,6 @@ const SCAN_BYTES: u32 = STEER_HEAD_SCAN_BYTES as u32;
 /// Only a value among hundreds of spaces needs more; user space finds it.
 pub const SCAN_STEPS_MAX: u32 = SCAN_BYTES / 8 + SCAN_BYTES / 2 + HEAD_COPY_BYTES / 8 + 80;
 
-/// The same byte eight times.
-const EACH: u64 = 0x0101_0101_0101_0101;
 /// The end of a request line before its CR is a space, this word, and a digit: RFC 9112, section 2.3.
 const VERSION_WORD: u64 = u64::from_le_bytes(*b" HTTP/1.");
 /// Bytes from the beginning of that word to the LF.

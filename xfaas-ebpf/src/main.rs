@@ -5,34 +5,35 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod answer;
+mod local;
 mod maps;
 mod redirect;
 mod steer;
 
-use aya_ebpf::bindings::{TC_ACT_OK, xdp_action};
+use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, sk_reuseport, xdp};
 use aya_ebpf::programs::{SkReuseportContext, TcContext, XdpContext};
-use xfaas_common::map_layout::{FlowKey, SteerConfig};
-#[cfg(feature = "log")]
-use xfaas_ebpf::parse::Other;
-use xfaas_ebpf::parse::{Handler, Place, Ports, Segment, datagram_session, parse};
+use xfaas_common::drop_reason::DropReason;
+use xfaas_common::limits::SESSION_ID_BYTES_MAX;
+use xfaas_common::map_layout::{FlowKey, SteerConfig, Verdict};
+use xfaas_common::wire::HEADER_BYTES;
+use xfaas_ebpf::parse::{Handler, Place, Segment, datagram_session, parse};
 use xfaas_ebpf::session::{Fault, SessionWords, request_session};
 
-/// Bytes that hold every header and a session ID: Ethernet, two VLAN tags, IPv4 with all options, UDP, ours, 64 bytes of ID.
-const HEADERS_BYTES_MAX: u32 = 14 + 8 + 60 + 8 + 32 + 64;
+use crate::steer::Decision;
+
+/// Bytes that hold every header and a session ID: Ethernet, two VLAN tags, IPv4 with all options, UDP, ours, the ID.
+const HEADERS_BYTES_MAX: u32 = 14 + 8 + 60 + 8 + (HEADER_BYTES + SESSION_ID_BYTES_MAX) as u32;
+/// Of a UDP header and two requests with the shortest IDs. Of several datagrams in one packet only the last may be shorter than the first: so where
+/// fewer bytes follow the network header, and the first is malformed, all are.
+const TWO_REQUESTS_BYTES: u32 = 8 + 2 * (HEADER_BYTES as u32 + 1);
 
 #[xdp]
 pub fn xfaas_xdp(ctx: XdpContext) -> u32 {
     let Some(config) = maps::config() else { return xdp_action::XDP_PASS };
-    match parse(&maps::xdp_packet(&ctx), ports(config), Xdp { config, ctx: &ctx }) {
+    match parse(&maps::xdp_packet(&ctx), &config.listens, Xdp { config, ctx: &ctx }) {
         Ok(action) => action,
-        Err(other) => {
-            #[cfg(feature = "log")]
-            if let Other::Malformed(reason) = other {
-                aya_log_ebpf::debug!(&ctx, "datagram dropped: reason {}", reason as u32);
-            }
-            redirect::xdp(config, steer::other(other))
-        }
+        Err(other) => redirect::xdp(config, steer::other(other)),
     }
 }
 
@@ -46,15 +47,23 @@ impl Handler for Xdp<'_> {
     type Output = u32;
 
     #[inline(always)]
-    fn datagram(self, _flow: &FlowKey, place: Place, session: &SessionWords) -> u32 {
+    fn datagram(self, place: &Place, session: &SessionWords) -> u32 {
         let decision = steer::datagram(self.config, session);
-        if !steer::admit(&decision) && answer::is_for_this_host(self.ctx.ctx, &place) {
-            let action = answer::overloaded(self.ctx.ctx, &place, session);
+        if !steer::admit(&decision) && local::xdp(self.ctx.ctx, place) {
+            let action = answer::overloaded(self.ctx.ctx, place, session);
             redirect::count_shed(self.config, action);
             return action;
         }
         steer::stamp_datagram(self.config, session);
         redirect::xdp(self.config, decision)
+    }
+
+    #[inline(always)]
+    fn malformed(self, place: &Place, reason: DropReason) -> u32 {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(self.ctx, "malformed datagram: reason {}", reason as u32);
+        let is_one = self.config.merges == 0 || maps::Frame::of(self.ctx.ctx).bytes() < place.transport + TWO_REQUESTS_BYTES;
+        redirect::xdp(self.config, steer::malformed(reason, is_one, || local::xdp(self.ctx.ctx, place)))
     }
 
     #[inline(always)]
@@ -67,16 +76,16 @@ impl Handler for Xdp<'_> {
 
 #[classifier]
 pub fn xfaas_tc(ctx: TcContext) -> i32 {
-    let Some(config) = maps::config() else { return TC_ACT_OK };
+    let Some(config) = maps::config() else { return redirect::TC_NEXT };
     let bytes = ctx.len();
-    // Socket buffers may hold their bytes in pieces, of which only the first can be read here. A failure is no fault: less is parsed.
+    // Socket buffers may hold their bytes in pieces, of which only the first can be read here. Where it cannot be made longer less is parsed.
     let wanted = if bytes < HEADERS_BYTES_MAX { bytes } else { HEADERS_BYTES_MAX };
-    if ctx.data() + wanted as usize > ctx.data_end() && ctx.pull_data(wanted).is_err() {
-        return TC_ACT_OK;
+    if ctx.data() + wanted as usize > ctx.data_end() {
+        ctx.pull_data(wanted).unwrap_or_default();
     }
-    match parse(&maps::tc_packet(&ctx), ports(config), Tc { config, ctx: &ctx }) {
+    match parse(&maps::tc_packet(&ctx), &config.listens, Tc { config, ctx: &ctx }) {
         Ok(action) => action,
-        Err(other) => redirect::tc(config, steer::other(other), &ctx, None),
+        Err(other) => redirect::tc(config, steer::other(other)),
     }
 }
 
@@ -90,16 +99,25 @@ impl Handler for Tc<'_> {
     type Output = i32;
 
     #[inline(always)]
-    fn datagram(self, flow: &FlowKey, _place: Place, session: &SessionWords) -> i32 {
+    fn datagram(self, _place: &Place, session: &SessionWords) -> i32 {
+        if maps::is_merged(self.ctx) {
+            return redirect::tc(self.config, Decision::Pass(Verdict::Merged));
+        }
         steer::stamp_datagram(self.config, session);
-        redirect::tc(self.config, steer::datagram(self.config, session), self.ctx, Some(flow))
+        redirect::tc(self.config, steer::datagram(self.config, session))
+    }
+
+    #[inline(always)]
+    fn malformed(self, place: &Place, reason: DropReason) -> i32 {
+        let is_one = !maps::is_merged(self.ctx);
+        redirect::tc(self.config, steer::malformed(reason, is_one, || local::tc(self.ctx.skb.skb, place)))
     }
 
     #[inline(always)]
     fn segment(self, flow: &FlowKey, segment: Segment) -> i32 {
         steer::stamp_segment(self.config, flow, segment);
         let find = |session: &mut SessionWords| maps::scan_head(self.ctx, self.config, segment, session);
-        redirect::tc(self.config, steer::segment(self.config, flow, segment, find), self.ctx, None)
+        redirect::tc(self.config, steer::segment(self.config, flow, segment, find))
     }
 }
 
@@ -119,11 +137,6 @@ pub fn xfaas_reuseport_udp(ctx: SkReuseportContext) -> u32 {
 pub fn xfaas_reuseport_tcp(ctx: SkReuseportContext) -> u32 {
     let Some(config) = maps::config() else { return redirect::SK_PASS };
     redirect::tcp_socket(config, &ctx)
-}
-
-#[inline(always)]
-fn ports(config: &SteerConfig) -> Ports {
-    Ports { udp: config.udp_port, tcp: config.tcp_port }
 }
 
 /// A datagram whose bytes lie in pieces, as drivers that split headers and the reassembly of fragments leave them: they are copied.

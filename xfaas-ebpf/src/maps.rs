@@ -1,12 +1,13 @@
 //! The maps, and everything that needs a raw pointer of the kernel's. Called by `steer`, `redirect` and the entry points; reads no packet.
 
+use core::ffi::c_void;
 use core::ptr::from_ref;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_fib_lookup as bpf_fib_lookup_params, bpf_sock, bpf_sock_tuple, xdp_md};
+use aya_ebpf::bindings::{bpf_fib_lookup as bpf_fib_lookup_params, xdp_md};
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_redirect, bpf_sk_assign, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_skb_load_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_redirect, bpf_skb_load_bytes, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, CpuMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf};
@@ -15,11 +16,13 @@ use xfaas_common::drop_reason::DropReason;
 use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::SlotIndex;
 use xfaas_common::layout_tag::LAYOUT_TAG;
+use xfaas_common::limits::SESSION_ID_BYTES_MAX;
 use xfaas_common::map_layout::{
     COUNTERS_ENTRIES, CPUS_ENTRIES, EVENTS_BYTES, FLOWS_ENTRIES, FlowKey, INFLOW_ADMITTED, INFLOW_KNOCK_AT_NS, INFLOW_KNOCK_NS,
     INFLOW_LIMIT, INFLOW_STUCK_AT, INFLOW_STUCK_SINCE_NS, INFLOW_TAKEN, INFLOWS_ENTRIES, Inflow, PINS_ENTRIES, PinKey,
     SLOT_TO_CORE_ENTRIES, SOCKETS_ENTRIES, STAMPS_ENTRIES, SteerConfig, SteerEvent, Verdict, drop_counter,
 };
+use xfaas_common::wire::HEADER_BYTES;
 use xfaas_ebpf::head::{HEAD_COPY_BYTES, SCAN_STEPS_MAX, Scan};
 use xfaas_ebpf::parse::{HEAD_BUFFER_BYTES, HeadBytes, Packet, Segment, opaque_zero};
 use xfaas_ebpf::session::SessionWords;
@@ -73,12 +76,10 @@ const NOT_FORWARDED: i64 = 4;
 const FORWARDING_DISABLED: i64 = 5;
 /// Every 1024th count leaves an event.
 const SAMPLE_MASK: u64 = 1_023;
-/// In `bpf_sk_lookup_udp`: look in the network namespace of the packet.
-const CURRENT_NETNS: u64 = -1_i32 as u64;
 /// Bytes of a UDP header, over which the copy of a datagram's payload steps.
 const UDP_HEADER_BYTES: u32 = 8;
 /// Bytes of a datagram's payload that hold header and session ID.
-const REQUEST_BYTES_MAX: u32 = 96;
+const REQUEST_BYTES_MAX: u32 = (HEADER_BYTES + SESSION_ID_BYTES_MAX) as u32;
 
 /// `None` before the loader has filled it in: cannot happen once a program is attached.
 #[inline(always)]
@@ -100,7 +101,7 @@ pub fn slot_core(slot: SlotIndex) -> Option<u32> {
 /// The core to which a session was moved by hand.
 #[inline(always)]
 pub fn pinned_core(session: &SessionWords) -> Option<u32> {
-    let mut padded = [0; 64];
+    let mut padded = [0; SESSION_ID_BYTES_MAX];
     let mut i = 0;
     while i < session.words.len() {
         let bytes = session.words[i].to_le_bytes();
@@ -288,32 +289,80 @@ pub fn socket_packet(ctx: &SkReuseportContext) -> Packet<'_> {
 
 /// A context from which bytes can be copied.
 pub trait LoadBytes {
-    /// Copies `bytes` bytes, 1..=640, from `offset` to the beginning of `head`. Output: true when they were there.
-    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool;
+    /// Copies `bytes` bytes, 1..=640, from `offset` to memory that has room for them: the verifier looks. Output: true when they were there.
+    fn load(&self, offset: u32, to: *mut c_void, bytes: u32) -> bool;
+}
+
+/// A context of a packet as it came in at an interface.
+pub trait Arrival: LoadBytes + EbpfContext {
+    /// Index of that interface.
+    fn interface(&self) -> u32;
+
+    /// Fills `words` from `offset` on. `None` when the packet ends before.
+    #[inline(always)]
+    fn read<T: Words>(&self, offset: u32, words: &mut T) -> Option<()> {
+        self.load(offset, (&raw mut *words).cast(), size_of::<T>() as u32).then_some(())
+    }
+
+    /// False when this host would pass a packet with these addresses on to another.
+    #[inline(always)]
+    fn is_for_this_host(&self, is_v6: bool, ends: &Ends) -> bool {
+        // SAFETY: integers and unions of integers: all zeros are a value of each.
+        let mut route: bpf_fib_lookup_params = unsafe { core::mem::zeroed() };
+        route.family = if is_v6 { AF_INET6 } else { AF_INET };
+        route.__bindgen_anon_3.ipv6_src = ends[0];
+        route.__bindgen_anon_4.ipv6_dst = ends[1];
+        route.ifindex = self.interface();
+        // SAFETY: the context is the kernel's; the helper reads and writes the structure on this stack, whose size it is told.
+        let found = unsafe { bpf_fib_lookup(self.as_ptr(), &raw mut route, size_of::<bpf_fib_lookup_params>() as i32, 0) };
+        found == NOT_FORWARDED || found == FORWARDING_DISABLED
+    }
+}
+
+impl Arrival for XdpContext {
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the kernel's context, alive while the program runs; one aligned `u32` of it.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+}
+
+impl Arrival for TcContext {
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the kernel's context, alive while the program runs; one aligned `u32` of it.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+}
+
+/// True when the packet is several datagrams or segments, which the stack takes apart.
+#[inline(always)]
+pub fn is_merged(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel's context, alive while the program runs; one aligned `u32` of it.
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
 impl LoadBytes for XdpContext {
     #[inline(always)]
-    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
-        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, whose size is more than the largest `bytes`: the verifier
-        // checks both.
-        unsafe { bpf_xdp_load_bytes(self.ctx, offset, head.cast(), bytes) == 0 }
+    fn load(&self, offset: u32, to: *mut c_void, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `to` is an element of `HEADS` that is larger than `bytes`, or of a size of `bytes` (`read`).
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, bytes) == 0 }
     }
 }
 
 impl LoadBytes for TcContext {
     #[inline(always)]
-    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
-        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, larger than `bytes`: the verifier checks both.
-        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, head.cast(), bytes) == 0 }
+    fn load(&self, offset: u32, to: *mut c_void, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `to` is an element of `HEADS` that is larger than `bytes`, or of a size of `bytes` (`read`).
+        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to, bytes) == 0 }
     }
 }
 
 impl LoadBytes for SkReuseportContext {
     #[inline(always)]
-    fn load(&self, offset: u32, head: *mut HeadBytes, bytes: u32) -> bool {
-        // SAFETY: the context is the kernel's; `head` is an element of `HEADS`, larger than `bytes`: the verifier checks both.
-        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, head.cast(), bytes) == 0 }
+    fn load(&self, offset: u32, to: *mut c_void, bytes: u32) -> bool {
+        // SAFETY: the context is the kernel's; `to` is an element of `HEADS` that is larger than `bytes`, or of a size of `bytes` (`read`).
+        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to, bytes) == 0 }
     }
 }
 
@@ -323,7 +372,7 @@ fn copy_head<C: LoadBytes>(ctx: &C, offset: u32, bytes: u32) -> Option<&'static 
     let head = HEADS.get_ptr_mut(0)?;
     // Keeps the compiler from dropping, as known, the bound that the verifier has to see.
     let bytes = core::hint::black_box(bytes);
-    if bytes == 0 || bytes > HEAD_COPY_BYTES || !ctx.load(offset, head, bytes) {
+    if bytes == 0 || bytes > HEAD_COPY_BYTES || !ctx.load(offset, head.cast(), bytes) {
         return None;
     }
     // SAFETY: this CPU's element of the map, null excluded by `?`. Programs of one hook do not interrupt each other on a CPU; one of
@@ -385,9 +434,7 @@ impl Frame {
     /// `None` when the frame ends before.
     #[inline(always)]
     pub fn load<T: Words>(&self, offset: u32, words: &mut T) -> Option<()> {
-        // SAFETY: the context is the kernel's; the helper writes the size of `T` to `words`, for which any bytes are good (`Words`).
-        let result = unsafe { bpf_xdp_load_bytes(self.0, offset, (&raw mut *words).cast(), size_of::<T>() as u32) };
-        (result == 0).then_some(())
+        XdpContext::new(self.0).read(offset, words)
     }
 
     #[inline(always)]
@@ -431,79 +478,8 @@ impl Frame {
     #[inline(always)]
     pub fn send(&self) -> u32 {
         // SAFETY: the helper takes two numbers and remembers them for the end of this program.
-        unsafe { bpf_redirect(self.interface(), 0) as u32 }
+        unsafe { bpf_redirect(XdpContext::new(self.0).interface(), 0) as u32 }
     }
-
-    /// False when this host would pass a packet with these addresses on to another.
-    #[inline(always)]
-    pub fn is_for_this_host(&self, is_v6: bool, ends: &Ends) -> bool {
-        // SAFETY: integers and unions of integers: all zeros are a value of each.
-        let mut route: bpf_fib_lookup_params = unsafe { core::mem::zeroed() };
-        route.family = if is_v6 { AF_INET6 } else { AF_INET };
-        route.__bindgen_anon_3.ipv6_src = ends[0];
-        route.__bindgen_anon_4.ipv6_dst = ends[1];
-        route.ifindex = self.interface();
-        // SAFETY: the context is the kernel's; the helper reads and writes the structure on this stack, whose size it is told.
-        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut route, size_of::<bpf_fib_lookup_params>() as i32, 0) };
-        found == NOT_FORWARDED || found == FORWARDING_DISABLED
-    }
-
-    #[inline(always)]
-    fn interface(&self) -> u32 {
-        // SAFETY: the kernel's context, alive while the program runs; one aligned `u32` of it.
-        unsafe { (*self.0).ingress_ifindex }
-    }
-}
-
-/// Gives the packet to the group of sockets that listens for it; the group's own program then picks the owner's.
-/// Output: false when no socket listens, or the kernel (before 6.6) assigns none of a group.
-#[inline(always)]
-pub fn assign_udp_socket(ctx: &TcContext, flow: &FlowKey) -> bool {
-    let socket = lookup_udp_socket(ctx, flow);
-    if socket.is_null() {
-        return false;
-    }
-    // SAFETY: the context is the kernel's and `socket` a reference it just gave, not yet given back.
-    let assigned = unsafe { bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0) } == 0;
-    // SAFETY: gives back the reference of the look-up, once; it is not used afterwards.
-    unsafe { bpf_sk_release(socket.cast()) };
-    assigned
-}
-
-#[inline(always)]
-fn lookup_udp_socket(ctx: &TcContext, flow: &FlowKey) -> *mut bpf_sock {
-    let tuple = from_ref(flow).cast_mut();
-    if is_mapped(&flow.source) {
-        // The kernel's IPv4 tuple is the two addresses and the two ports without gaps.
-        let mut short = [[0_u8; 4]; 3];
-        let mut i = 0;
-        while i < 4 {
-            short[0][i] = flow.source[12 + i];
-            short[1][i] = flow.destination[12 + i];
-            i += 1;
-        }
-        short[2] = [flow.source_port[0], flow.source_port[1], flow.destination_port[0], flow.destination_port[1]];
-        // SAFETY: the context is the kernel's; the tuple is 12 bytes on this stack, as the size says.
-        return unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), (&raw mut short).cast::<bpf_sock_tuple>(), 12, CURRENT_NETNS, 0) };
-    }
-    // SAFETY: the context is the kernel's; `FlowKey` has the kernel's IPv6 tuple's 36 bytes in its order.
-    unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), tuple.cast::<bpf_sock_tuple>(), size_of::<FlowKey>() as u32, CURRENT_NETNS, 0) }
-}
-
-#[inline(always)]
-fn is_mapped(address: &[u8; 16]) -> bool {
-    let mut ones = 0xFF;
-    let mut others = 0;
-    let mut i = 0;
-    while i < 12 {
-        if i < 10 {
-            others |= address[i]
-        } else {
-            ones &= address[i]
-        }
-        i += 1;
-    }
-    ones == 0xFF && others == 0
 }
 
 const _: () = assert!(HEAD_COPY_BYTES as usize <= HEAD_BUFFER_BYTES);

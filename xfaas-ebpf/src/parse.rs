@@ -12,7 +12,7 @@ use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 use xfaas_common::drop_reason::DropReason;
-use xfaas_common::map_layout::FlowKey;
+use xfaas_common::map_layout::{FlowKey, Listen, Listens};
 
 use crate::session::{Fault, SessionWords, Source, request_session};
 
@@ -25,16 +25,9 @@ const FRAGMENT_HEADER_BYTES: usize = 8;
 /// Where TCP keeps its header's length (upper half of the byte, in 32-bit words) and its flags, RFC 9293 section 3.1.
 const TCP_DATA_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
-const TCP_FIN: u8 = 0x01;
-const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
-
-/// The ports that are ours, host order; 0 matches nothing we take.
-#[derive(Clone, Copy, Debug)]
-pub struct Ports {
-    pub udp: u16,
-    pub tcp: u16,
-}
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
 
 /// What becomes of the packets that are ours. A trait and not a result with everything in it: what `parse` found is built once, where it
 /// is used, because copies are what costs in a kernel program, and its stack has 512 bytes.
@@ -42,23 +35,24 @@ pub trait Handler {
     type Output;
 
     /// A well-formed request datagram.
-    fn datagram(self, flow: &FlowKey, place: Place, session: &SessionWords) -> Self::Output;
+    fn datagram(self, place: &Place, session: &SessionWords) -> Self::Output;
 
-    /// A TCP segment to our port.
+    /// A datagram that breaks the rules of CONTRACT.md section 2.
+    fn malformed(self, place: &Place, reason: DropReason) -> Self::Output;
+
+    /// A TCP segment to our socket.
     fn segment(self, flow: &FlowKey, segment: Segment) -> Self::Output;
 }
 
 /// What is not given to a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Other {
-    /// Not UDP or TCP to our ports.
+    /// Not UDP or TCP to our sockets.
     Foreign,
     /// A fragment of a UDP or TCP packet.
     Fragment,
-    /// To our ports, but its lengths contradict each other: the stack decides.
+    /// To our sockets, but its lengths contradict each other: the stack decides.
     Inconsistent,
-    /// A datagram that breaks the rules of CONTRACT.md section 2.
-    Malformed(DropReason),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +208,7 @@ struct Network<'a> {
 /// Input: a frame from its Ethernet header on. Output: the handler's, or what the frame is when it is not for a handler.
 /// Cost: no loop but two VLAN tags and the eight words of a session ID.
 #[inline(always)]
-pub fn parse<H: Handler>(packet: &Packet<'_>, ports: Ports, handler: H) -> Result<H::Output, Other> {
+pub fn parse<H: Handler>(packet: &Packet<'_>, listens: &Listens, handler: H) -> Result<H::Output, Other> {
     let Some((ether_type, cursor, offset)) = link(packet) else { return Err(Other::Foreign) };
     let network = if ether_type == EtherType::Ipv4 as u16 {
         ipv4(cursor, offset)?
@@ -224,9 +218,9 @@ pub fn parse<H: Handler>(packet: &Packet<'_>, ports: Ports, handler: H) -> Resul
         return Err(Other::Foreign);
     };
     if network.protocol == IpProto::Udp as u8 {
-        udp(packet, &network, ports.udp, handler)
+        udp(packet, &network, &listens.udp, handler)
     } else if network.protocol == IpProto::Tcp as u8 {
-        tcp(packet, &network, ports.tcp, handler)
+        tcp(packet, &network, &listens.tcp, handler)
     } else {
         Err(Other::Foreign)
     }
@@ -336,9 +330,9 @@ fn address(halves: [u64; 2]) -> [u8; 16] {
 }
 
 #[inline(always)]
-fn udp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, port: u16, handler: H) -> Result<H::Output, Other> {
+fn udp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, listen: &Listen, handler: H) -> Result<H::Output, Other> {
     let Some(header) = network.transport.window::<{ UdpHdr::LEN }>() else { return Err(Other::Foreign) };
-    if header.u16::<{ offset_of!(UdpHdr, dst) }>() != port.to_be() || port == 0 {
+    if !listen.takes(&network.destination, u16::from_be(header.u16::<{ offset_of!(UdpHdr, dst) }>())) {
         return Err(Other::Foreign);
     }
     let bytes = u32::from(u16::from_be(header.u16::<{ offset_of!(UdpHdr, len) }>()));
@@ -346,20 +340,19 @@ fn udp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, port: u16, handle
         return Err(Other::Inconsistent);
     }
     let mut session = SessionWords::none();
-    match request_session(&network.transport.skip(UdpHdr::LEN as u32), bytes - UdpHdr::LEN as u32, &mut session) {
-        Ok(()) => {
-            let place = Place { network: network.begin, transport: network.offset, is_v6: network.is_v6 };
-            Ok(handler.datagram(&flow_key(network, header.u32::<{ offset_of!(UdpHdr, src) }>()), place, &session))
-        }
-        Err(Fault::Malformed(reason)) => Err(Other::Malformed(reason)),
+    let payload_bytes = bytes - UdpHdr::LEN as u32;
+    let place = Place { network: network.begin, transport: network.offset, is_v6: network.is_v6 };
+    match request_session(&network.transport.skip(UdpHdr::LEN as u32), payload_bytes, &mut session) {
+        Ok(()) => Ok(handler.datagram(&place, &session)),
+        Err(Fault::Malformed(reason)) => Ok(handler.malformed(&place, reason)),
         Err(Fault::Unreadable) => Err(Other::Inconsistent),
     }
 }
 
 #[inline(always)]
-fn tcp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, port: u16, handler: H) -> Result<H::Output, Other> {
+fn tcp<H: Handler>(packet: &Packet<'_>, network: &Network<'_>, listen: &Listen, handler: H) -> Result<H::Output, Other> {
     let Some(header) = network.transport.window::<{ TcpHdr::LEN }>() else { return Err(Other::Foreign) };
-    if header.u16::<{ offset_of!(TcpHdr, dest) }>() != port.to_be() || port == 0 {
+    if !listen.takes(&network.destination, u16::from_be(header.u16::<{ offset_of!(TcpHdr, dest) }>())) {
         return Err(Other::Foreign);
     }
     let header_bytes = u32::from(header.u8::<TCP_DATA_OFFSET>() >> 4) * 4;

@@ -1,12 +1,17 @@
 //! Carries out a decision, and counts it: the only file that knows how a packet gets to its core.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
-use aya_ebpf::programs::{SkReuseportContext, TcContext};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::programs::SkReuseportContext;
 use xfaas_common::limits::CORES_MAX;
-use xfaas_common::map_layout::{CORE_NONE, FlowKey, SteerConfig, Verdict};
+use xfaas_common::map_layout::{CORE_NONE, SteerConfig, Verdict};
 
 use crate::maps;
 use crate::steer::Decision;
+
+/// TC: whoever comes next at this hook decides, and the stack where nobody does. `TC_ACT_OK` would keep the packet from all who come next: it is
+/// `TCX_PASS`, and this `TCX_NEXT` (include/uapi/linux/bpf.h). The filter that holds the program before Linux 6.6 has the same meanings, and goes on
+/// to the next filter (net/sched/cls_bpf.c, `cls_bpf_classify`).
+pub const TC_NEXT: i32 = TC_ACT_UNSPEC;
 
 /// `sk_reuseport`: the socket that was selected, or the kernel's own choice when none was.
 pub const SK_PASS: u32 = 1;
@@ -49,23 +54,22 @@ pub fn count_shed(config: &SteerConfig, action: u32) {
     maps::count(config, if action == xdp_action::XDP_REDIRECT { Verdict::Shed } else { Verdict::ShedSilently });
 }
 
-/// TC: a datagram gets its socket; a segment stays on its CPU, where the flow is only counted. `flow` is the packet's, if it is ours.
+/// TC: packets stay on their CPU, and `sk_reuseport` chooses the datagram's socket: here is only counted where they belong.
 #[inline(always)]
-pub fn tc(config: &SteerConfig, decision: Decision, ctx: &TcContext, flow: Option<&FlowKey>) -> i32 {
+pub fn tc(config: &SteerConfig, decision: Decision) -> i32 {
     let verdict = match decision {
         Decision::Pass(verdict) => verdict,
         Decision::Drop(reason) => {
             maps::count_drop(config, reason);
             return TC_ACT_SHOT;
         }
-        Decision::Datagram { .. } if flow.is_some_and(|flow| maps::assign_udp_socket(ctx, flow)) => Verdict::TcAssigned,
-        Decision::Datagram { .. } => Verdict::RedirectFailed,
+        Decision::Datagram { core } if cpu_of(config, core) == Some(maps::this_cpu()) => Verdict::UdpLocal,
         Decision::Flow { learned: true, .. } => Verdict::TcpFlowLearned,
         Decision::Flow { core, .. } if cpu_of(config, core) == Some(maps::this_cpu()) => Verdict::TcpFlowLocal,
-        Decision::Flow { .. } => Verdict::Unmoved,
+        Decision::Datagram { .. } | Decision::Flow { .. } => Verdict::Unmoved,
     };
     maps::count(config, verdict);
-    TC_ACT_OK
+    TC_NEXT
 }
 
 /// `sk_reuseport`: the socket of the core, of the group's sockets.

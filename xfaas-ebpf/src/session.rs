@@ -8,8 +8,8 @@ use xfaas_common::wire::{HEADER_BYTES, Header};
 use crate::parse::opaque_zero;
 
 const WORDS: usize = SESSION_ID_BYTES_MAX / 8;
-/// The same byte eight times.
-const EACH: u64 = 0x0101_0101_0101_0101;
+/// Times a byte: the same byte eight times.
+pub(crate) const EACH: u64 = 0x0101_0101_0101_0101;
 
 /// Bytes that can be read eight at a time.
 pub trait Source {

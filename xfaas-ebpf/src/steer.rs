@@ -58,8 +58,17 @@ pub fn other(other: Other) -> Decision {
         Other::Foreign => Decision::Pass(Verdict::Foreign),
         Other::Fragment => Decision::Pass(Verdict::Fragment),
         Other::Inconsistent => Decision::Pass(Verdict::Inconsistent),
-        Other::Malformed(reason) => Decision::Drop(reason),
     }
+}
+
+/// A datagram that breaks the rules. It is dropped where user space would do the same: not where it may be several, of which only some do, nor
+/// where another host gets it. Input: whether those were taken apart; whether this host is its destination, asked only where it matters.
+#[inline(always)]
+pub fn malformed(reason: DropReason, is_one: bool, is_for_this_host: impl FnOnce() -> bool) -> Decision {
+    if !is_one {
+        return Decision::Pass(Verdict::Merged);
+    }
+    if is_for_this_host() { Decision::Drop(reason) } else { Decision::Pass(Verdict::Foreign) }
 }
 
 #[inline(always)]

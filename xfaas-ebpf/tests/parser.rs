@@ -5,29 +5,41 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::SessionId;
-use xfaas_common::map_layout::{FlowKey, HeaderPattern};
+use xfaas_common::map_layout::{FlowKey, HeaderPattern, Listen, Listens};
 use xfaas_common::wire::Header;
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, http_head, request};
 use xfaas_ebpf::head::find_session;
-use xfaas_ebpf::parse::{Handler, HeadBytes, Other, Packet, Place, Ports, Segment, datagram_session, parse};
+use xfaas_ebpf::parse::{Handler, HeadBytes, Other, Packet, Place, Segment, datagram_session, parse};
 use xfaas_ebpf::session::{Fault, SessionWords, request_session};
 
-const PORTS: Ports = Ports { udp: 8_080, tcp: 8_081 };
+const UDP_PORT: u16 = 8_080;
+const TCP_PORT: u16 = 8_081;
 
 /// What a handler was given.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    Datagram(FlowKey, Vec<u8>),
+    Datagram(Vec<u8>),
+    Malformed(DropReason),
     Segment(FlowKey, Segment),
 }
 
 struct Collect;
 
+/// On any address.
+fn listens() -> Listens {
+    let on = |port| Listen { port: u64::from(port), ..Listen::NOWHERE };
+    Listens { udp: on(UDP_PORT), tcp: on(TCP_PORT) }
+}
+
 impl Handler for Collect {
     type Output = Seen;
 
-    fn datagram(self, flow: &FlowKey, _place: Place, session: &SessionWords) -> Seen {
-        Seen::Datagram(*flow, text(session))
+    fn datagram(self, _place: &Place, session: &SessionWords) -> Seen {
+        Seen::Datagram(text(session))
+    }
+
+    fn malformed(self, _place: &Place, reason: DropReason) -> Seen {
+        Seen::Malformed(reason)
     }
 
     fn segment(self, flow: &FlowKey, segment: Segment) -> Seen {
@@ -48,7 +60,7 @@ fn seen(frame: &[u8]) -> Result<Seen, Other> {
     let within = |fill: u8| {
         let mut around = vec![fill; frame.len() + 256];
         around[128..128 + frame.len()].copy_from_slice(frame);
-        parse(&Packet::of(&around[128..128 + frame.len()]), PORTS, Collect)
+        parse(&Packet::of(&around[128..128 + frame.len()]), &listens(), Collect)
     };
     let answer = within(0x00);
     assert_eq!(answer, within(0xFF));
@@ -79,8 +91,8 @@ mod plain {
         };
         let transport = packet.get(header_bytes..).ok_or(Other::Foreign)?;
         let (port, least) = match protocol {
-            17 => (PORTS.udp, 8),
-            6 => (PORTS.tcp, 20),
+            17 => (UDP_PORT, 8),
+            6 => (TCP_PORT, 20),
             _ => return Err(Other::Foreign),
         };
         if transport.len() < least || be16(transport, 2) != Some(port) {
@@ -93,8 +105,7 @@ mod plain {
             if length < 8 || length != bytes || length > transport.len() {
                 return Err(Other::Inconsistent);
             }
-            let session = datagram(&transport[8..length]).map_err(Other::Malformed)?;
-            return Ok(Seen::Datagram(flow, session));
+            return Ok(datagram(&transport[8..length]).map_or_else(Seen::Malformed, Seen::Datagram));
         }
         let tcp_bytes = usize::from(transport[12] >> 4) * 4;
         if tcp_bytes < 20 || tcp_bytes > bytes || bytes > transport.len() {
@@ -183,7 +194,7 @@ mod plain {
 
 fn any_envelope() -> impl Strategy<Value = Envelope> {
     let tags = vec(prop_oneof![Just(TAG_8021Q), Just(TAG_8021AD)], 0..=2);
-    let port = prop_oneof![9 => Just(PORTS.udp), 9 => Just(PORTS.tcp), 1 => any::<u16>()];
+    let port = prop_oneof![9 => Just(UDP_PORT), 9 => Just(TCP_PORT), 1 => any::<u16>()];
     (any::<bool>(), tags, 0..=10_u8, 0..=10_u8, any::<u16>(), port).prop_map(
         |(is_v6, tags, option_words, tcp_option_words, source_port, destination_port)| Envelope {
             is_v6,
@@ -230,13 +241,10 @@ proptest! {
 
     #[test]
     fn good_datagram_gives_its_session(envelope in any_envelope(), session in any_session(), payload in vec(any::<u8>(), 0..128)) {
-        let envelope = Envelope { destination_port: PORTS.udp, ..envelope };
+        let envelope = Envelope { destination_port: UDP_PORT, ..envelope };
         let frame = envelope.udp(&request(&session, &payload));
         match seen(&frame) {
-            Ok(Seen::Datagram(flow, found)) => {
-                prop_assert_eq!(found, session.as_bytes());
-                prop_assert_eq!(flow.source_port, envelope.source_port.to_be_bytes());
-            }
+            Ok(Seen::Datagram(found)) => prop_assert_eq!(found, session.as_bytes()),
             other => prop_assert!(false, "{:?}", other),
         }
         // Ethernet pads short frames: what follows the packet is not part of it.
@@ -268,17 +276,17 @@ proptest! {
 
     #[test]
     fn headers_that_lie_in_pieces_are_counted_whole(envelope in any_envelope(), session in any_session(), payload in vec(any::<u8>(), 0..2_000)) {
-        let envelope = Envelope { destination_port: PORTS.udp, ..envelope };
+        let envelope = Envelope { destination_port: UDP_PORT, ..envelope };
         let frame = envelope.udp(&request(&session, &payload));
         let readable = frame.len().min(186);
-        let answer = parse(&Packet::of_head(&frame[..readable], frame.len() as u32), PORTS, Collect);
+        let answer = parse(&Packet::of_head(&frame[..readable], frame.len() as u32), &listens(), Collect);
         prop_assert_eq!(answer, seen(&frame));
     }
 
     #[test]
     fn socket_program_sees_the_session_of_the_xdp_program(session in any_session(), payload in vec(any::<u8>(), 0..64), (changes, length) in any_changes()) {
         let bytes = broken(request(&session, &payload), &changes, length);
-        let datagram = &Envelope::to_port(PORTS.udp).udp(&bytes)[34..];
+        let datagram = &Envelope::to_port(UDP_PORT).udp(&bytes)[34..];
         let mut words = SessionWords::none();
         let read = datagram_session(&Packet::of(datagram), &mut words);
         let expected = plain::datagram(&bytes);
@@ -322,6 +330,26 @@ proptest! {
         let pattern = HeaderPattern::new(b"ab").unwrap();
         let found = find_session(&head, &pattern).map(|session| text(&session));
         prop_assert_eq!(found, plain::http_session(&head, b"ab"));
+    }
+}
+
+#[test]
+fn what_is_sent_to_another_address_is_foreign() {
+    let session = SessionId::new(b"session").unwrap();
+    for (envelope, own, other) in [
+        (Envelope::to_port(UDP_PORT), "10.0.0.1:8080", "10.0.0.3:8080"),
+        (Envelope::to_port(UDP_PORT), "0.0.0.0:8080", "[fd00::1]:8080"),
+        (Envelope::to_port(UDP_PORT).v6(), "[fd00::1]:8080", "[fd00::3]:8080"),
+        (Envelope::to_port(UDP_PORT).v6(), "[::]:8080", "0.0.0.0:8080"),
+    ] {
+        let listens = |address: &str| {
+            let listen = Listen::on(address.parse().unwrap());
+            Listens { udp: listen, tcp: listen }
+        };
+        for frame in [envelope.udp(&request(&session, b"")), envelope.udp(b"malformed"), envelope.tcp(0, b"x")] {
+            assert!(parse(&Packet::of(&frame), &listens(own), Collect).is_ok(), "{own}");
+            assert_eq!(parse(&Packet::of(&frame), &listens(other), Collect), Err(Other::Foreign), "{other}");
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! The answer that the kernel program makes of a datagram's frame, held against the rules of the protocols it is made of.
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
+use std::net::{Ipv6Addr, SocketAddr};
+
 use proptest::prelude::*;
+use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::SessionId;
-use xfaas_common::map_layout::FlowKey;
+use xfaas_common::map_layout::{FlowKey, Listen, Listens};
 use xfaas_common::wire::{Header, KIND_ERROR, Status};
 use xfaas_ebpf::frames::{
     CLIENT_MAC, CLIENT_V4, CLIENT_V6, Envelope, SERVER_MAC, SERVER_V4, SERVER_V6, TAG_8021AD, TAG_8021Q, request, turned_back,
 };
-use xfaas_ebpf::parse::{Handler, Packet, Place, Ports, Segment, parse};
+use xfaas_ebpf::parse::{Handler, Packet, Place, Segment, parse};
 use xfaas_ebpf::refusal;
 use xfaas_ebpf::session::SessionWords;
 
@@ -19,8 +22,12 @@ struct Find;
 impl Handler for Find {
     type Output = Option<Place>;
 
-    fn datagram(self, _flow: &FlowKey, place: Place, _session: &SessionWords) -> Option<Place> {
-        Some(place)
+    fn datagram(self, place: &Place, _session: &SessionWords) -> Option<Place> {
+        Some(*place)
+    }
+
+    fn malformed(self, _place: &Place, _reason: DropReason) -> Option<Place> {
+        None
     }
 
     fn segment(self, _flow: &FlowKey, _segment: Segment) -> Option<Place> {
@@ -44,7 +51,8 @@ fn envelope(is_v6: bool, tags: &[u16], option_words: u8) -> Envelope {
 fn check(envelope: &Envelope, session: &str, payload: &[u8]) {
     let asked = request(&SessionId::new(session.as_bytes()).unwrap(), payload);
     let frame = envelope.udp(&asked);
-    let place = parse(&Packet::of(&frame), Ports { udp: PORT, tcp: PORT }, Find).unwrap().unwrap();
+    let listen = Listen::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT)));
+    let place = parse(&Packet::of(&frame), &Listens { udp: listen, tcp: listen }, Find).unwrap().unwrap();
     assert_eq!((place.network as usize, place.transport as usize), (envelope.network_offset(), envelope.transport_offset()));
     let answer = turned_back(&frame, &place);
     assert_eq!((&answer[..6], &answer[6..12]), (&CLIENT_MAC[..], &SERVER_MAC[..]));

@@ -40,6 +40,8 @@ impl TcHook {
 /// Errors: the interface is unknown or taken, or its driver has no such mode.
 pub(super) fn xdp(loaded: &mut Loaded, iface: &str, is_native: bool) -> Result<Attachment, SteeringError> {
     let mode = if is_native { XdpMode::Driver } else { XdpMode::Skb };
+    // In the stack a packet is what its socket buffer holds, and `UDP_SEGMENT` and GRO leave several datagrams in one.
+    loaded.maps.set_merges(!is_native)?;
     let program = load::xdp(&mut loaded.ebpf)?;
     let id = program.attach(iface, mode).map_err(|error| interface_error(PROGRAM_XDP, iface, error))?;
     let link = program.take_link(id).map_err(SteeringError::attach(PROGRAM_XDP, iface))?;

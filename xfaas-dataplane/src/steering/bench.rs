@@ -1,5 +1,7 @@
 //! Runs a program on one packet without attaching it, by the kernel's test-run: for the bench and for tests.
 
+use std::net::SocketAddr;
+
 use aya::{TestRun, TestRunAttrs, TestRunOptions};
 use xfaas_common::hash::HashKeys;
 use xfaas_common::ids::CoreIndex;
@@ -20,8 +22,8 @@ const FRAME_GROWS_MAX: usize = 64;
 /// What the programs are to know; see `SteeringOptions`.
 #[derive(Clone, Copy)]
 pub struct SteerBenchOptions<'a> {
-    pub udp_port: u16,
-    pub tcp_port: u16,
+    pub udp: SocketAddr,
+    pub tcp: SocketAddr,
     /// CPU numbers, one a shard.
     pub cpus: &'a [u16],
     /// Core index of each slot, `SLOTS` of them.
@@ -54,8 +56,8 @@ pub struct SteerBench {
 impl SteerBench {
     /// Loads the object and has the verifier look at all four programs.
     pub fn load(object: &[u8], options: &SteerBenchOptions<'_>) -> Result<SteerBench, SteeringError> {
-        let SteerBenchOptions { udp_port, tcp_port, cpus, slot_to_core, keys, session_header } = *options;
-        let mut loaded = load::load(object, &Plan { udp_port, tcp_port, cpus, slot_to_core, keys, session_header })?;
+        let SteerBenchOptions { udp, tcp, cpus, slot_to_core, keys, session_header } = *options;
+        let mut loaded = load::load(object, &Plan { udp, tcp, cpus, slot_to_core, keys, session_header })?;
         load::xdp(&mut loaded.ebpf)?;
         load::tc(&mut loaded.ebpf)?;
         load::reuseport_udp(&mut loaded.ebpf)?;
@@ -98,6 +100,11 @@ impl SteerBench {
         };
         load::xdp(&mut self.loaded.ebpf)?.test_run(options).map_err(SteeringError::program(PROGRAM_XDP))?;
         Ok(())
+    }
+
+    /// As if XDP were attached in the stack.
+    pub fn set_merges(&mut self, merges: bool) -> Result<(), SteeringError> {
+        self.loaded.maps.set_merges(merges)
     }
 
     pub fn counters(&self) -> Result<SteeringCounters, SteeringError> {

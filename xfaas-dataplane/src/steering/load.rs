@@ -1,5 +1,6 @@
 //! Loads the kernel programs and fills their maps. Called by `Steering::start` and by `SteerBench`; attaches nothing.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use aya::maps::xdp::{CpuMap, XdpMapError};
@@ -12,9 +13,9 @@ use xfaas_common::ids::CoreIndex;
 use xfaas_common::layout_tag::{LAYOUT_SECTION, LAYOUT_TAG};
 use xfaas_common::limits::{CORES_MAX, SLOTS};
 use xfaas_common::map_layout::{
-    CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS, MAP_FLOWS, MAP_INFLOWS,
-    MAP_KEYS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP, PROGRAM_REUSEPORT_UDP,
-    PROGRAM_TC, PROGRAM_XDP, SteerConfig,
+    CORE_NONE, CPUMAP_QUEUE_FRAMES, CPUS_ENTRIES, HeaderPattern, Listen, Listens, MAP_CONFIG, MAP_COUNTERS, MAP_CPUS, MAP_EVENTS,
+    MAP_FLOWS, MAP_INFLOWS, MAP_KEYS, MAP_PINS, MAP_SLOT_TO_CORE, MAP_STAMPS, MAP_TCP_SOCKETS, MAP_UDP_SOCKETS, PROGRAM_REUSEPORT_TCP,
+    PROGRAM_REUSEPORT_UDP, PROGRAM_TC, PROGRAM_XDP, SteerConfig,
 };
 
 use super::delivery;
@@ -24,8 +25,8 @@ use super::maps::{Events, FlowTable, Gate, Pins, Stamps, SteeringCounters, dupli
 /// What the programs are to know.
 #[derive(Clone, Copy)]
 pub(super) struct Plan<'a> {
-    pub udp_port: u16,
-    pub tcp_port: u16,
+    pub udp: SocketAddr,
+    pub tcp: SocketAddr,
     /// CPU numbers, one a shard, 1..=CORES_MAX of them.
     pub cpus: &'a [u16],
     /// Core index of each slot.
@@ -89,6 +90,11 @@ impl Maps {
             self.tcp_sockets.set(core as u32, &socket.as_raw_fd(), 0).map_err(SteeringError::map(MAP_TCP_SOCKETS))?;
         }
         Ok(())
+    }
+
+    /// Says to the XDP program whether it runs in the stack. Call it before that is attached.
+    pub fn set_merges(&self, merges: bool) -> Result<(), SteeringError> {
+        self.pins()?.set_merges(merges)
     }
 
     /// After this the socket programs choose nothing, and the kernel's own choice stands.
@@ -175,9 +181,10 @@ fn fill(ebpf: &mut Ebpf, plan: &Plan<'_>) -> Result<Maps, SteeringError> {
 
 fn steer_config(plan: &Plan<'_>) -> SteerConfig {
     let mut config = SteerConfig {
-        udp_port: plan.udp_port,
-        tcp_port: plan.tcp_port,
+        listens: Listens { udp: Listen::on(plan.udp), tcp: Listen::on(plan.tcp) },
         cores: plan.cpus.len() as u16,
+        merges: 0,
+        pad: 0,
         sample_events: 0,
         pins: 0,
         stamps: 0,

@@ -177,6 +177,11 @@ impl Pins {
         self.update_config(|config| config.stamps = u64::from(is_on))
     }
 
+    /// On: several datagrams may come to the XDP program as one packet.
+    pub(super) fn set_merges(&mut self, merges: bool) -> Result<(), SteeringError> {
+        self.update_config(|config| config.merges = u16::from(merges))
+    }
+
     /// The programs may read while this writes. Fields that do not change are written as they were, so only the changed one can be seen
     /// as old or new, and either is right for a moment.
     fn update_config(&mut self, change: impl FnOnce(&mut SteerConfig)) -> Result<(), SteeringError> {

@@ -12,6 +12,7 @@ mod probe;
 mod rights;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 
@@ -22,7 +23,7 @@ use xfaas_common::ids::CoreIndex;
 pub use self::bench::{SteerBench, SteerBenchOptions, SteerProgram, SteerRun};
 pub use self::error::SteeringError;
 pub use self::maps::{Events, FlowTable, Gate, Pins, Stamps, SteeringCounters};
-pub use self::probe::{Probe, probe};
+pub use self::probe::{Probe, interface_exists, is_xdp_taken, probe};
 
 use self::attach::{Attachment, TcHook};
 use self::load::{Loaded, Maps, Plan};
@@ -37,7 +38,7 @@ pub enum SteeringMode {
     Xdp,
     /// Socket choice only: packets stay on the CPU on which they came in.
     Reuseport,
-    /// A TC program before the stack drops what is malformed and assigns the socket.
+    /// A TC program before the stack drops what is malformed; packets stay on the CPU on which they came in.
     Tc,
     /// No kernel program.
     Off,
@@ -48,8 +49,10 @@ pub struct SteeringOptions<'a> {
     pub mode: SteeringMode,
     /// The interface whose packets are steered.
     pub iface: Option<&'a str>,
-    pub udp_port: u16,
-    pub tcp_port: u16,
+    /// Where `udp_sockets` are bound.
+    pub udp: SocketAddr,
+    /// Where `tcp_sockets` are.
+    pub tcp: SocketAddr,
     /// CPU numbers, one a shard; the position is the `CoreIndex`.
     pub cpus: &'a [u16],
     /// Core index of each slot, `SLOTS` of them.
@@ -103,6 +106,11 @@ impl Steering {
     /// Loads, fills and attaches. With `Auto`, what fails is noted and the next mode is tried; but an interface that does not exist or
     /// already has an XDP program is an error, since someone named it.
     pub fn start(options: SteeringOptions<'_>) -> Result<Steering, SteeringError> {
+        if let (SteeringMode::Auto | SteeringMode::Xdp | SteeringMode::Tc, Some(iface)) = (options.mode, options.iface)
+            && !interface_exists(iface)
+        {
+            return Err(SteeringError::UnknownInterface { iface: iface.to_owned() });
+        }
         match options.mode {
             SteeringMode::Off => Ok(Steering::off(Vec::new())),
             SteeringMode::Auto => start_any(&options),
@@ -200,8 +208,8 @@ fn load_programs(options: &SteeringOptions<'_>) -> Result<Loaded, SteeringError>
         return Err(SteeringError::MissingRights { missing });
     }
     let plan = Plan {
-        udp_port: options.udp_port,
-        tcp_port: options.tcp_port,
+        udp: options.udp,
+        tcp: options.tcp,
         cpus: options.cpus,
         slot_to_core: options.slot_to_core,
         keys: options.keys,

@@ -1,5 +1,6 @@
 //! What `xfaas doctor` asks about steering: can this process use it, does the kernel take the programs. Attaches nothing.
 
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
@@ -8,6 +9,7 @@ use xfaas_common::map_layout::SESSION_HEADER_DEFAULT;
 
 use super::bench::{SteerBench, SteerBenchOptions};
 use super::rights;
+use crate::sys::interface;
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +48,22 @@ pub fn probe(ebpf_object: &[u8]) -> Vec<Probe> {
     probes
 }
 
+/// In this network namespace.
+pub fn interface_exists(iface: &str) -> bool {
+    interface::index(iface).is_ok()
+}
+
+/// True when the interface has an XDP program, in any mode, beside which the kernel attaches none of ours. Errors: the kernel did not say.
+pub fn is_xdp_taken(iface: &str) -> std::io::Result<bool> {
+    interface::has_xdp_program(interface::index(iface)?)
+}
+
 fn verifier(ebpf_object: &[u8]) -> Probe {
     let name = "kernel programs";
+    let nowhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let options = SteerBenchOptions {
-        udp_port: 0,
-        tcp_port: 0,
+        udp: nowhere,
+        tcp: nowhere,
         cpus: &[0],
         slot_to_core: &[0; SLOTS],
         keys: &HashKeys { keys: [0; HASH_KEYS] },

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod folders;
 pub mod heap;
 mod in_flight;
+pub mod interface;
 mod kept;
 pub mod memory;
 mod native_code;

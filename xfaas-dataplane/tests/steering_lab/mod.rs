@@ -1,5 +1,6 @@
 //! What every steering test starts from: the compiled programs, fixed hash keys, and slots that go to two cores in turn.
 
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use xfaas_common::hash::{HASH_KEYS, HashKeys, session_hash};
@@ -8,6 +9,11 @@ use xfaas_common::limits::SLOTS;
 
 /// UDP and TCP alike.
 pub const PORT: u16 = 8_080;
+
+/// Where the server listens: everywhere.
+pub fn any_address() -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, PORT).into()
+}
 
 /// The compiled kernel programs.
 pub fn object() -> Vec<u8> {

@@ -61,7 +61,9 @@ fn programs_and_maps_go_with_the_process_however_it_ends() {
             assert!(in_kernel.names.iter().any(|name| name.starts_with("xfaas_reusepor")), "{mode}: {:?}", in_kernel.names);
             assert!(in_kernel.maps.len() >= 5, "{mode}: {:?}", in_kernel.maps);
             assert_eq!(lab.server_device().contains("prog/xdp"), mode == "xdp", "{}", lab.server_device());
-            assert_eq!(node.metrics().verdict(Verdict::TcAssigned) > 0, mode == "tc");
+            let before_the_stack =
+                [Verdict::UdpLocal, Verdict::UdpRedirected, Verdict::Unmoved].map(|verdict| node.metrics().verdict(verdict));
+            assert_eq!(before_the_stack.iter().sum::<u64>() > 0, mode != "reuseport");
             if is_killed {
                 drop(node)
             } else {

@@ -13,5 +13,6 @@ mod hostile;
 mod life;
 mod modes;
 mod moves;
+mod neighbours;
 mod overload;
 mod trace;

@@ -55,7 +55,7 @@ enum Steering {
     Xdp,
     /// The kernel chooses the session's socket; packets stay on their CPU.
     Reuseport,
-    /// A TC program assigns the session's socket, for devices without XDP.
+    /// A TC program drops what is malformed, for devices without XDP; the kernel chooses the session's socket.
     Tc,
     /// No kernel programs, no rights.
     Off,
