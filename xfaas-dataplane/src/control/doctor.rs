@@ -6,7 +6,8 @@ mod parse;
 
 use self::machine::Machine;
 use super::store::{StoreError, check_private, examine_directory};
-use crate::steering::{Probe, SteeringMode, probe};
+use crate::steering::{Probe, SteeringError, SteeringMode, interface_exists, is_xdp_taken, probe};
+use crate::sys::capabilities::{CAP_IPC_LOCK, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN};
 use crate::sys::realtime::{self, Children, PRIORITY_TICKER};
 use crate::sys::socket::ensure_free;
 use serde::Serialize;
@@ -21,11 +22,6 @@ const MEMLOCK_BYTES_MIN: u64 = 8 << 20;
 const SHARED_MEMORY_BYTES_MIN: u64 = 256 << 20;
 /// Descriptors beside a shard's connections: modules, maps, sockets, logs.
 const OTHER_DESCRIPTORS: u64 = 1_024;
-
-// Numbers of include/uapi/linux/capability.h.
-const CAP_NET_BIND_SERVICE: u32 = 10;
-const CAP_IPC_LOCK: u32 = 14;
-const CAP_SYS_ADMIN: u32 = 21;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -163,9 +159,7 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>, is_this_node: bool) -> 
         }
         match ensure_free(address, tcp) {
             Ok(()) => Check::good(name, format!("{address} is free")),
-            Err(error) => {
-                Check::bad(name, Verdict::Missing, super::describe(&error), advice_on_taken_port(options))
-            }
+            Err(error) => Check::bad(name, Verdict::Missing, super::describe(&error), advice_on_taken_port(options)),
         }
     };
     addresses.map(examine).into()
@@ -255,7 +249,11 @@ fn steering(options: &DoctorOptions<'_>) -> Vec<Check> {
         SteeringMode::Xdp | SteeringMode::Tc | SteeringMode::Reuseport => Verdict::Missing,
     };
     let mut checks: Vec<Check> = probe(options.ebpf_object).iter().map(|probe| check_of(probe, severity)).collect();
-    checks.extend(options.steering_iface.map(|iface| interface(iface, severity)));
+    // `reuseport` uses none.
+    if let (Some(iface), false) = (options.steering_iface, options.steering_mode == SteeringMode::Reuseport) {
+        let is_possible = checks.iter().all(|check| check.verdict == Verdict::Good);
+        checks.push(interface(iface, options, is_possible));
+    }
     checks
 }
 
@@ -267,10 +265,25 @@ fn check_of(probe: &Probe, severity: Verdict) -> Check {
     Check::bad(probe.name, severity, found, probe.advice.clone())
 }
 
-fn interface(iface: &str, severity: Verdict) -> Check {
+/// Input: whether the programs can be used at all; where not, `auto` does not come to attaching one.
+fn interface(iface: &str, options: &DoctorOptions<'_>, is_steering_possible: bool) -> Check {
     let name = "interface";
-    if !Path::new("/sys/class/net").join(iface).exists() {
-        return Check::bad(name, severity, format!("{iface} does not exist"), "see `ip link`, or choose another with --iface");
+    if !interface_exists(iface) {
+        return Check::bad(name, Verdict::Missing, format!("{iface} does not exist"), "see `ip link`, or choose another with --iface");
+    }
+    let wants_xdp = matches!(options.steering_mode, SteeringMode::Xdp | SteeringMode::Auto);
+    if wants_xdp && is_steering_possible && !is_this_node(options) {
+        match is_xdp_taken(iface) {
+            Ok(false) => {}
+            Ok(true) => {
+                let advice = SteeringError::InterfaceTaken { iface: iface.to_owned() }.to_string();
+                return Check::bad(name, Verdict::Missing, format!("{iface} is taken"), advice);
+            }
+            Err(error) => {
+                let found = format!("{iface}: the kernel does not say whether it has an XDP program ({error})");
+                return Check::bad(name, Verdict::Warning, found, "look with `ip -d link`");
+            }
+        }
     }
     match machine::is_veth_with_tx_checksum(iface) {
         Ok(false) => Check::good(name, iface),
@@ -287,12 +300,13 @@ fn interface(iface: &str, severity: Verdict) -> Check {
 mod tests {
     use super::*;
     use crate::control::Store;
+    use crate::sys::capabilities::Capabilities;
     use std::os::unix::fs::PermissionsExt;
 
     fn machine() -> Machine {
         Machine {
             kernel_release: "6.18.44".to_owned(),
-            capabilities: 0,
+            capabilities: Capabilities(0),
             io_uring_disabled: Some("0".to_owned()),
             memlock_bytes: None,
             open_files: None,
@@ -328,10 +342,10 @@ mod tests {
     fn disabled_io_uring_is_missing_unless_privileged() {
         let disabled =
             |text: &str, capabilities| io_uring(&Machine { io_uring_disabled: Some(text.to_owned()), capabilities, ..machine() }).verdict;
-        assert_eq!(disabled("0", 0), Verdict::Good);
-        assert_eq!(disabled("1", 0), Verdict::Missing);
-        assert_eq!(disabled("1", 1 << CAP_SYS_ADMIN), Verdict::Good);
-        assert_eq!(disabled("2", u64::MAX), Verdict::Missing);
+        assert_eq!(disabled("0", Capabilities(0)), Verdict::Good);
+        assert_eq!(disabled("1", Capabilities(0)), Verdict::Missing);
+        assert_eq!(disabled("1", Capabilities::of(&[CAP_SYS_ADMIN])), Verdict::Good);
+        assert_eq!(disabled("2", Capabilities(u64::MAX)), Verdict::Missing);
         assert_eq!(io_uring(&Machine { io_uring_disabled: None, ..machine() }).verdict, Verdict::Good);
     }
 
@@ -346,6 +360,18 @@ mod tests {
         assert!(!all_good(&steering(&options(Path::new("/tmp"), SteeringMode::Xdp))));
         assert!(all_good(&steering(&options(Path::new("/tmp"), SteeringMode::Auto))));
         assert!(all_good(&steering(&options(Path::new("/tmp"), SteeringMode::Off))));
+    }
+
+    #[test]
+    fn an_interface_that_does_not_exist_is_missing_in_every_mode_that_uses_one() {
+        let asked = |mode| steering(&DoctorOptions { steering_iface: Some("nowhere0"), ..options(Path::new("/tmp"), mode) });
+        for mode in [SteeringMode::Auto, SteeringMode::Xdp, SteeringMode::Tc] {
+            let check = asked(mode).into_iter().find(|check| check.name == "interface").unwrap();
+            assert!(check.verdict == Verdict::Missing && check.found.contains("nowhere0"), "{check:?}");
+        }
+        for mode in [SteeringMode::Reuseport, SteeringMode::Off] {
+            assert!(asked(mode).iter().all(|check| check.name != "interface"), "{mode:?}");
+        }
     }
 
     #[test]
@@ -414,7 +440,10 @@ mod tests {
     #[test]
     fn limits_are_warnings() {
         assert_eq!(memlock(&Machine { memlock_bytes: Some(64 << 10), ..machine() }).verdict, Verdict::Warning);
-        assert_eq!(memlock(&Machine { memlock_bytes: Some(0), capabilities: 1 << CAP_IPC_LOCK, ..machine() }).verdict, Verdict::Good);
+        assert_eq!(
+            memlock(&Machine { memlock_bytes: Some(0), capabilities: Capabilities::of(&[CAP_IPC_LOCK]), ..machine() }).verdict,
+            Verdict::Good
+        );
         assert_eq!(open_files(&Machine { open_files: Some(1_024), ..machine() }, 100).verdict, Verdict::Warning);
         assert_eq!(open_files(&Machine { open_files: Some(1_124), ..machine() }, 100).verdict, Verdict::Good);
     }

@@ -15,7 +15,10 @@ pub enum SteeringError {
     NoInterface { mode: &'static str },
     #[error("interface {iface:?} does not exist: see `ip link`")]
     UnknownInterface { iface: String },
-    #[error("interface {iface} already has an XDP program: detach it (`ip link set dev {iface} xdp off`), or choose another mode")]
+    #[error(
+        "interface {iface} already has an XDP program: stop what it belongs to (`bpftool net` names the program, `bpftool link` who holds it); \
+         where no link holds it, `ip link set dev {iface} xdp off` takes it off (a generic one: `xdpgeneric off`); or choose another mode"
+    )]
     InterfaceTaken { iface: String },
     #[error("CPU {cpu} is too large a number for steering, which takes 0..{limit}")]
     CpuTooLarge { cpu: u16, limit: u32 },

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 mod buffers;
+pub mod capabilities;
 pub mod clock;
 pub mod folders;
 pub mod heap;

@@ -155,7 +155,8 @@ fn an_interface_with_another_nodes_program_is_left_alone() {
 fn assert_refused_as_taken(lab: &Lab, mode: &str) {
     let refused = lab.start_refused(mode, &[]);
     assert_eq!(refused.code, Some(1), "{}", refused.log);
-    let error = "interface xs already has an XDP program: detach it (`ip link set dev xs xdp off`), or choose another mode";
+    let error =
+        "interface xs already has an XDP program: stop what it belongs to (`bpftool net` names the program, `bpftool link` who holds it)";
     assert!(refused.log.contains(error), "{mode}: {}", refused.log);
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use xfaas_common::drop_reason::DropReason;
 use xfaas_common::ids::SessionId;
@@ -141,4 +142,33 @@ fn what_is_passed_on_to_another_host_arrives() {
         let counted = node.metrics().since(&before);
         assert_eq!(counted.dropped_in_all(), 0, "{mode}: {:?}", counted.verdicts());
     }
+}
+
+/// What `xfaas doctor` says of the interface, and its exit code.
+fn doctor(lab: &Lab, state: &Path, mode: &str, iface: &str) -> (Option<i32>, String) {
+    let mut command = lab.server_command(env!("CARGO_BIN_EXE_xfaas"));
+    command.args(["doctor", "--http", "127.0.0.1:8090", "--admin", "127.0.0.1:9170", "--state-dir"]).arg(state);
+    let output = command.args(["--steering", mode, "--iface", iface]).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+#[ignore = "needs CAP_BPF and CAP_NET_ADMIN: run `cargo xtask test`"]
+fn doctor_fails_where_the_interface_stands_in_the_way() {
+    let lab = Lab::new();
+    let state = tempfile::tempdir().unwrap();
+    let asked = |mode, iface| doctor(&lab, &state.path().join("state"), mode, iface);
+    for (mode, code) in [("auto", 1), ("xdp", 1), ("tc", 1), ("reuseport", 0), ("off", 0)] {
+        let (found, text) = asked(mode, "nowhere0");
+        assert_eq!(found, Some(code), "{mode}: {text}");
+    }
+    assert_eq!(asked("xdp", SERVER_DEVICE).0, Some(0));
+    let node = lab.start("xdp");
+    for (mode, code) in [("auto", 1), ("xdp", 1), ("tc", 0), ("reuseport", 0)] {
+        let (found, text) = asked(mode, SERVER_DEVICE);
+        assert_eq!(found, Some(code), "{mode}: {text}");
+        assert_eq!(text.contains("bpftool net"), code == 1, "{mode}: {text}");
+    }
+    drop(node);
+    assert_eq!(asked("auto", SERVER_DEVICE).0, Some(0));
 }

@@ -1,6 +1,7 @@
 //! What the doctor reads from the machine.
 
 use super::parse;
+use crate::sys::capabilities::{self, Capabilities, Capability};
 use rustix::fs::{Access, access, statfs};
 use std::fs::read_to_string;
 use std::path::Path;
@@ -12,8 +13,7 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// What does not depend on the configuration. A file that cannot be read counts as nothing granted and no limit known.
 pub(super) struct Machine {
     pub kernel_release: String,
-    /// One bit a capability.
-    pub capabilities: u64,
+    pub capabilities: Capabilities,
     /// `kernel.io_uring_disabled`; `None` before Linux 6.6.
     pub io_uring_disabled: Option<String>,
     /// Soft limit; `None` is no limit.
@@ -28,15 +28,15 @@ impl Machine {
         let limits = text("/proc/self/limits").unwrap_or_default();
         Machine {
             kernel_release: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
-            capabilities: text("/proc/self/status").ok().and_then(|status| parse::effective_capabilities(&status)).unwrap_or(0),
+            capabilities: capabilities::effective(),
             io_uring_disabled: text("/proc/sys/kernel/io_uring_disabled").ok(),
             memlock_bytes: parse::limit(&limits, "Max locked memory").and_then(|(soft, _)| soft),
             open_files: parse::limit(&limits, "Max open files").and_then(|(_, hard)| hard),
         }
     }
 
-    pub fn has(&self, capability: u32) -> bool {
-        self.capabilities >> capability & 1 == 1
+    pub fn has(&self, capability: Capability) -> bool {
+        self.capabilities.has(capability)
     }
 }
 

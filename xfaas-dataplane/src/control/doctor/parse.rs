@@ -6,12 +6,6 @@ pub(super) fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// The effective capabilities in /proc/self/status.
-pub(super) fn effective_capabilities(status: &str) -> Option<u64> {
-    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(hex.trim(), 16).ok()
-}
-
 /// Soft and hard limit of a line in /proc/self/limits; `None` is no limit.
 pub(super) fn limit(limits: &str, name: &str) -> Option<(Option<u64>, Option<u64>)> {
     let mut words = limits.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
@@ -42,12 +36,6 @@ mod tests {
         assert_eq!(kernel_version("5.10"), Some((5, 10)));
         assert_eq!(kernel_version("6.1-rc3"), Some((6, 1)));
         assert_eq!(kernel_version("linux"), None);
-    }
-
-    #[test]
-    fn capabilities_are_read() {
-        assert_eq!(effective_capabilities("Name:\tx\nCapPrm:\t00\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
-        assert_eq!(effective_capabilities("Name:\tx\n"), None);
     }
 
     #[test]
