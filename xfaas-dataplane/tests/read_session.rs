@@ -5,10 +5,13 @@
 mod harness;
 
 use harness::{Client, Container, Function, Node, RESULTS, Reply, Script, Stop, eventually};
+use std::io::Write;
+use std::path::PathBuf;
 
 const NOT_FOUND: i32 = -1;
 const BAD_ARGUMENT: i32 = -2;
 const OVER_LIMIT: i32 = -3;
+const UNREACHABLE: i32 = -5;
 const ASKED: &str = "xfaas_session_reads_asked_total";
 /// The end of the memory of a script's guest.
 const MEMORY_END: i32 = 20 * 65_536;
@@ -306,4 +309,52 @@ fn a_session_that_sleeps_is_loaded_to_be_read() {
         assert_eq!(results(&node.post("script", &me, &script.end())), [5, NOT_FOUND, NOT_FOUND]);
     }
     assert!(node.metrics().sum(ASKED, &[]) >= 2.0, "their owners were asked");
+}
+
+/// The checkpoint of the only session of an app that sleeps.
+fn checkpoint_of(node: &Node, app: &str) -> PathBuf {
+    let inside = |folder: PathBuf| std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    inside(inside(node.directory.path().join("state/checkpoints").join(app)))
+}
+
+#[test]
+fn a_session_that_cannot_be_loaded_is_not_taken_for_one_of_its_name_in_another_app() {
+    let script = |app: &str| {
+        let function = Script::function(&format!("in-{app}")).app(app).with("keep_alive_s = 1");
+        function.with("read_sessions = true").with("deadline_ms = 20000")
+    };
+    let node = Node::builder().guests(&["counter-rmw"]).shards(1).function(script("slow")).function(script("lost")).start();
+    for function in ["in-slow", "in-lost"] {
+        assert_eq!(results(&node.post(function, "twin", &Script::new().write("k", b"hello", 0).end())), [0]);
+    }
+    eventually("they sleep", || node.metrics().sum("xfaas_sessions_asleep", &[]) == 2.0);
+    // What is read from a pipe comes when this test has written it.
+    let (slow, lost) = (checkpoint_of(&node, "slow"), checkpoint_of(&node, "lost"));
+    let bytes = std::fs::read(&slow).unwrap();
+    std::fs::remove_file(&slow).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&slow).status().unwrap().success());
+    // Open for reading too, or opening would wait for a reader.
+    let mut pipe = std::fs::File::options().read(true).write(true).open(&slow).unwrap();
+    std::fs::remove_file(lost).unwrap();
+    let ask = Script::new().session("twin", "k").session("twin", "none").end();
+    std::thread::scope(|scope| {
+        let asks = scope.spawn(|| node.post("in-slow", "asker", &ask));
+        eventually("it is asked", || node.metrics().sum(ASKED, &[]) == 1.0);
+        node.post("in-lost", "twin", &Script::new().end()).assert_error(503, "overloaded");
+        pipe.write_all(&bytes).unwrap();
+        drop(pipe);
+        assert_eq!(results(&asks.join().unwrap()), [5, NOT_FOUND]);
+    });
+}
+
+#[test]
+fn a_question_for_a_session_that_cannot_be_loaded_ends_at_once() {
+    let script = Script::function("script").app("app").with("keep_alive_s = 1").with("read_sessions = true").with("deadline_ms = 20000");
+    let node = Node::builder().guests(&["counter-rmw"]).shards(1).function(script).start();
+    assert_eq!(results(&node.post("script", "lost", &Script::new().write("k", b"hello", 0).end())), [0]);
+    eventually("it sleeps", || node.metrics().sum("xfaas_sessions_asleep", &[]) == 1.0);
+    std::fs::remove_file(checkpoint_of(&node, "app")).unwrap();
+    let asked = std::time::Instant::now();
+    assert_eq!(results(&node.post("script", "me", &Script::new().session("lost", "k").end())), [UNREACHABLE]);
+    assert!(asked.elapsed() < std::time::Duration::from_secs(10), "not only when the call's time is over");
 }

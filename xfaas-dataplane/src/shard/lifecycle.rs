@@ -410,7 +410,7 @@ impl Shard {
                 self.deliver(finished);
             }
         }
-        self.answer_roused(&session, is_there);
+        self.answer_roused(slot, &session, is_there);
     }
 
     /// Errors: why the session sleeps on: there is no room, or the app is gone.

@@ -102,11 +102,12 @@ impl Shard {
         }
     }
 
-    /// The load of a session is over: who asked for its values gets them, or hears that they cannot be had.
-    pub(super) fn answer_roused(&mut self, session: &SessionId, is_there: bool) {
+    /// The load of a session is over: who asked for its values gets them, or hears that they cannot be had. `slot`: its app's.
+    pub(super) fn answer_roused(&mut self, slot: usize, session: &SessionId, is_there: bool) {
         let waking = std::mem::take(&mut self.session_reads.waking);
         for question in waking {
-            if question.session != *session {
+            // Another app may have a session of that name.
+            if question.session != *session || self.lifecycle.slot(question.app) != Some(slot) {
                 self.session_reads.waking.push(question);
             } else if is_there {
                 self.on_session_question(question);
