@@ -210,6 +210,16 @@ fn aliases_survive_a_restart_and_a_crash() {
         assert_ran(&node.post("counter-rmw", "k", b""), "s", &count.to_string());
     }
     node.stop();
+    // Of a file that was cut short the rest is taken, and the log says so.
+    let path = node.directory.path().join("state/aliases");
+    let whole = std::fs::read(&path).unwrap();
+    for (cut, said) in [(0, "is empty"), (whole.len() - 5, "was cut short")] {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        node.start();
+        assert!(node.log().lines().any(|line| line.contains("/aliases") && line.contains(said)), "{}", node.log());
+        assert_eq!(node.cli_json(&["sessions", "aliases"]), serde_json::json!({ "aliases": [] }));
+        node.stop();
+    }
     std::fs::write(node.directory.path().join("state/aliases"), "nonsense\n").unwrap();
     node.spawn();
     assert!(!node.wait().success());

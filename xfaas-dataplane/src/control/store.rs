@@ -35,8 +35,10 @@ pub enum StoreError {
     },
     #[error("{} belongs to user {owner}, or others may write to it (mode {mode:o}): make it ours with mode 700, or choose another directory", path.display())]
     NotPrivate { path: PathBuf, owner: u32, mode: u32 },
-    #[error("{} holds the line {line:?}, which is none of ours: correct it, or remove the file and map the aliases anew", path.display())]
+    #[error("{} holds the line {line:?}, which is none of ours, or not as it was written: correct it, or remove the file and map the aliases anew", path.display())]
     BadLine { path: PathBuf, line: String },
+    #[error("{} is no text at byte {at}, so it is damaged or none of ours: correct it, or remove the file and map the aliases anew", path.display())]
+    NotText { path: PathBuf, at: usize },
     #[error("cannot write the manifest of {name:?}")]
     Encode {
         name: String,
