@@ -42,14 +42,40 @@ pub use self::shards::{
 pub use self::store::{Store, StoreError, private_directory};
 pub use self::trace::{KernelWork, ShardTrace, TRACE_SECONDS_MAX, TraceReply, TracedRequest};
 
-/// An error and its causes in one line, as operators read it.
+/// An error and its causes in one line, as operators read it. Errors of other crates often hold their cause's text: each is told once.
 pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Fault {
+        #[error("cannot write")]
+        Own(#[source] Box<Fault>),
+        #[error("Generic S3 error: {0}")]
+        Wraps(#[source] Box<Fault>),
+        #[error("refused")]
+        Last,
+    }
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let wrapped = Fault::Wraps(Box::new(Fault::Wraps(Box::new(Fault::Last))));
+        let text = describe(&Fault::Own(Box::new(wrapped)));
+        assert_eq!(text, "cannot write: Generic S3 error: Generic S3 error: refused");
+        assert_eq!(describe(&Fault::Own(Box::new(Fault::Last))), "cannot write: refused");
+    }
 }
