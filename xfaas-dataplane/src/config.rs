@@ -175,6 +175,22 @@ pub enum ConfigError {
     NotABucket { key: &'static str },
     #[error("`checkpoints.url` is {url:?}: give s3://bucket/prefix or the path of a folder")]
     BadStore { url: String },
+    #[error("`checkpoints.url` has the bucket {bucket:?}: give its name as it is in URLs, without spaces, `?`, `#` or `%`")]
+    BadBucket { bucket: String },
+    #[error(
+        "`checkpoints.url` has the prefix {prefix:?}: give names with single `/` between them, none of them `.` or `..`, without control characters"
+    )]
+    BadPrefix { prefix: String },
+    #[error(
+        "{place} is {text:?}: give the URL of the store's server, as http://127.0.0.1:9000 or https://host, without spaces, `?` or `#`"
+    )]
+    BadEndpoint { place: &'static str, text: String },
+    #[error("{place} has a user or a password in it: give them as `checkpoints.access_key_id` and `checkpoints.secret_access_key`")]
+    EndpointWithUser { place: &'static str },
+    #[error("{place} is {text:?}: give letters, digits, `-`, `_` and `.`, as in eu-central-1")]
+    BadRegion { place: &'static str, text: String },
+    #[error("{place} is empty, or has a space, a line's end or another character that no request can carry: copy it anew")]
+    BadKey { place: &'static str },
     #[error("give both `checkpoints.access_key_id` and `checkpoints.secret_access_key`, or neither: then the environment's are used")]
     HalfAKey,
     #[error("function {name:?} of the configuration is refused: correct its [[function]] entry")]

@@ -9,9 +9,11 @@ use crate::durable::{
     CheckpointAnswer, CheckpointDoor, CheckpointName, CheckpointNumber, CheckpointOrder, CheckpointStore, CheckpointWork, KnownCheckpoint,
     ListedCheckpoint, StoreFault, StorePlace, checkpoint_mail,
 };
-use std::collections::{BTreeSet, HashMap};
+use futures_util::FutureExt;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -26,6 +28,8 @@ const LISTED_MAX: usize = 1_024;
 const LEFT_OVER_MAX: u32 = 16;
 /// How often a store that failed is tried.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Of what is told of a fault: a store may answer with a page of text.
+const FAULT_CHARS_MAX: usize = 600;
 
 /// How the store does. Read by the admin API.
 #[derive(Debug, Default)]
@@ -77,7 +81,7 @@ impl CheckpointStatus {
 
     /// Counts and tells what went wrong; the same trouble of the store is told once.
     fn note(&self, fault: &StoreFault) {
-        let text = describe(fault);
+        let text = in_words(fault);
         if !fault.is_of_the_store() {
             self.damaged.fetch_add(1, Ordering::Relaxed);
             return tracing::error!("{text}");
@@ -98,8 +102,22 @@ impl CheckpointStatus {
     }
 }
 
+/// A fault and its causes in one line that is not too long.
+fn in_words(fault: &StoreFault) -> String {
+    let text = describe(fault);
+    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut told: String = chars.by_ref().take(FAULT_CHARS_MAX).collect();
+    if chars.next().is_some() {
+        told.push_str(" ...");
+    }
+    told
+}
+
 /// The shard of an app's session.
 pub type OwnerOf = Box<dyn Fn(&str, &SessionId) -> u16 + Send>;
+type Owner = dyn Fn(&str, &SessionId) -> u16 + Send;
+/// Whoever started the thread waits for this.
+type Started = SyncSender<Result<(), CheckpointsError>>;
 
 /// Why the checkpoints' thread does not run.
 #[derive(Debug, thiserror::Error)]
@@ -128,19 +146,23 @@ pub fn start_checkpoints(
 ) -> Result<(Vec<CheckpointDoor>, Arc<CheckpointStatus>), CheckpointsError> {
     let (doors, (orders, answers)) = checkpoint_mail(shards);
     let status = Arc::new(CheckpointStatus::default());
-    let answers = answers.into_iter().map(|sender| Arc::new(Mutex::new(sender))).collect();
-    let office = Office { place, answers, wake, status: Arc::clone(&status) };
+    let answers = answers.into_iter().map(Mutex::new).collect();
+    let office = Arc::new(Office { place, answers, wake, status: Arc::clone(&status) });
     let (started, starting) = std::sync::mpsc::sync_channel(1);
-    // A ring belongs to the thread that makes it.
-    let run = move || match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-        Ok(runtime) => {
-            // Whoever started the thread waits for this.
-            if started.send(Ok(())).is_ok() {
-                // Deletions of what is not needed any more may be cut short: the next start does them.
-                runtime.block_on(office.run(orders, &*owner));
-            }
+    let run = move || {
+        let mut started = Some(started);
+        let mut desk = Desk { orders, to_tell: None };
+        loop {
+            // Around all of it: a runtime may panic while it ends, too.
+            let fault = match catch_unwind(AssertUnwindSafe(|| office.work(&mut started, &mut desk, &*owner))) {
+                Ok(Ok(())) => return,
+                Ok(Err(fault)) => fault,
+                Err(_) if started.is_some() => return, // who waits for the start hears of it
+                Err(panic) => StoreFault::panicked("serve", "the shards", &*panic),
+            };
+            office.status.note(&fault);
+            std::thread::sleep(PROBE_EVERY);
         }
-        Err(source) => started.send(Err(CheckpointsError::Ring { source })).unwrap_or_default(),
     };
     let spawned = std::thread::Builder::new().name("xfaas-checkpts".to_owned()).spawn(run);
     spawned.map_err(|source| CheckpointsError::Thread { source })?;
@@ -148,10 +170,38 @@ pub fn start_checkpoints(
     Ok((doors, status))
 }
 
-#[derive(Clone)]
+/// What outlives a panic of the thread. Nothing else does: an order that was taken is answered when its task is dropped, and no number is written
+/// twice, so that it is as after a store that failed. What the shards were told of the list is not told again: they would count it twice.
+struct Desk {
+    orders: mpsc::Receiver<(u16, CheckpointOrder)>,
+    /// What the shards have not yet been told of the list. `None`: there is no list yet.
+    to_tell: Option<VecDeque<(u16, CheckpointAnswer)>>,
+}
+
+/// An order that is to be answered, once and whatever happens.
+struct Owed {
+    office: Arc<Office>,
+    shard: u16,
+    answer: Option<CheckpointAnswer>,
+}
+
+impl Owed {
+    fn give(mut self, answer: CheckpointAnswer) {
+        self.answer = Some(answer);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            self.office.answer(self.shard, answer);
+        }
+    }
+}
+
 struct Office {
     place: StorePlace,
-    answers: Vec<Arc<Mutex<Sender<CheckpointAnswer>>>>,
+    answers: Vec<Mutex<Sender<CheckpointAnswer>>>,
     wake: Arc<dyn Fn(u16) + Send + Sync>,
     status: Arc<CheckpointStatus>,
 }
@@ -165,13 +215,35 @@ impl Office {
         }
     }
 
-    async fn run(self, mut orders: mpsc::Receiver<(u16, CheckpointOrder)>, owner: &dyn Fn(&str, &SessionId) -> u16) {
+    /// Serves until all shards are gone. A ring belongs to the thread that makes it. `started`: who waits for that.
+    fn work(self: &Arc<Office>, started: &mut Option<Started>, desk: &mut Desk, owner: &Owner) -> Result<(), StoreFault> {
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
+        match (runtime, started.take()) {
+            (Ok(runtime), waits) => {
+                // The start may have failed elsewhere: then nobody waits any more.
+                if waits.is_none_or(|waits| waits.send(Ok(())).is_ok()) {
+                    // Deletions of what is not needed any more may be cut short: the next start does them.
+                    runtime.block_on(self.run(desk, owner));
+                }
+                Ok(())
+            }
+            (Err(source), Some(waits)) => {
+                waits.send(Err(CheckpointsError::Ring { source })).unwrap_or_default();
+                Ok(())
+            }
+            (Err(source), None) => Err(StoreFault::File { operation: "use", path: "io_uring".into(), source }),
+        }
+    }
+
+    async fn run(self: &Arc<Office>, desk: &mut Desk, owner: &Owner) {
+        // Whoever was probing went with the former runtime.
+        self.status.probing.store(false, Ordering::Release);
         let store = loop {
-            match self.open(owner).await {
+            match self.open(desk, owner).await {
                 Ok(store) => break store,
                 Err(fault) => self.status.note(&fault),
             }
-            if orders.is_closed() && orders.is_empty() {
+            if desk.orders.is_closed() && desk.orders.is_empty() {
                 return;
             }
             tokio::time::sleep(PROBE_EVERY).await;
@@ -179,20 +251,35 @@ impl Office {
         self.status.clear();
         self.status.set_listed();
         let (writes, reads) = (Arc::new(Semaphore::new(WRITES_MAX)), Arc::new(Semaphore::new(READS_MAX)));
-        while let Some((shard, order)) = orders.recv().await {
-            let (office, store) = (self.clone(), store.clone());
+        while let Some((shard, order)) = desk.orders.recv().await {
+            let (office, store) = (Arc::clone(self), store.clone());
             let permits = Arc::clone(if matches!(order.work, CheckpointWork::Write { .. }) { &writes } else { &reads });
+            let owed = Owed { office: Arc::clone(self), shard, answer: Some(refusal(&order)) };
             tokio_uring::spawn(async move {
                 // Never closed.
                 let _permit = permits.acquire_owned().await;
-                office.serve(shard, order, &store).await;
+                let session = order.session;
+                let served = AssertUnwindSafe(office.serve(owed, order, &store)).catch_unwind().await;
+                let served = served.map_err(|panic| StoreFault::panicked("serve", session.as_str(), &*panic));
+                office.works(served, &store);
             });
         }
     }
 
-    /// Opens the store and tells the shards what is in it.
-    async fn open(&self, owner: &dyn Fn(&str, &SessionId) -> u16) -> Result<CheckpointStore, StoreFault> {
+    /// Opens the store and tells the shards what is in it, if they do not know yet.
+    async fn open(&self, desk: &mut Desk, owner: &Owner) -> Result<CheckpointStore, StoreFault> {
         let store = CheckpointStore::open(&self.place)?;
+        if desk.to_tell.is_none() {
+            desk.to_tell = Some(self.list(&store, owner).await?);
+        }
+        while let Some((shard, answer)) = desk.to_tell.as_mut().and_then(VecDeque::pop_front) {
+            self.answer(shard, answer);
+        }
+        Ok(store)
+    }
+
+    /// What the shards are to be told of the store. What nobody needs there is deleted meanwhile.
+    async fn list(&self, store: &CheckpointStore, owner: &Owner) -> Result<VecDeque<(u16, CheckpointAnswer)>, StoreFault> {
         let mut sessions: HashMap<(Arc<str>, SessionId), (CheckpointNumber, CheckpointNumber)> = HashMap::new();
         let mut apps: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut needless = Vec::new();
@@ -219,18 +306,19 @@ impl Office {
             })
             .await?;
         *self.status.apps.lock().unwrap_or_else(PoisonError::into_inner) = apps.iter().map(|app| app.to_string()).collect();
+        let mut to_tell = VecDeque::new();
         let mut batches: Vec<Vec<KnownCheckpoint>> = self.answers.iter().map(|_| Vec::new()).collect();
         for ((app, session), (latest, previous)) in sessions {
             let shard = owner(&app, &session);
             let batch = &mut batches[usize::from(shard)];
             batch.push(KnownCheckpoint { app, session, latest, previous });
             if batch.len() >= LISTED_MAX {
-                self.answer(shard, CheckpointAnswer::Listed(std::mem::take(batch)));
+                to_tell.push_back((shard, CheckpointAnswer::Listed(std::mem::take(batch))));
             }
         }
         for (shard, batch) in batches.into_iter().enumerate() {
-            self.answer(shard as u16, CheckpointAnswer::Listed(batch));
-            self.answer(shard as u16, CheckpointAnswer::ListedAll(apps.iter().cloned().collect()));
+            to_tell.push_back((shard as u16, CheckpointAnswer::Listed(batch)));
+            to_tell.push_back((shard as u16, CheckpointAnswer::ListedAll(apps.iter().cloned().collect())));
         }
         let (collector, status) = (store.clone(), Arc::clone(&self.status));
         tokio_uring::spawn(async move {
@@ -240,17 +328,17 @@ impl Office {
                 }
             }
         });
-        Ok(store)
+        Ok(to_tell)
     }
 
-    async fn serve(&self, shard: u16, order: CheckpointOrder, store: &CheckpointStore) {
+    async fn serve(&self, owed: Owed, order: CheckpointOrder, store: &CheckpointStore) {
         let CheckpointOrder { ticket, app, session, work } = order;
         match work {
             CheckpointWork::Write { number, latest, previous, record } => {
                 let bytes = record.len() as u64;
                 let name = CheckpointName { app: &app, session: &session, number: number.in_name() };
                 let written = store.put(name, record).await;
-                self.answer(shard, CheckpointAnswer::Written { ticket, is_stored: written.is_ok() });
+                owed.give(CheckpointAnswer::Written { ticket, is_stored: written.is_ok() });
                 if self.works(written, store).is_some() {
                     self.status.note_app(&app);
                     self.status.written.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +348,7 @@ impl Office {
             }
             CheckpointWork::Read { latest, previous } => {
                 let found = self.read(&app, &session, latest, previous, store).await;
-                self.answer(shard, CheckpointAnswer::Loaded { ticket, found });
+                owed.give(CheckpointAnswer::Loaded { ticket, found });
             }
         }
     }
@@ -314,7 +402,7 @@ impl Office {
                     tokio::time::sleep(PROBE_EVERY).await;
                     match store.probe().await {
                         Ok(()) => break,
-                        Err(fault) => *status.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(describe(&fault)),
+                        Err(fault) => *status.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(in_words(&fault)),
                     }
                 }
                 status.probing.store(false, Ordering::Release);
@@ -322,6 +410,14 @@ impl Office {
             });
         }
         None
+    }
+}
+
+/// The answer to an order that could not be done.
+fn refusal(order: &CheckpointOrder) -> CheckpointAnswer {
+    match order.work {
+        CheckpointWork::Write { .. } => CheckpointAnswer::Written { ticket: order.ticket, is_stored: false },
+        CheckpointWork::Read { .. } => CheckpointAnswer::Loaded { ticket: order.ticket, found: None },
     }
 }
 
@@ -335,57 +431,4 @@ fn needless(number: CheckpointNumber, latest: CheckpointNumber, previous: Checkp
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_checkpoints_are_kept() {
-        let numbers = |[number, latest, previous]: [CheckpointNumber; 3]| needless(number, latest, previous).collect::<Vec<_>>();
-        let needless = |number, latest, previous| {
-            let needless = numbers([number, latest, previous].map(|count| CheckpointNumber::new(count, 0)));
-            needless.into_iter().map(CheckpointNumber::in_name).collect::<Vec<_>>()
-        };
-        assert_eq!(needless(1, 0, 0).len(), 0);
-        assert_eq!(needless(2, 1, 0).len(), 0);
-        assert_eq!(needless(3, 2, 1), [1]);
-        assert_eq!(needless(7, 3, 2), [4, 5, 6, 2]);
-        assert_eq!(needless(100, 3, 0).len(), LEFT_OVER_MAX as usize);
-        let timed = CheckpointNumber::new;
-        assert_eq!(numbers([timed(5, 8), timed(3, 7), timed(2, 6)]), [timed(4, 0), timed(4, 8), timed(2, 6)]);
-    }
-
-    #[test]
-    fn a_start_knows_two_of_a_sessions_checkpoints_and_deletes_the_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = StorePlace::Folder(folder.path().to_owned());
-        let session = SessionId::new(b"s").unwrap();
-        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder()).unwrap();
-        let store = CheckpointStore::open(&place).unwrap();
-        for number in [3, 9, 1, 4] {
-            let name = CheckpointName { app: "shop", session: &session, number };
-            runtime.block_on(store.put(name, vec![0; 10])).unwrap();
-        }
-        let (told, waking) = std::sync::mpsc::channel();
-        let told = Mutex::new(told);
-        let wake = Arc::new(move |shard| told.lock().unwrap().send(shard).unwrap());
-        let (doors, status) = start_checkpoints(place, 2, Box::new(|_, _| 1), wake).unwrap();
-        assert!(status.wait_listed(Duration::from_secs(20)));
-        assert!(status.ready().is_ok() && status.has("shop") && !status.has("other"));
-        waking.recv_timeout(Duration::from_secs(20)).unwrap();
-        let answers: Vec<_> = std::iter::from_fn(|| doors[1].answer()).collect();
-        let [CheckpointAnswer::Listed(listed), CheckpointAnswer::ListedAll(apps)] = &answers[..] else { panic!("{answers:?}") };
-        assert_eq!((listed.len(), apps.len()), (1, 1));
-        assert_eq!([listed[0].latest, listed[0].previous].map(CheckpointNumber::in_name), [9, 4]);
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            let mut numbers = Vec::new();
-            runtime.block_on(store.list(|found| numbers.push(found.number))).unwrap();
-            numbers.sort_unstable();
-            if numbers == [4, 9] {
-                break;
-            }
-            assert!(std::time::Instant::now() < deadline, "{numbers:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
+mod tests;

@@ -8,12 +8,13 @@
 //! whole    which regions of another number of shards have all that the log has
 //!
 //! checkpoint       a session as bytes, checked and compressed      store   where checkpoints are kept: a folder or a bucket
-//! ring_files       objects as local files, on an io_uring
+//! ring_files       objects as local files, on an io_uring              drafts  what kills leave of them
 //! checkpoint_mail  what shards and the checkpoints' thread tell each other
 //! ```
 
 mod checkpoint;
 mod checkpoint_mail;
+mod drafts;
 mod files;
 mod format;
 mod keeper;

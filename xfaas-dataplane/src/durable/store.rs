@@ -5,15 +5,18 @@
 //! that stores or file systems treat in their own way are written as `=XX`.
 
 use super::checkpoint::{CheckpointName, Damage, decode_checkpoint, encode_checkpoint};
+use super::drafts::remove_drafts;
 use super::ring_files::{Piece, RingFiles};
-use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
+use std::any::Any;
 use std::fmt::Write;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +31,7 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// What a store is expected to move at least: 1 MB/s.
 const STORE_BYTES_PER_MS: u64 = 1_000;
 /// Written to see whether a store that failed takes objects again.
-const PROBE: &str = "probe";
+pub(super) const PROBE: &str = "probe";
 
 /// Where checkpoints go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub enum StoreFault {
     },
     #[error("the store of checkpoints: to {operation} {object} took longer than {waited_ms} ms")]
     Slow { operation: &'static str, object: String, waited_ms: u64 },
+    #[error("the store of checkpoints: to {operation} {object} panicked: {message}")]
+    Panicked { operation: &'static str, object: String, message: String },
     #[error("the checkpoint {object} is damaged")]
     Damaged {
         object: String,
@@ -96,6 +101,13 @@ pub enum StoreFault {
 }
 
 impl StoreFault {
+    /// `panic`: what `catch_unwind` caught.
+    pub fn panicked(operation: &'static str, object: &str, panic: &(dyn Any + Send)) -> StoreFault {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let message = text.unwrap_or("the log says where").to_owned();
+        StoreFault::Panicked { operation, object: object.to_owned(), message }
+    }
+
     /// False when it is the object that is bad, and not the store.
     pub fn is_of_the_store(&self) -> bool {
         !matches!(self, StoreFault::Damaged { .. })
@@ -156,7 +168,9 @@ impl CheckpointStore {
     pub async fn get(&self, name: CheckpointName<'_>) -> Result<Vec<u8>, StoreFault> {
         let object = object_of(&name);
         let bytes = self.get_bytes(&object).await?;
-        decode_checkpoint(&bytes, &name).map_err(|source| StoreFault::Damaged { object, source })
+        // Bytes of a store can be anything.
+        let decode = async { decode_checkpoint(&bytes, &name).map_err(|source| StoreFault::Damaged { object: object.clone(), source }) };
+        unpanicked("decode", &object, decode).await
     }
 
     async fn get_bytes(&self, object: &str) -> Result<Vec<u8>, StoreFault> {
@@ -234,21 +248,15 @@ async fn within<T>(
     object: &str,
     work: impl Future<Output = Result<T, StoreFault>>,
 ) -> Result<T, StoreFault> {
-    let done = tokio::time::timeout(wait, work).await;
+    let done = tokio::time::timeout(wait, unpanicked(operation, object, work)).await;
     done.unwrap_or_else(|_| Err(StoreFault::Slow { operation, object: object.to_owned(), waited_ms: wait.as_millis() as u64 }))
 }
 
-/// Removes what kills left half written: files whose names have a `#`, as those of `ring_files` have before they are whole.
-fn remove_drafts(folder: &std::path::Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_drafts(&entry.path())?;
-        } else if entry.file_name().as_encoded_bytes().contains(&b'#') {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+/// Does work with the store. A panic on the way, as `object_store` has for settings that it cannot put into a request, is a fault of the store.
+async fn unpanicked<T>(operation: &'static str, object: &str, work: impl Future<Output = Result<T, StoreFault>>) -> Result<T, StoreFault> {
+    // What the work had of the store's own is thrown away with it; what it shares are clients and settings, which no panic leaves half changed.
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|panic| Err(StoreFault::panicked(operation, object, &*panic)))
 }
 
 fn open_bucket(place: &S3Place) -> Result<PrefixStore<object_store::aws::AmazonS3>, StoreFault> {
@@ -284,7 +292,7 @@ fn path_of(object: &str) -> Result<ObjectPath, StoreFault> {
     ObjectPath::parse(object).map_err(failed)
 }
 
-fn object_of(name: &CheckpointName<'_>) -> String {
+pub(super) fn object_of(name: &CheckpointName<'_>) -> String {
     let mut object = String::with_capacity(64);
     escape(&mut object, name.app.as_bytes());
     let bucket = crc32c::crc32c(name.session.as_bytes()) % BUCKETS;
@@ -303,7 +311,7 @@ fn escape(out: &mut String, name: &[u8]) {
     }
 }
 
-fn unescape(text: &str) -> Option<Vec<u8>> {
+pub(super) fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut parts = text.split('=');
     let mut name = parts.next()?.as_bytes().to_vec();
     for part in parts {
@@ -315,7 +323,7 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 /// What an object's name says; `None` for names that we do not give.
-fn listed(object: &str) -> Option<ListedCheckpoint> {
+pub(super) fn listed(object: &str) -> Option<ListedCheckpoint> {
     let mut parts = object.split('/');
     let (app, _, last, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
     let (session, number) = last.split_once('.')?;
@@ -354,10 +362,6 @@ mod tests {
         tokio_uring::start(async {
             store.probe().await.unwrap();
             store.put(name, b"no record".to_vec()).await.unwrap();
-            let draft = folder.path().join("a/b/x#1");
-            std::fs::write(&draft, b"half").unwrap();
-            CheckpointStore::open(&StorePlace::Folder(folder.path().join("a/b"))).unwrap();
-            assert!(!draft.exists());
             let mut all = Vec::new();
             store.list(|found| all.push(found)).await.unwrap();
             assert_eq!(all, [ListedCheckpoint { app: "..".to_owned(), session, number: 3 }]);
