@@ -14,5 +14,7 @@ pub use self::datagram::{
 };
 pub use self::error::ErrorCode;
 pub use self::http1::{Http1Decoder, Http1Event, HttpLimits, Phase};
-pub use self::reply::{CONTINUE, ConnectionHeader, PROBLEM_TYPE, Problem, ReplyHead, encode_problem, encode_reply, http_date};
+pub use self::reply::{
+    CONTINUE, ConnectionHeader, PROBLEM_TYPE, Problem, ReplyHead, encode_problem, encode_reply, encode_reply_over, http_date,
+};
 pub use self::request::Request;

@@ -99,6 +99,19 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead<'_>, body: &[u8], head_o
     }
 }
 
+/// As `encode_reply`, of a body that is given away: the output takes over its memory, so that a long one takes it once and touches no other. Output is
+/// empty, or holds little. The status is one that has a body.
+pub fn encode_reply_over(out: &mut Vec<u8>, head: &ReplyHead<'_>, mut body: Vec<u8>) {
+    debug_assert!(!matches!(head.status, 204 | 205 | 304), "this status has no body");
+    encode_reply(out, head, &body, true);
+    let (before_bytes, body_bytes) = (out.len(), body.len());
+    body.reserve_exact(before_bytes);
+    body.resize(before_bytes + body_bytes, 0);
+    body.copy_within(..body_bytes, before_bytes);
+    body[..before_bytes].copy_from_slice(out);
+    *out = body;
+}
+
 /// Bytes of a reply's head without the guest's parts, rounded up: room that saves growing in steps.
 const HEAD_BYTES_TYPICAL: usize = 384;
 
@@ -351,6 +364,11 @@ mod tests {
         let head = ReplyHead { status, content_type, session_header, session: &session, invocation_id, date: DATE, connection, extra };
         let mut out = b"before|".to_vec();
         encode_reply(&mut out, &head, body, head_only);
+        if !head_only && !matches!(status, 204 | 205 | 304) {
+            let mut over = b"before|".to_vec();
+            encode_reply_over(&mut over, &head, body.to_vec());
+            assert_eq!(over, out);
+        }
         String::from_utf8(out).unwrap().strip_prefix("before|").unwrap().to_owned()
     }
 

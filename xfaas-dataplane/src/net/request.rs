@@ -72,12 +72,12 @@ impl Span {
 }
 
 impl Request {
-    /// Empties the request for the next one. Keeps up to 64 KiB of each buffer, so that the warm path allocates nothing.
+    /// Empties the request for the next one. Keeps buffers of up to 64 KiB, so that the warm path allocates nothing.
     pub fn clear(&mut self) {
         self.head.clear();
         self.body.clear();
         if self.body.capacity() > BUFFER_BYTES_KEPT {
-            self.body.shrink_to(BUFFER_BYTES_KEPT);
+            self.body = Vec::new(); // a part of a large block would keep its mapping, and cost page faults each time it grows
         }
         self.parts = HeadParts::default();
         self.names_session = false;

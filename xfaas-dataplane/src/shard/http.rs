@@ -284,19 +284,19 @@ impl Shard {
     }
 
     /// Answers a request that runs nothing.
-    pub(super) fn refuse(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
+    pub(super) fn refuse(&mut self, id: u32, mut call: Box<Call>, code: ErrorCode, detail: &'static str) {
         let reusable = self.connections[id as usize].decoder.is_reusable();
         if code.closes() || !reusable {
             return self.refuse_and_close(id, call, code, detail);
         }
         self.view.counters.http_refused.add(1);
-        self.write_reply(id, &call, &Outcome::failed(code, detail), false);
+        self.write_reply(id, &mut call, &Outcome::failed(code, detail), false);
         self.keep_call(call);
     }
 
-    pub(super) fn refuse_and_close(&mut self, id: u32, call: Box<Call>, code: ErrorCode, detail: &'static str) {
+    pub(super) fn refuse_and_close(&mut self, id: u32, mut call: Box<Call>, code: ErrorCode, detail: &'static str) {
         self.view.counters.http_refused.add(1);
-        self.write_reply(id, &call, &Outcome::failed(code, detail), true);
+        self.write_reply(id, &mut call, &Outcome::failed(code, detail), true);
         self.keep_call(call);
     }
 

@@ -4,8 +4,9 @@ use super::buffers::{UNCOUNTED_BYTES_MAX, long_reply_bytes};
 use super::connection::{Closing, PENDING_BYTES_MAX};
 use super::tag::Operation;
 use super::turn::Shard;
-use crate::net::{ConnectionHeader, Problem, ReplyHead, encode_problem, encode_reply};
+use crate::net::{ConnectionHeader, Problem, ReplyHead, encode_problem, encode_reply, encode_reply_over};
 use crate::session::{Finished, Outcome};
+use crate::sys::heap::MAPPED_BYTES_MIN;
 use crate::sys::{Completion, clock};
 use crate::worker::{Call, Origin};
 
@@ -15,14 +16,14 @@ const STAMP_AGE_NS_MAX: u64 = 1_000_000_000;
 impl Shard {
     /// Writes the reply of an ended call into its connection's output. Sends nothing yet: pipelined replies leave together.
     pub(super) fn reply_http(&mut self, id: u32, generation: u32, finished: Finished) {
-        let Finished { call, outcome } = finished;
+        let Finished { mut call, outcome } = finished;
         self.record(&call, &outcome);
         if let Some(connection) = self.connection(id, generation as u16) {
             connection.busy = false;
             connection.asked = None;
             // Only a hook ends with a code that closes.
             let closes = matches!(outcome, Outcome::Failed { code, .. } if code.closes());
-            self.write_reply(id, &call, &outcome, closes);
+            self.write_reply(id, &mut call, &outcome, closes);
         }
         self.keep_call(call);
     }
@@ -62,10 +63,10 @@ impl Shard {
 
     /// Encodes a reply. `close`: the connection ends with it, whatever the request asked. A long one that finds no room is not written: the connection
     /// ends behind the replies before it. No error is right here, because the function ran and what it wrote stays.
-    pub(super) fn write_reply(&mut self, id: u32, call: &Call, outcome: &Outcome, close: bool) {
+    pub(super) fn write_reply(&mut self, id: u32, call: &mut Call, outcome: &Outcome, close: bool) {
         let request = &call.request;
-        let long_bytes = long_reply_bytes(call, outcome);
-        let has_room = long_bytes == 0 || request.is_head() || self.finds_room(long_bytes);
+        let long_bytes = if request.is_head() { 0 } else { long_reply_bytes(call, outcome) };
+        let has_room = long_bytes == 0 || self.finds_room(long_bytes);
         let connection = &mut self.connections[id as usize];
         let stays = has_room && !matches!(outcome, Outcome::Cancelled) && !close && request.keep_alive();
         let header = match (stays, request.is_http10()) {
@@ -86,7 +87,10 @@ impl Shard {
                     connection: header,
                     extra: &self.served_by[usize::from(call.served_by)],
                 };
-                encode_reply(&mut connection.out, &head, &call.output, request.is_head());
+                match long_bytes >= MAPPED_BYTES_MIN && connection.out.len() <= UNCOUNTED_BYTES_MAX {
+                    true => encode_reply_over(&mut connection.out, &head, std::mem::take(&mut call.output)),
+                    false => encode_reply(&mut connection.out, &head, &call.output, request.is_head()),
+                }
             }
             // The connection is given up, and what its output holds is never sent; or the reply found no room on its way here.
             Outcome::Cancelled => {}

@@ -181,7 +181,9 @@ impl Call {
         self.stays = false;
         self.is_fresh = false;
         self.output.clear();
-        self.output.shrink_to(OUTPUT_BYTES_KEPT_MAX);
+        if self.output.capacity() > OUTPUT_BYTES_KEPT_MAX {
+            self.output = Vec::new(); // as the request's body
+        }
         self.started_ns = 0;
         self.spent_ns = 0;
         self.waited_ns = 0;
