@@ -320,9 +320,11 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => return Err(locked(path, &mut file)),
         Err(TryLockError::Error(source)) => return Err(StoreError::Io { operation: "lock", path: path.to_owned(), source }),
     }
-    // Only for the text of that error: whose lock it is decides the kernel.
-    let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-    write.map_err(io_error("write", path))?;
+    // Only for the text of that error, and so no reason not to start: whose lock it is decides the kernel. Over what is there, which a full disk allows.
+    let line = format!("{}\n", std::process::id());
+    if let Err(error) = file.rewind().and_then(|()| file.write_all(line.as_bytes())).and_then(|()| file.set_len(line.len() as u64)) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot write this process's number to {}", path.display());
+    }
     Ok(file)
 }
 
