@@ -6,6 +6,7 @@ pub mod container;
 mod door;
 mod keys;
 mod labels;
+mod log_start;
 mod mover;
 mod moves;
 mod offer;
@@ -13,6 +14,7 @@ mod pins;
 mod reshard;
 
 use self::door::ShardsDoor;
+use self::log_start::LogStart;
 use self::offer::NodeFacts;
 use self::pins::KernelPins;
 use crate::config::{Config, Limits};
@@ -20,7 +22,7 @@ use crate::control::{
     Addresses, Control, ControlError, ControlOptions, DeployError, Deployer, Rebalancer, RegionDoor, StartReport, SteeringReport,
     SteeringStats, Store,
 };
-use crate::durable::{self, RecoverError, RecoverOptions, Recovered, SessionPlace, recover};
+use crate::durable::{self, RecoverError, RecoverOptions, SessionPlace, replay};
 use crate::session::{LocalPlacement, PinBoard, PinBook, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
@@ -120,7 +122,7 @@ impl Node {
         crate::control::private_directory(&config.shared_memory_dir)?;
         let keys = keys::load_or_create(&config.state_dir)?;
         let placement = Arc::new(LocalPlacement::with_keys(config.cpus.len(), keys));
-        let (recovered, board) = bring_up_regions(config, &region_directory, &placement)?;
+        let (log, board) = bring_up_regions(config, &region_directory, &placement)?;
         let engine = engine(config)?;
         let tcp: Vec<OwnedFd> = config.cpus.iter().map(|_| tcp_listener(config.http)).collect::<Result<_, _>>()?;
         let udp: Vec<OwnedFd> = config.cpus.iter().map(|_| udp_socket(config.udp)).collect::<Result<_, _>>()?;
@@ -150,7 +152,7 @@ impl Node {
         let mut options =
             shard_options(&config.limits, config.cpus.len(), &config.session_header, region_directory, placement.fingerprint());
         options.log_directory = config.log_dir();
-        options.recovered = recovered;
+        options.recovered = log.recovered();
         options.pins = Arc::clone(&board);
         options.token_key = Some(token_key.clone());
         options.realtime = config.realtime;
@@ -159,7 +161,7 @@ impl Node {
         let addresses = Arc::new(Addresses::open(token_key, &config.state_dir)?);
         let checkpoints = checkpoints::start(config, &shards, &placement, &board)?;
         let pins = KernelPins::new(steering.pins()?, Arc::clone(&placement), board);
-        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins, Some(Arc::clone(&checkpoints))));
+        let door = Arc::new(ShardsDoor::new(&shards, Some(facts), pins, Some(Arc::clone(&checkpoints)), Some(log)));
         let deployer = Arc::new(Deployer::new(engine, Arc::clone(&door) as _, store, config.limits.memory_mib_max));
         let control = crate::control::spawn(ControlOptions {
             listen: config.admin,
@@ -301,14 +303,14 @@ fn bring_up_regions(
     config: &Config,
     region_directory: &std::path::Path,
     placement: &LocalPlacement,
-) -> Result<(Arc<Recovered>, Arc<PinBoard>), NodeError> {
+) -> Result<(LogStart, Arc<PinBoard>), NodeError> {
     make_directory(region_directory)?;
     reshard::renew_fingerprints(config, placement)?;
     let pins = moves::settle(config, placement.keys())?;
     let whole = whole_apps(config, placement)?;
     reshard::bring_home(config, placement, &pins)?;
-    let recovered = recover_logs(config, region_directory, placement, &pins, &whole)?;
-    Ok((recovered, Arc::new(PinBoard::new(pins))))
+    let log = recover_logs(config, region_directory, placement, &pins, &whole)?;
+    Ok((log, Arc::new(PinBoard::new(pins))))
 }
 
 /// Apps whose regions, of another number of shards, have all that their log has.
@@ -324,12 +326,12 @@ fn recover_logs(
     placement: &LocalPlacement,
     pins: &PinBook,
     whole: &BTreeSet<String>,
-) -> Result<Arc<Recovered>, NodeError> {
+) -> Result<LogStart, NodeError> {
     let place = |app: &str, session: &xfaas_common::ids::SessionId| {
         let hash = placement.hash(session);
         SessionPlace { shard: pins.core_of(app, session).unwrap_or_else(|| placement.owner(hash.slot())).0, table_hash: hash.table_hash() }
     };
-    let recovered = recover(&RecoverOptions {
+    let replayed = replay(&RecoverOptions {
         directory: &config.log_dir(),
         region_directory,
         region_bytes_max: u64::from(config.limits.region_mib) << 20,
@@ -338,10 +340,7 @@ fn recover_logs(
         place: &place,
         whole,
     })?;
-    if recovered.replayed > 0 {
-        tracing::info!(records = recovered.replayed, "writes of the log were loaded");
-    }
-    Ok(Arc::new(recovered))
+    Ok(LogStart::new(replayed))
 }
 
 /// A shard's part of what HTTP connections may hold, but room for some of the largest requests and replies.

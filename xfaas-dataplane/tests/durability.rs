@@ -9,7 +9,7 @@ mod harness;
 use harness::{Function, Node, RpcClient, State, eventually, guest};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -424,6 +424,92 @@ fn a_containers_commit_that_a_full_disk_refuses_leaves_no_lock_behind() {
     disk.make_room();
     eventually("it goes on", || node.post("counter-rmw-linear", "durable-1", b"").status == 200);
     assert_eq!(container.call(|id| strong(2).read(id, b"key")).result(), -1, "nobody holds it, and nothing was written");
+}
+
+#[test]
+#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
+/// Starts a node whose log lies on a disk of its own.
+fn start_on_small_disk(builder: harness::NodeBuilder) -> (Node, PathBuf, Mount) {
+    let mut node = builder.shards(1).start();
+    node.stop();
+    let log = node.directory.path().join("state/log");
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=80m", "xfaas-test"]).arg(&log).status().unwrap();
+    assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
+    let mount = Mount(log.clone());
+    node.start();
+    (node, log, mount)
+}
+
+/// Takes all that is left of a disk.
+fn fill(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    loop {
+        files.push(folder.join(format!("filler-{}", files.len())));
+        if std::fs::write(files.last().unwrap(), vec![1; 64 << 10]).is_err() {
+            return files;
+        }
+    }
+}
+
+/// Starts a node that serves and is not ready, and checks what it says of that.
+fn start_unready(node: &mut Node) {
+    let starts = |node: &Node| node.log().matches("serving http").count();
+    let before = starts(node);
+    node.spawn();
+    eventually("it serves", || starts(node) > before);
+    let stats = node.cli_json(&["stats"]);
+    assert!(stats["not_ready"].as_str().is_some_and(|text| text.contains("could not be brought up yet")), "{stats}");
+    assert!(node.log().contains("free some disk in"), "{}", node.log());
+}
+
+#[test]
+#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
+fn a_start_without_room_for_the_log_serves_what_needs_none_and_the_rest_when_there_is_room() {
+    for is_memory_lost in [false, true] {
+        let plain = Function::guest("counter-rmw-linear").named("plain");
+        let (mut node, log, _mount) = start_on_small_disk(Node::builder().function(plain));
+        let files = fill(&log);
+        node.kill();
+        node.start();
+        assert_eq!(node.post("plain", "s", b"").body, b"1", "without sync functions a full disk changes nothing");
+        files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+        let module = guest("counter-rmw-linear");
+        let deployed = node.cli(&["deploy", "logged", module.to_str().unwrap(), "--durability", "sync"]);
+        assert!(deployed.status.success(), "{deployed:?}");
+        assert_eq!(node.post("logged", "s", b"").body, b"1");
+        let files = fill(&log);
+        node.kill();
+        if is_memory_lost {
+            lose_memory(&node);
+        }
+        start_unready(&mut node);
+        assert_eq!(node.post("plain", "t", b"").body, b"1");
+        assert_eq!(node.post("logged", "s", b"").status, 404);
+        files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+        eventually("it is brought up", || node.post("logged", "s", b"").status == 200);
+        assert_eq!(node.post("logged", "s", b"").body, b"3", "what was acknowledged is there");
+        node.kill();
+        lose_memory(&node);
+        node.start();
+        assert_eq!(node.post("logged", "s", b"").body, b"4");
+        node.stop();
+    }
+}
+
+#[test]
+#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
+fn functions_of_the_configuration_wait_for_room_for_the_log_too() {
+    let plain = Function::guest("counter-rmw-linear").named("plain");
+    let (mut node, log, _mount) = start_on_small_disk(sync_counters().function(plain));
+    assert_eq!(node.post("counter-rmw-linear", "s", b"").body, b"1");
+    let files = fill(&log);
+    node.kill();
+    lose_memory(&node);
+    start_unready(&mut node);
+    assert_eq!(node.post("plain", "t", b"").body, b"1");
+    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    eventually("all is brought up", || node.post("counter-read", "s", b"").body == b"1");
+    assert_eq!(node.post("counter-rmw-linear", "s", b"").body, b"2");
     node.stop();
 }
 

@@ -229,7 +229,7 @@ fn options(folder: &Path) -> ShardOptions {
         region_bytes_max: 64 << 20,
         hash_tag: 1,
         log_directory: folder.join("log"),
-        recovered: Arc::new(Recovered { epoch: 1, next_number: 1, ..Recovered::default() }),
+        recovered: Arc::new(Recovered { epoch: 1, next_number: 1, ..Recovered::default() }.into()),
         log_bytes_max: 256 << 20,
         pins: Arc::new(PinBoard::none()),
         replay_bytes_max: 1 << 20,

@@ -6,6 +6,7 @@ mod home;
 mod retry;
 mod under_way;
 
+use self::retry::Waiting;
 use self::under_way::{Ticket, UnderWay};
 use super::api::{FunctionInfo, FunctionSource, UndeployReply};
 use super::catalog::{CONFIGURATION_WINS, Catalog, CatalogError, Entry, ManifestError, check_manifest};
@@ -94,7 +95,7 @@ pub enum DeployError {
 pub struct StartReport {
     /// Functions that run now.
     pub loaded: Vec<String>,
-    /// Stored functions that do not load any more, and why. Kept on disk.
+    /// Stored functions that do not load any more, which are kept on disk, and those that have to wait for the log; and why.
     pub broken: Vec<(String, String)>,
 }
 
@@ -104,8 +105,8 @@ struct Deployments {
     /// Every function that runs, to be given to the shards again when a swap fails half way.
     running: HashMap<String, Running>,
     under_way: UnderWay,
-    /// Stored functions that are to be tried again.
-    waiting: Vec<Stored>,
+    /// Functions that are to be tried again.
+    waiting: Vec<Waiting>,
 }
 
 /// A function's compiled code.
@@ -130,7 +131,7 @@ pub struct Deployer {
     deployments: Mutex<Deployments>,
     catalog: RwLock<Catalog>,
     started: AtomicBool,
-    /// How many stored functions are to be tried again.
+    /// How many functions are to be tried again.
     waiting: AtomicUsize,
     /// What is missing while it has not.
     not_ready: &'static str,
@@ -157,16 +158,20 @@ impl Deployer {
     }
 
     /// Loads the functions of the configuration, then the stored ones of other names.
-    /// Errors: a configured function does not load, or the store cannot be listed. A stored one that does not load is logged, reported and kept.
+    /// Errors: a configured function does not load, unless it only has to wait for the log, or the store cannot be listed. A stored one that does not load is logged, reported and kept.
     pub fn start(&self, configured: &[ConfiguredFunction]) -> Result<StartReport, DeployError> {
         let mut deployments = self.lock();
         let mut report = StartReport::default();
         self.catalog_mut(|catalog| catalog.set_configured(configured.iter().map(|function| function.manifest.name.clone()).collect()));
         for function in configured {
-            let bytes = function.read()?;
-            let generation = deployments.store.next_generation();
-            self.bring_up(&mut deployments, &function.manifest, &bytes, FunctionSource::Configuration, generation)?;
-            report.loaded.push(function.manifest.name.clone());
+            let name = function.manifest.name.clone();
+            match self.bring_up_configured(&mut deployments, function)? {
+                None => report.loaded.push(name),
+                Some(fault) => {
+                    tracing::error!(name, fault, "a function of the configuration does not run yet");
+                    report.broken.push((name, fault));
+                }
+            }
         }
         let names: HashSet<&str> = configured.iter().map(|function| function.manifest.name.as_str()).collect();
         for (name, listed) in deployments.store.list()? {
@@ -177,7 +182,12 @@ impl Deployer {
             match listed.and_then(|stored| self.bring_up_stored(&mut deployments, &stored)) {
                 Ok(()) => report.loaded.push(name),
                 Err(fault) => {
-                    tracing::error!(name, fault, "a stored function does not load and does not run: deploy it again or undeploy it");
+                    match deployments.waiting.last().is_some_and(|waiting| waiting.name() == name) {
+                        true => tracing::error!(name, fault, "a stored function does not run yet"),
+                        false => {
+                            tracing::error!(name, fault, "a stored function does not load and does not run: deploy it again or undeploy it")
+                        }
+                    }
                     report.broken.push((name, fault));
                 }
             }
@@ -306,7 +316,7 @@ impl Deployer {
         match (self.started.load(Ordering::Acquire), self.waiting.load(Ordering::Acquire)) {
             (false, _) => Err(self.not_ready.to_owned()),
             (true, 0) => Ok(()),
-            (true, waiting) => Err(format!("stored functions that could not be brought up yet, see the log: {waiting}")),
+            (true, waiting) => Err(format!("functions that could not be brought up yet, see the server's log: {waiting}")),
         }
     }
 
@@ -374,7 +384,7 @@ impl Deployer {
             })
         });
         if may_pass {
-            deployments.waiting.push(stored.clone());
+            deployments.waiting.push(Waiting::Stored(stored.clone()));
         }
         if let Err(fault) = &result {
             let fault = Some(fault.clone());

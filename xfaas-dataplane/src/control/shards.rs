@@ -113,6 +113,8 @@ pub enum ShardsError {
     Busy { shard: u16, waited_ms: u64 },
     #[error("the shards are stopping: try again after the restart")]
     Stopping,
+    #[error("{reason}")]
+    Log { reason: String },
     #[error("shard {shard} refused: {reason}")]
     Refused { shard: u16, reason: String },
 }

@@ -2,7 +2,7 @@
 //! at start; what gets a name here is whole and on the disk first.
 
 use super::format::{BatchKind, Head, PAGE_BYTES, Place, SegmentKind, seal};
-use super::log::SEGMENT_BYTES;
+use super::log::{RetiredSegment, SEGMENT_BYTES};
 use super::segment::SegmentReader;
 use crate::state::{BATCH_HEAD_BYTES, Region, SESSION_BUCKETS, record_session};
 use crate::sys::folders::make_folder;
@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of records that a snapshot gathers before it writes them.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
@@ -89,7 +90,7 @@ impl LogDirectory {
         Ok(LogDirectory { path: self.path.clone(), directory: self.directory.try_clone().map_err(failed)? })
     }
 
-    fn segment_path(&self, shard: u16, number: u64) -> PathBuf {
+    pub(super) fn segment_path(&self, shard: u16, number: u64) -> PathBuf {
         self.path.join(format!("{shard}-{number}.log"))
     }
 
@@ -108,7 +109,10 @@ impl LogDirectory {
     pub(super) fn set_current(&self, current: Current) -> Result<(), LogError> {
         let draft = self.path.join("current.new");
         let written = private(&draft).and_then(|mut file| file.write_all(current.to_text().as_bytes()).and_then(|()| file.sync_all()));
-        written.map_err(|source| LogError { operation: "write", path: draft.clone(), source })?;
+        if let Err(source) = written {
+            self.remove(&draft)?;
+            return Err(LogError { operation: "write", path: draft, source });
+        }
         self.rename(&draft, &self.path.join(CURRENT))
     }
 
@@ -182,6 +186,15 @@ impl LogDirectory {
                 self.remove(&draft)?; // a full disk is the fuller for it
                 Err(error)
             }
+        }
+    }
+
+    /// Gives back what was set aside for a segment and is not used. Not synced: with its former length it reads the same.
+    pub(super) fn cut(&self, shard: u16, retired: &RetiredSegment<Arc<File>>) -> Result<(), LogError> {
+        let path = self.segment_path(shard, retired.number);
+        match retired.used_bytes {
+            Some(bytes) => retired.file.set_len(bytes).map_err(|source| LogError { operation: "cut", path, source }),
+            None => self.remove(&path),
         }
     }
 
@@ -270,6 +283,26 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(String::from_utf8(bytes).ok().and_then(|text| Current::of_text(&text)), None, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_segment_that_is_left_takes_no_more_than_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = LogDirectory::open(folder.path()).unwrap();
+        for (number, used_bytes) in [(1, Some(8_192)), (2, None)] {
+            let place = Place { shard: 3, epoch: 1, segment: number, sequence: 0 };
+            let head = Head { shards: 4, kind: SegmentKind::Writes, goes_on_at: 0, apps: Vec::new() };
+            let (file, _) = directory.create_segment(&place, &head).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), SEGMENT_BYTES);
+            let retired = RetiredSegment { number, file: Arc::new(file), used_bytes };
+            directory.cut(3, &retired).unwrap();
+            directory.cut(3, &retired).unwrap();
+        }
+        let left = directory.segments().unwrap();
+        assert_eq!(left.iter().map(|segment| segment.number).collect::<Vec<_>>(), [1]);
+        assert_eq!(std::fs::metadata(&left[0].path).unwrap().len(), 8_192);
+        let mut reader = SegmentReader::open(&left[0], 1).unwrap();
+        assert!(reader.head().unwrap().is_some() && reader.next().unwrap().is_none() && reader.is_zero_from_here().unwrap());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::files::{LogDirectory, LogError, SnapshotFile};
 use super::format::{BatchKind, Head, HeadApp, Place, SegmentKind};
+use super::log::RetiredSegment;
 use crate::state::{Journal, Region};
 use std::fs::File;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ enum Command {
     BeginSnapshot { number: u64, head: Head },
     Records(Vec<u8>),
     EndSnapshot,
+    Cut(RetiredSegment<Arc<File>>),
 }
 
 /// What the thread has done.
@@ -58,7 +60,7 @@ impl Keeper {
     }
 
     fn head(&self, journal: &Journal, kind: SegmentKind, goes_on_at: u64) -> Head {
-        let apps = journal.logged_apps().map(|(_, name, identity)| HeadApp { name: name.to_owned(), identity });
+        let apps = journal.apps_in_log().map(|(_, name, identity)| HeadApp { name: name.to_owned(), identity });
         Head { shards: self.shards, kind, goes_on_at, apps: apps.collect() }
     }
 
@@ -67,7 +69,7 @@ impl Keeper {
         self.commands.try_send(Command::Segment { number, head: self.head(journal, SegmentKind::Writes, 0) }).is_ok()
     }
 
-    /// Begins a snapshot of all logged apps; `goes_on_at`: the log's. False: not now.
+    /// Begins a snapshot of all apps in the log; `goes_on_at`: the log's. False: not now.
     pub fn begin_snapshot(&self, number: u64, goes_on_at: u64, journal: &Journal) -> bool {
         self.commands.try_send(Command::BeginSnapshot { number, head: self.head(journal, SegmentKind::Snapshot, goes_on_at) }).is_ok()
     }
@@ -83,6 +85,14 @@ impl Keeper {
     /// Puts the snapshot in force. False: not now.
     pub fn end_snapshot(&self) -> bool {
         self.commands.try_send(Command::EndSnapshot).is_ok()
+    }
+
+    /// Cuts a segment to what is used of it. It comes back when there is no room.
+    pub fn cut_segment(&self, retired: RetiredSegment<Arc<File>>) -> Result<(), RetiredSegment<Arc<File>>> {
+        self.commands.try_send(Command::Cut(retired)).map_err(|refused| match refused {
+            TrySendError::Full(Command::Cut(retired)) | TrySendError::Disconnected(Command::Cut(retired)) => retired,
+            _ => unreachable!("what was sent comes back"),
+        })
     }
 
     pub fn answer(&self) -> Option<KeeperAnswer> {
@@ -153,6 +163,12 @@ impl Worker {
                     None
                 }
                 Command::EndSnapshot => Some(KeeperAnswer::Snapshot(self.end_snapshot())),
+                Command::Cut(retired) => {
+                    if let Err(error) = self.directory.cut(self.shard, &retired) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "a segment of the log takes more room than it needs");
+                    }
+                    None
+                }
             };
             // Nobody there any more: the channel of orders ends too.
             if let Some(answer) = answer

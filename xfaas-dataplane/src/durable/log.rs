@@ -39,6 +39,15 @@ pub struct SegmentWanted {
     pub number: u64,
 }
 
+/// A segment that is not written to any more, and that was made longer than it became.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RetiredSegment<F> {
+    pub number: u64,
+    pub file: F,
+    /// Nothing that counts lies behind this. `None`: it has its head only, and nobody needs it.
+    pub used_bytes: Option<u64>,
+}
+
 /// A batch, and the position of its last record.
 struct Batch {
     sequence: u64,
@@ -53,6 +62,7 @@ struct Writing {
     sequence: u64,
     /// Of the batch's last record.
     position: u64,
+    bytes: u64,
 }
 
 /// The log of one shard. `F`: what names an open file.
@@ -62,6 +72,8 @@ pub struct Log<F> {
     active: Option<Segment<F>>,
     /// Made ahead of its use.
     next: Option<Segment<F>>,
+    /// To be cut to what is used of them.
+    retired: Vec<RetiredSegment<F>>,
     /// Asked for and not there yet.
     awaited: Option<u64>,
     next_number: u64,
@@ -87,6 +99,7 @@ impl<F: Clone> Log<F> {
             epoch,
             active: None,
             next: None,
+            retired: Vec::new(),
             awaited: None,
             next_number: number,
             number_min: 0,
@@ -141,7 +154,9 @@ impl<F: Clone> Log<F> {
         let snapshot = self.next_number;
         self.next_number = snapshot + 2;
         self.number_min = snapshot + 1;
-        (self.active, self.next) = (None, None);
+        self.retire_active();
+        let next = self.next.take();
+        self.retire(next);
         self.awaited = Some(snapshot + 1);
         (snapshot, snapshot + 1)
     }
@@ -166,13 +181,16 @@ impl<F: Clone> Log<F> {
         Some(SegmentWanted { number })
     }
 
-    /// A segment is there, its head written and synced. One that is not wanted any more stays empty.
+    /// A segment is there, its head written and synced.
     pub fn on_segment(&mut self, number: u64, file: F, head_bytes: u64) {
         if self.awaited == Some(number) {
             self.awaited = None;
         }
-        if number >= self.number_min {
-            self.next = Some(Segment { number, file, offset: head_bytes, head_bytes });
+        let segment = Segment { number, file, offset: head_bytes, head_bytes };
+        if number < self.number_min {
+            self.retire(Some(segment));
+        } else {
+            self.next = Some(segment);
             self.bytes_since_snapshot += head_bytes;
             if self.unwritten.is_none() && self.writing.is_none() {
                 self.failing_since_ns = None; // all that failed was to make this
@@ -208,6 +226,7 @@ impl<F: Clone> Log<F> {
         // A batch that no segment has room for gets one of its own, which grows.
         let has_room = |segment: &Segment<F>| segment.offset == segment.head_bytes || segment.offset + batch_bytes <= SEGMENT_BYTES;
         if !self.active.as_ref().is_some_and(has_room) {
+            self.retire_active();
             self.active = self.next.take();
         }
         let active = self.active.as_mut()?;
@@ -218,22 +237,48 @@ impl<F: Clone> Log<F> {
         let offset = active.offset;
         active.offset += buffer.len() as u64;
         self.bytes_since_snapshot += buffer.len() as u64;
-        self.writing = Some(Writing { sequence, position });
+        self.writing = Some(Writing { sequence, position, bytes: buffer.len() as u64 });
         Some(Write { file: active.file.clone(), offset, buffer })
     }
 
     /// The write under way is over. `done`: every byte is on the disk.
     pub fn on_written(&mut self, buffer: Vec<u8>, done: bool, now_ns: u64) {
-        let Writing { sequence, position } = self.writing.take().expect("one write is under way when one ends");
+        let Writing { sequence, position, bytes } = self.writing.take().expect("one write is under way when one ends");
         if done {
             self.synced = position;
             self.spare = buffer;
             self.failing_since_ns = None;
             return;
         }
+        // Unless a snapshot has begun meanwhile, the segment is still the active one, and it ends before this batch.
+        if let Some(active) = &mut self.active {
+            active.offset -= bytes;
+        }
+        self.retire_active();
         self.unwritten = Some(Batch { sequence, position, buffer });
-        self.active = None;
         self.fail(now_ns);
+    }
+
+    fn retire_active(&mut self) {
+        let active = self.active.take();
+        self.retire(active);
+    }
+
+    /// A write to it may be under way: that one ends where the used bytes do.
+    fn retire(&mut self, segment: Option<Segment<F>>) {
+        let Some(Segment { number, file, offset, head_bytes }) = segment else { return };
+        self.retired.push(RetiredSegment { number, file, used_bytes: (offset > head_bytes).then_some(offset) });
+    }
+
+    /// A segment to be cut, if there is one: what was set aside for it and not used is room for others. Should that be lost in a crash, the segment is
+    /// as it was, and reads the same.
+    pub fn take_retired(&mut self) -> Option<RetiredSegment<F>> {
+        self.retired.pop()
+    }
+
+    /// It could not be cut now.
+    pub fn give_back(&mut self, retired: RetiredSegment<F>) {
+        self.retired.push(retired);
     }
 
     fn fail(&mut self, now_ns: u64) {
@@ -332,6 +377,35 @@ mod tests {
         let rest = bench.write(0).unwrap();
         bench.log.on_written(rest.buffer, true, 0);
         assert_eq!(bench.log.synced(), 2);
+    }
+
+    #[test]
+    fn what_was_set_aside_for_a_segment_and_not_used_is_given_back_when_it_is_left() {
+        let mut bench = Bench::new();
+        let retired = |number, file, used_bytes| Some(RetiredSegment { number, file, used_bytes });
+        let (_, second) = bench.log.begin_snapshot();
+        assert_eq!(bench.log.take_retired(), retired(2, 100, None), "nothing was written to it");
+        let (_, third) = bench.log.begin_snapshot();
+        bench.log.on_segment(second, 200, 4_096);
+        assert_eq!(bench.log.take_retired(), retired(second, 200, None), "it came too late");
+        bench.log.on_segment(third, 300, 4_096);
+        bench.store(b"1");
+        let write = bench.write(0).unwrap();
+        let (_, fourth) = bench.log.begin_snapshot();
+        let left = bench.log.take_retired();
+        assert_eq!(left, retired(third, 300, Some(8_192)), "with the write that is under way");
+        bench.log.give_back(left.unwrap());
+        assert_eq!(bench.log.take_retired(), retired(third, 300, Some(8_192)));
+        bench.log.on_written(write.buffer, false, 0);
+        bench.log.on_segment(fourth, 400, 4_096);
+        let again = bench.write(0).unwrap();
+        bench.log.on_written(again.buffer, true, 0);
+        bench.store(b"2");
+        let write = bench.write(0).unwrap();
+        assert_eq!((again.file, write.file), (400, 400));
+        bench.log.on_written(write.buffer, false, 0);
+        assert_eq!(bench.log.take_retired(), retired(fourth, 400, Some(8_192)), "without what may have failed half way");
+        assert_eq!(bench.log.take_retired(), None);
     }
 
     #[test]

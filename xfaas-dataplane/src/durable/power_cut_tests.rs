@@ -4,7 +4,7 @@
 use super::files::{LogDirectory, SnapshotFile};
 use super::format::{Head, HeadApp, PAGE_BYTES, Place, SegmentKind};
 use super::log::{Log, Write};
-use super::recover::{RecoverOptions, Recovered, SessionPlace, recover};
+use super::recover::{RecoverOptions, Recovered, SessionPlace, replay};
 use crate::state::{Region, RegionOptions, SessionKey, ShardState};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -42,6 +42,7 @@ struct Machine {
     snapshot: Option<(u64, u64, SnapshotFile)>,
     history: Vec<(u8, Vec<Write1>)>,
     random: StdRng,
+    nothing: BTreeSet<String>,
 }
 
 impl Machine {
@@ -53,8 +54,17 @@ impl Machine {
         state.journal.log_app(0, APP, identity);
         let log = Log::new(0, EPOCH, 1, 1);
         let random = StdRng::seed_from_u64(seed);
-        let mut machine =
-            Machine { directory, state, log, segments: BTreeMap::new(), writing: None, snapshot: None, history: Vec::new(), random };
+        let mut machine = Machine {
+            directory,
+            state,
+            log,
+            segments: BTreeMap::new(),
+            writing: None,
+            snapshot: None,
+            history: Vec::new(),
+            random,
+            nothing: BTreeSet::new(),
+        };
         machine.log_directory().set_current(super::files::Current { epoch: EPOCH, shards: 1 }).unwrap();
         let (_, first) = machine.log.begin_snapshot();
         machine.make_segment(first);
@@ -66,7 +76,7 @@ impl Machine {
     }
 
     fn head(&self, kind: SegmentKind) -> Head {
-        let apps = self.state.journal.logged_apps().map(|(_, name, identity)| HeadApp { name: name.to_owned(), identity });
+        let apps = self.state.journal.apps_in_log().map(|(_, name, identity)| HeadApp { name: name.to_owned(), identity });
         Head { shards: 1, kind, goes_on_at: self.log.goes_on_at(), apps: apps.collect() }
     }
 
@@ -107,7 +117,7 @@ impl Machine {
     }
 
     fn step(&mut self, now_ns: u64) {
-        match self.random.random_range(0..20) {
+        match self.random.random_range(0..21) {
             0..10 => self.store(),
             10..17 => match self.writing.take() {
                 Some(write) => {
@@ -123,7 +133,19 @@ impl Machine {
                 None => {}
             },
             18 if self.snapshot.is_none() => self.begin_snapshot(),
+            19 => self.cut_segment(),
             _ => self.end_snapshot(),
+        }
+    }
+
+    /// What was cut off may be there again after a cut of the power.
+    fn cut_segment(&mut self) {
+        let Some(retired) = self.log.take_retired() else { return };
+        let is_kept = self.random.random_bool(0.3);
+        match (self.segments.get_mut(&retired.number), retired.used_bytes) {
+            (Some(segment), Some(used)) if !is_kept => segment.truncate(used as usize),
+            (Some(_), None) if !is_kept => drop(self.segments.remove(&retired.number)),
+            _ => {}
         }
     }
 
@@ -165,17 +187,20 @@ impl Machine {
     fn recover(&self, shards: u16) -> (Recovered, State) {
         let shm = self.directory.path().join("shm");
         std::fs::create_dir_all(&shm).unwrap();
-        let options = RecoverOptions {
-            directory: &self.directory.path().join("log"),
-            region_directory: &shm,
-            region_bytes_max: 16 << 20,
-            hash_tag: 0,
-            shards,
-            place: &|_, session| place(shards)(session),
-            whole: &BTreeSet::new(),
-        };
-        let recovered = recover(&options).unwrap();
+        let log = self.directory.path().join("log");
+        let at = |_: &str, session: &SessionId| place(shards)(session);
+        let recovered = replay(&self.options(&shm, &log, shards, &at)).unwrap().begin().unwrap();
         (recovered, held(&shm, shards))
+    }
+
+    fn options<'a>(
+        &'a self,
+        region_directory: &'a Path,
+        directory: &'a Path,
+        shards: u16,
+        place: &'a dyn Fn(&str, &SessionId) -> SessionPlace,
+    ) -> RecoverOptions<'a> {
+        RecoverOptions { directory, region_directory, region_bytes_max: 16 << 20, hash_tag: 0, shards, place, whole: &self.nothing }
     }
 
     /// The state after each number of records.
@@ -292,4 +317,90 @@ fn a_region_that_the_log_was_written_beside_is_believed_and_any_other_is_not() {
     drop(Region::open_or_create(&shm.join("shop.0.region"), &options).unwrap());
     assert_eq!(machine.recover(1).1, state);
     assert!(shm.join("shop.0.region.refused-0").exists());
+}
+
+/// What a start that was cut short leaves: no region that the next one would set aside, and no file beside those in force.
+fn assert_nothing_piles_up(machine: &Machine) {
+    let shm = machine.directory.path().join("shm");
+    let names: Vec<_> = std::fs::read_dir(&shm).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().contains("refused")), "{names:?}");
+}
+
+#[test]
+fn starts_that_do_not_get_to_their_end_leave_nothing_that_piles_up() {
+    let mut machine = ten_batches();
+    machine.cut();
+    let expected = machine.states()[10].clone();
+    let (shm, log) = (machine.directory.path().join("shm"), machine.directory.path().join("log"));
+    std::fs::create_dir_all(&shm).unwrap();
+    let in_the_way = log.join("current.new");
+    let start = || replay(&machine.options(&shm, &log, 1, &|_, session| place(1)(session))).unwrap();
+    for try_of_many in 0..4 {
+        let mut replayed = start();
+        match try_of_many {
+            0 => drop(replayed), // an error elsewhere
+            1 => {
+                std::fs::create_dir(&in_the_way).unwrap();
+                replayed.begin().unwrap_err(); // a disk without room
+                drop(replayed);
+                std::fs::remove_dir(&in_the_way).unwrap();
+            }
+            _ => std::mem::forget(replayed), // a kill
+        }
+        assert!(std::fs::read_dir(&shm).unwrap().next().is_none());
+    }
+    // A region that cannot get its name, once the new log is in force: as a kill between the two.
+    let name = shm.join(format!("{APP}.0.region"));
+    let mut replayed = start();
+    std::fs::create_dir_all(name.join("in-the-way")).unwrap();
+    replayed.begin().unwrap_err();
+    std::mem::forget(replayed);
+    std::fs::remove_dir_all(&name).unwrap();
+    let mut replayed = start();
+    std::fs::create_dir_all(name.join("in-the-way")).unwrap();
+    replayed.begin().unwrap_err();
+    std::fs::remove_dir_all(&name).unwrap();
+    replayed.begin().unwrap(); // tried again
+    drop(replayed);
+    assert_eq!(held(&shm, 1), expected);
+    assert!(!machine.directory.path().join("replay").exists());
+    let (recovered, state) = machine.recover(1);
+    assert_eq!((recovered.replayed, state), (0, expected), "it is believed");
+    assert_nothing_piles_up(&machine);
+}
+
+#[test]
+fn a_log_without_anything_is_not_written_at_a_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shm, log) = (folder.path().join("shm"), folder.path().join("log"));
+    let machine = Machine::new(1);
+    let start = |shards| replay(&machine.options(&shm, &log, shards, &|_, session| place(1)(session))).unwrap().begin();
+    assert_eq!(start(1).unwrap().epoch, 1);
+    std::fs::create_dir(log.join("current.d")).unwrap();
+    let before = std::fs::metadata(log.join("current")).unwrap().modified().unwrap();
+    assert_eq!((start(1).unwrap().epoch, start(1).unwrap().epoch), (1, 1));
+    assert_eq!(std::fs::metadata(log.join("current")).unwrap().modified().unwrap(), before);
+    assert_eq!(start(2).unwrap().epoch, 2, "another number of shards is written down");
+}
+
+#[test]
+fn a_session_that_was_ended_in_the_log_is_left_to_its_checkpoint() {
+    let mut machine = ten_batches();
+    let identity = machine.state.region(0).unwrap().identity();
+    machine.state.journal.leave_app(0, APP, identity);
+    let held = machine.states()[10].clone();
+    let ended = held.keys().next().unwrap().0;
+    machine.state.journal.end_session(0, &session(ended)).unwrap();
+    let write = machine.log.begin_write(&mut machine.state.journal, 0).unwrap();
+    for is_on_the_disk in [true, false] {
+        let (mut machine, mut expected) = (ten_batches(), held.clone());
+        if is_on_the_disk {
+            machine.put(&write, true);
+            expected.retain(|(of, _), _| *of != ended);
+        }
+        machine.cut();
+        assert!(machine.recover(1).1 == expected, "{is_on_the_disk}");
+        std::fs::remove_dir_all(machine.directory.path().join("shm")).unwrap();
+        assert!(machine.recover(2).1 == expected, "the new log says the same: {is_on_the_disk}");
+    }
 }

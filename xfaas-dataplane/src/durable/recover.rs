@@ -1,8 +1,9 @@
-//! At start, before any shard runs: what the log holds and the regions do not goes into the regions, and a fresh log begins with snapshots.
+//! At start, before any shard runs: what the log holds and the regions do not goes into the regions; `begin` makes a fresh log of them.
 //! Called by `node`. docs/ARCHITECTURE.md, "The log", tells which region is believed.
 
-use super::files::{Current, LogDirectory, LogError, SegmentFile};
-use super::format::{BatchKind, Head, HeadApp, Place, SegmentKind};
+use super::begin::{Drafts, OpenRegion, Replayed};
+use super::files::{LogDirectory, LogError, SegmentFile};
+use super::format::{BatchKind, Head, SegmentKind};
 use super::segment::SegmentReader;
 use crate::state::{BadRecord, Record, Region, RegionError, RegionOptions, StateError, set_aside};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,8 @@ pub struct RecoverOptions<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     pub epoch: u64,
+    /// Segments below it are those of the former log.
+    pub first_number: u64,
     /// Segments from here on are the shards' to number.
     pub next_number: u64,
     /// Apps with the identities of their regions, by shard, whose snapshots the fresh log has.
@@ -78,6 +81,18 @@ pub enum RecoverError {
         #[source]
         source: StateError,
     },
+    #[error("cannot make a region of app {app:?} from the log")]
+    Draft {
+        app: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot give the region {} its name", path.display())]
+    Name {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot set {} aside", path.display())]
     SetAside {
         path: PathBuf,
@@ -96,13 +111,6 @@ impl From<LogError> for RecoverError {
         let folder = path.parent().unwrap_or(&path).to_owned();
         RecoverError::Current { path, folder, source: Box::new(source) }
     }
-}
-
-/// An app's region on a shard of this node.
-struct OpenRegion {
-    region: Region,
-    /// It has all that the log has, and more: writes that nobody was told of.
-    is_believed: bool,
 }
 
 /// A segment with its head, if that holds.
@@ -150,12 +158,14 @@ struct Recovery<'a> {
     /// The log is of as many shards as there are now, so that each one's log is about its own regions.
     same_shards: bool,
     regions: BTreeMap<(u16, String), OpenRegion>,
+    drafts: Drafts,
+    /// Sessions of which the store has something newer than the log, by app: their apps had left the log.
+    ended: BTreeMap<String, BTreeSet<SessionId>>,
     report: Recovered,
 }
 
-/// Brings the regions up to what was acknowledged, and begins a new log. Cost: the log is read unless every region is believed; what the
-/// logged apps hold is written once.
-pub fn recover(options: &RecoverOptions<'_>) -> Result<Recovered, RecoverError> {
+/// Brings the regions up to what was acknowledged; with `Replayed::begin` a new log begins. Cost: the log is read unless every region is believed.
+pub fn replay(options: &RecoverOptions<'_>) -> Result<Replayed, RecoverError> {
     let directory = LogDirectory::open(options.directory)?;
     directory.remove_drafts()?;
     let current = directory.current()?;
@@ -167,16 +177,19 @@ pub fn recover(options: &RecoverOptions<'_>) -> Result<Recovered, RecoverError> 
     }
     let next_number = segments.last().map_or(1, |last| last.number + 1);
     let epoch = current.map_or(0, |current| current.epoch);
-    let report = Recovered { epoch: epoch + 1, next_number, ..Recovered::default() };
+    let report = Recovered { epoch: epoch + 1, first_number: next_number, next_number, ..Recovered::default() };
     let same_shards = current.is_some_and(|current| current.shards == options.shards);
-    let mut recovery = Recovery { options, directory, epoch, same_shards, regions: BTreeMap::new(), report };
+    let drafts = Drafts::open(options.region_directory).map_err(|source| RecoverError::Draft { app: String::new(), source })?;
+    let (regions, ended) = (BTreeMap::new(), BTreeMap::new());
+    let mut recovery = Recovery { options, directory, epoch, same_shards, regions, drafts, ended, report };
     let logs = recovery.logs(segments)?;
     recovery.open_regions(&logs)?;
     for log in logs.values() {
         recovery.replay(log)?;
     }
-    recovery.begin_anew()?;
-    Ok(recovery.report)
+    recovery.leave_out_ended();
+    let Recovery { directory, regions, drafts, report, .. } = recovery;
+    Ok(Replayed::new(options, directory, current, regions, report, drafts))
 }
 
 impl Recovery<'_> {
@@ -227,24 +240,28 @@ impl Recovery<'_> {
     }
 
     fn open_region(&self, shard: u16, app: &str, identity: Option<u64>) -> Result<OpenRegion, RecoverError> {
-        let path = self.options.region_directory.join(format!("{app}.{shard}.region"));
+        let file_name = format!("{app}.{shard}.region");
+        let path = self.options.region_directory.join(&file_name);
         let failed = |source| RecoverError::Region { app: app.to_owned(), source };
         let RecoverOptions { region_bytes_max, hash_tag, .. } = *self.options;
         let options = RegionOptions { app, shard, bytes_max: region_bytes_max, hash_tag };
-        let was_there = path.exists();
-        match Region::open_or_create(&path, &options) {
-            Ok(region) if self.options.whole.contains(app) => return Ok(OpenRegion { region, is_believed: true }),
-            Ok(region) if was_there && self.is_of_the_log(&region, identity) => return Ok(OpenRegion { region, is_believed: true }),
-            Ok(region) if !was_there => return Ok(OpenRegion { region, is_believed: false }),
-            Ok(region) => {
-                drop(region);
-                self.set_aside(&path, "it is not the region that the log was written beside")?;
+        let is_whole = self.options.whole.contains(app);
+        if path.exists() {
+            match Region::open_or_create(&path, &options) {
+                Ok(region) if is_whole || self.is_of_the_log(&region, identity) => {
+                    return Ok(OpenRegion { region, is_believed: true, name: None });
+                }
+                Ok(region) => {
+                    drop(region);
+                    self.set_aside(&path, "it is not the region that the log was written beside")?;
+                }
+                Err(error) if error.is_about_content() => self.set_aside(&path, &error.to_string())?,
+                Err(source) => return Err(failed(source)),
             }
-            Err(error) if error.is_about_content() => self.set_aside(&path, &error.to_string())?,
-            Err(source) => return Err(failed(source)),
         }
-        let region = Region::open_or_create(&path, &options).map_err(failed)?;
-        Ok(OpenRegion { region, is_believed: false })
+        let draft = self.drafts.path(&file_name).map_err(|source| RecoverError::Draft { app: app.to_owned(), source })?;
+        let region = Region::open_or_create(&draft, &options).map_err(failed)?;
+        Ok(OpenRegion { region, is_believed: is_whole, name: Some(path) })
     }
 
     /// True when the log was written beside it. A log that knows nothing of an app here had not begun: a deployment was cut short.
@@ -357,6 +374,20 @@ impl Recovery<'_> {
         }
     }
 
+    /// At the end, because a session that was moved is ended in the log of another shard than the one that has its writes. One whose app was logged
+    /// again has a later snapshot of that in each log.
+    fn leave_out_ended(&mut self) {
+        for (app, session) in self.ended.iter().flat_map(|(app, sessions)| sessions.iter().map(move |session| (app, session))) {
+            let SessionPlace { shard, table_hash } = (self.options.place)(app, session);
+            let open = self.regions.get_mut(&(shard, app.clone())).filter(|open| !open.is_believed);
+            if let Some(OpenRegion { region, .. }) = open
+                && let Some(namespace) = region.find(session, table_hash)
+            {
+                region.remove(namespace);
+            }
+        }
+    }
+
     fn apply(&mut self, mut records: &[u8], number: u64, chain: &Chain) -> Result<Result<(), BadRecord>, RecoverError> {
         while !records.is_empty() {
             let (record, rest) = match Record::decode(records) {
@@ -367,6 +398,13 @@ impl Recovery<'_> {
             if chain.begins.get(record.app).is_some_and(|begin| number < *begin) {
                 continue; // a later snapshot has it, or has it deleted
             }
+            if record.is_end {
+                match self.ended.get_mut(record.app) {
+                    Some(ended) => drop(ended.insert(record.session)),
+                    None => drop(self.ended.insert(record.app.to_owned(), [record.session].into())),
+                }
+                continue;
+            }
             let SessionPlace { shard, table_hash } = (self.options.place)(record.app, &record.session);
             let Some(open) = self.regions.get_mut(&(shard, record.app.to_owned())).filter(|open| !open.is_believed) else { continue };
             let region = &mut open.region;
@@ -376,27 +414,5 @@ impl Recovery<'_> {
             self.report.replayed += 1;
         }
         Ok(Ok(()))
-    }
-
-    /// Writes what the regions hold as snapshots of a new log, puts it in force, and removes the old one.
-    fn begin_anew(&mut self) -> Result<(), RecoverError> {
-        let Recovery { options, directory, regions, report, .. } = self;
-        let old = directory.segments()?;
-        for ((shard, app), open) in regions.iter() {
-            let place = Place { shard: *shard, epoch: report.epoch, segment: report.next_number, sequence: 0 };
-            let identity = open.region.identity();
-            let apps = vec![HeadApp { name: app.clone(), identity }];
-            let head = Head { shards: options.shards, kind: SegmentKind::Snapshot, goes_on_at: FIRST_SEQUENCE, apps };
-            let mut snapshot = directory.begin_snapshot(place, &head)?;
-            snapshot.append_region(app, &open.region)?;
-            snapshot.finish(directory)?;
-            report.next_number += 1;
-            report.covered.insert((*shard, app.clone(), identity));
-        }
-        directory.set_current(Current { epoch: report.epoch, shards: options.shards })?;
-        for segment in old {
-            directory.remove(&segment.path)?;
-        }
-        Ok(())
     }
 }

@@ -64,7 +64,7 @@ impl Container {
         options.proxy.is_secondary = true;
         let placement = Arc::new(LocalPlacement::new(config.cpus.len()));
         let shards = shard::start(plans.collect(), &options, &(Arc::clone(&placement) as Arc<dyn Placement>))?;
-        let door = Arc::new(ShardsDoor::new(&shards, None, KernelPins::new(None, placement, Arc::new(PinBoard::none())), None));
+        let door = Arc::new(ShardsDoor::new(&shards, None, KernelPins::new(None, placement, Arc::new(PinBoard::none())), None, None));
         let deployer = Arc::new(Deployer::for_container(engine, Arc::clone(&door) as _, config.limits.memory_mib_max));
         let steering = Arc::new(|| Ok(SteeringReport { mode: "off, as always in a container".to_owned(), ..SteeringReport::default() }));
         let (listen, deployer_here) = (config.admin, Arc::clone(&deployer));

@@ -1,6 +1,7 @@
 //! The control thread's door to the running shards: bounded commands with a time limit, and counters read from outside.
 
 use super::labels::Labels;
+use super::log_start::LogStart;
 use super::mover::MoveCounts;
 use super::offer::NodeFacts;
 use super::pins::KernelPins;
@@ -36,6 +37,8 @@ pub(super) struct ShardsDoor {
     pub(super) move_counts: MoveCounts,
     /// `None` in a container.
     checkpoints: Option<Arc<CheckpointStatus>>,
+    /// `None` in a container.
+    log: Option<LogStart>,
     is_draining: AtomicBool,
     labels: Mutex<Labels>,
 }
@@ -46,6 +49,7 @@ impl ShardsDoor {
         facts: Option<NodeFacts>,
         pins: KernelPins,
         checkpoints: Option<Arc<CheckpointStatus>>,
+        log: Option<LogStart>,
     ) -> ShardsDoor {
         ShardsDoor {
             doors: shards.doors.clone(),
@@ -54,6 +58,7 @@ impl ShardsDoor {
             pins,
             move_counts: MoveCounts::default(),
             checkpoints,
+            log,
             is_draining: AtomicBool::new(false),
             labels: Mutex::default(),
         }
@@ -116,6 +121,10 @@ impl Shards for ShardsDoor {
     }
 
     fn install(&self, function: Arc<Function>) -> Result<(), ShardsError> {
+        if let Some(log) = &self.log {
+            // Before a shard opens the app's region, which this may have open.
+            log.begin_for(&function.manifest).map_err(|error| ShardsError::Log { reason: crate::control::describe(&error) })?;
+        }
         let (index, name) = (function.index, &function.manifest.name);
         let before = self.labels().before(index, name, &self.views);
         let readers = self.ask_all_ok(|answer| ShardCommand::Install(Arc::clone(&function), answer))?;

@@ -39,6 +39,8 @@ pub struct KnownSession {
     pub is_in_memory: bool,
     /// It was loaded ahead of a request that has not come yet.
     pub is_pre_warmed: bool,
+    /// The log was told that it is not to give the session back (`Journal::end_session`).
+    pub is_out_of_log: bool,
 }
 
 /// The sessions of one app on one shard.
@@ -92,9 +94,15 @@ impl KnownSessions {
                 frequency: 0,
                 is_in_memory: false,
                 is_pre_warmed: false,
+                is_out_of_log: false,
             }
         };
         entry.or_insert_with(fresh).into_mut()
+    }
+
+    /// The log may have something of every session from now on. Cost: a look at each.
+    pub fn put_into_log(&mut self) {
+        self.tables.iter_mut().flatten().for_each(|known| known.is_out_of_log = false);
     }
 
     /// Forgets the session.

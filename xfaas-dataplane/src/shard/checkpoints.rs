@@ -264,7 +264,7 @@ impl Shard {
         record_session(&mut record, name, region, session, namespace);
         known.attempted += 1;
         let (number, bytes) = (CheckpointNumber::new(known.attempted, due_s as u32), record.len());
-        let order = Ordered::Write { number, sequence, bytes, evicting };
+        let order = Ordered::Write { number, sequence, bytes, evicting, leaving: proxy.state().journal.leaving_of(app) };
         let ticket = tickets.insert(Ticket { slot, session: *session, table_hash, order }) as u32;
         let work = CheckpointWork::Write { number, latest, previous, record };
         if !door.send(CheckpointOrder { ticket, app: Arc::clone(name), session: *session, work }) {
@@ -280,7 +280,7 @@ impl Shard {
     pub(super) fn on_written(&mut self, ticket: u32, is_stored: bool) {
         let Shard { lifecycle, now_ns, .. } = self;
         let Ticket { slot, session, table_hash, order } = lifecycle.tickets.remove(ticket as usize);
-        let Ordered::Write { number, sequence, bytes, evicting } = order else { unreachable!("a write is answered as a write") };
+        let Ordered::Write { number, sequence, bytes, evicting, leaving } = order else { unreachable!("a write is answered as a write") };
         lifecycle.writing.bytes -= bytes;
         lifecycle.writing.writes -= 1;
         let AppSessions { app, sessions, pressure, .. } = &mut lifecycle.apps[slot];
@@ -303,6 +303,9 @@ impl Shard {
         known.sequence = sequence;
         sessions.set_checkpoints(&session, table_hash, [number, latest]);
         let Some(app) = *app else { return };
+        if leaving.is_some() && leaving == self.proxy.state().journal.leaving_of(app) {
+            self.end_in_log(app, &session, table_hash);
+        }
         if let Some(evicting) = evicting {
             self.evict(slot, app, &session, table_hash, evicting);
         }
@@ -319,6 +322,9 @@ impl Shard {
         // left of a session.
         if self.logging.has_snapshot() && self.proxy.state().journal.logs(app) {
             return false;
+        }
+        if !self.end_in_log(app, session, table_hash) {
+            return false; // soon
         }
         // Calls here are seen by `let_go`; those of containers only by the sections that they have open.
         let is_locked = self.proxy.state().locks.has_locks_of(app, session);
@@ -369,6 +375,9 @@ impl Shard {
         if self.lifecycle.is_listing {
             return self.end_last_pass("it was not listed");
         }
+        if self.logging.is_ending_sessions() && self.logging.is_failing() {
+            return self.end_last_pass("the log, which has older state of some, cannot be written");
+        }
         if now_ns.saturating_sub(since_ns) > STOP_CHECKPOINTS_MS_MAX * 1_000_000 {
             return self.end_last_pass("the store is too slow");
         }
@@ -382,7 +391,7 @@ impl Shard {
                 (slot, bucket) = (slot + 1, 0);
             }
         }
-        let is_over = slot == self.lifecycle.apps.len() && self.lifecycle.writing.writes == 0;
+        let is_over = slot == self.lifecycle.apps.len() && self.lifecycle.writing.writes == 0 && !self.logging.is_ending_sessions();
         self.lifecycle.writing.last = if is_over { LastPass::Done } else { LastPass::At { slot, bucket, since_ns } };
     }
 

@@ -80,13 +80,11 @@ pub(super) enum Ordered {
         sequence: u64,
         bytes: usize,
         evicting: Option<Evicting>,
+        /// The app had left the log before, so that the checkpoint has all that the log has of the session: `Journal::leaving_of`.
+        leaving: Option<u32>,
     },
     /// `is_ahead`: nobody asked for it yet when it began.
-    Load {
-        calls: VecDeque<Box<Call>>,
-        since_ns: u64,
-        is_ahead: bool,
-    },
+    Load { calls: VecDeque<Box<Call>>, since_ns: u64, is_ahead: bool },
 }
 
 /// What becomes of a call.
@@ -123,6 +121,11 @@ impl Lifecycle {
     #[inline(always)]
     pub(super) fn slot(&self, app: u16) -> Option<usize> {
         self.slots.get(usize::from(app)).copied().flatten().map(usize::from)
+    }
+
+    /// What is known of an app's sessions, also of one whose sessions do not sleep any more. `None`: nothing.
+    pub(super) fn sessions_of(&mut self, app: u16) -> Option<&mut KnownSessions> {
+        Some(&mut self.apps.iter_mut().find(|of| of.app == Some(app))?.sessions)
     }
 
     /// True when a session of the app may sleep: then only its owner knows what it holds.

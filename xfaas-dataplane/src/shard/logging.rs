@@ -3,9 +3,9 @@
 
 use super::tag::Operation;
 use super::turn::Shard;
-use crate::durable::{FIRST_SEQUENCE, Keeper, KeeperAnswer, Log, LogDirectory, LogError, SegmentWanted};
+use crate::durable::{FIRST_SEQUENCE, Keeper, KeeperAnswer, Log, LogDirectory, LogError, Recovered, SegmentWanted};
 use crate::net::ErrorCode;
-use crate::session::{Finished, Outcome};
+use crate::session::{Finished, KnownSessions, Outcome};
 use crate::state::{BATCH_HEAD_BYTES, Journal, SESSION_BUCKETS, ShardState, record_session};
 use crate::sys::{Completion, clock};
 use crate::worker::{Durability, FunctionManifest};
@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{LOG_HELD_MS_MAX, LOG_WAITING_BYTES_MAX};
 
 /// Bytes of records that a snapshot gathers before it hands them over, and how long it may take of a turn.
@@ -26,6 +27,8 @@ pub(super) struct Logging {
     open: Option<Box<OpenLog>>,
     /// Calls that are over, whose answers wait for a position of the log.
     held: VecDeque<(u64, Finished)>,
+    /// The position of the last record that ended a session.
+    ended_at: u64,
 }
 
 struct OpenLog {
@@ -38,7 +41,7 @@ struct OpenLog {
     is_told: bool,
 }
 
-/// A snapshot of all logged apps that is being made.
+/// A snapshot of all apps in the log that is being made.
 struct Snapshot {
     apps: Vec<u16>,
     /// The app and the part of its region that come next.
@@ -75,6 +78,15 @@ impl Logging {
     pub(super) fn has_work(&self) -> bool {
         let is_busy = |open: &OpenLog| open.snapshot.is_some() || open.log.failing_since_ns().is_some();
         !self.held.is_empty() || self.open.as_deref().is_some_and(is_busy)
+    }
+
+    /// True while sessions are being ended, and it is not safe yet that their checkpoints count.
+    pub(super) fn is_ending_sessions(&self) -> bool {
+        self.is_behind(self.ended_at)
+    }
+
+    pub(super) fn is_failing(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.log.failing_since_ns().is_some())
     }
 
     /// True while a snapshot could go on at once.
@@ -146,6 +158,11 @@ impl Shard {
             && !open.keeper.make_segment(number, &self.proxy.state().journal)
         {
             open.log.on_no_segment(number, now_ns);
+        }
+        if let Some(retired) = open.log.take_retired()
+            && let Err(retired) = open.keeper.cut_segment(retired)
+        {
+            open.log.give_back(retired);
         }
         let failing_since_ns = open.log.failing_since_ns();
         self.view.counters.log_failing.set(u64::from(failing_since_ns.is_some()));
@@ -227,7 +244,7 @@ impl Shard {
 
     /// Copies a part of the regions, so that the log before it can go.
     fn step_snapshot(&mut self) {
-        let Shard { logging, proxy, options, .. } = self;
+        let Shard { logging, proxy, options, lifecycle, placement, .. } = self;
         let Some(open) = &mut logging.open else { return };
         let OpenLog { log, keeper, snapshot, .. } = &mut **open;
         let state = proxy.state();
@@ -239,7 +256,11 @@ impl Shard {
             return;
         };
         if copying.complete_at.is_none() {
-            copying.step(keeper, state);
+            let is_ended = |app, session: &SessionId| {
+                let known = lifecycle.sessions_of(app)?.find_mut(session, placement.hash(session).table_hash())?;
+                Some(known.is_out_of_log)
+            };
+            copying.step(keeper, state, is_ended);
         }
         // What it shows must be on the disk before it stands for the log: else it could hold a part of what nobody was told of.
         if copying.complete_at.is_some_and(|position| log.synced() >= position) && !copying.is_ended {
@@ -251,37 +272,76 @@ impl Shard {
     /// Errors: the log cannot be begun; the app is not logged then.
     pub(super) fn set_durability(&mut self, app: u16, manifest: &FunctionManifest) -> Result<(), LogError> {
         // A container's writes are logged by its primary, which answers when they are safe.
-        if manifest.durability != Durability::Sync || self.container.is_some() {
-            self.proxy.with_state(|state, _| state.journal.forget_app(app));
+        if self.container.is_some() {
             return Ok(());
         }
-        if self.proxy.state().journal.logs(app) {
+        let state = self.proxy.state();
+        let Some(identity) = state.region(app).map(crate::state::Region::identity) else { return Ok(()) };
+        let (is_logged, is_left) = (state.journal.logs(app), state.journal.leaving_of(app).is_some());
+        let recovered = self.options.recovered.get();
+        let is_covered = recovered.is_some_and(|recovered| recovered.covered.contains(&(self.core.0, manifest.app.clone(), identity)));
+        if manifest.durability != Durability::Sync {
+            let is_in_log = is_logged || is_left || is_covered;
+            if is_in_log && manifest.may_sleep() {
+                self.need_log()?; // its sessions' checkpoints are to count more than what the log has of them
+            }
+            if is_in_log && !is_left {
+                self.proxy.with_state(|state, _| state.journal.leave_app(app, &manifest.app, identity));
+                self.lifecycle.sessions_of(app).into_iter().for_each(KnownSessions::put_into_log);
+            }
             return Ok(());
         }
+        if is_logged {
+            return Ok(());
+        }
+        self.need_log()?;
+        let Shard { logging, proxy, .. } = self;
+        let Some(open) = &mut logging.open else { return Ok(()) };
+        // What an app wrote after it left the log is not in it, and not in the start's snapshot either.
+        proxy.with_state(|state, _| {
+            state.journal.log_app(app, &manifest.app, identity);
+            let begun = begin_app(open, state, app, &manifest.app, is_covered && !is_left);
+            match (&begun, is_left) {
+                (Ok(()), _) => {}
+                (Err(_), true) => state.journal.leave_app(app, &manifest.app, identity),
+                (Err(_), false) => state.journal.forget_app(app),
+            }
+            begun
+        })
+    }
+
+    fn need_log(&mut self) -> Result<(), LogError> {
         if self.logging.open.is_none() {
             self.logging.open = Some(Box::new(self.open_log()?));
         }
-        let Shard { logging, proxy, options, core, .. } = self;
-        let Some(open) = &mut logging.open else { return Ok(()) };
-        let begun = proxy.with_state(|state, _| {
-            let Some(identity) = state.region(app).map(crate::state::Region::identity) else { return Ok(()) };
-            state.journal.log_app(app, &manifest.app, identity);
-            let is_covered = options.recovered.covered.contains(&(core.0, manifest.app.clone(), identity));
-            begin_app(open, state, app, &manifest.app, is_covered)
-        });
-        if begun.is_err() {
-            self.proxy.with_state(|state, _| state.journal.forget_app(app));
+        Ok(())
+    }
+
+    /// The store has all that a session holds, or more than the log has of it: from here on its checkpoints count, and not what the log had of it
+    /// when its app left the log. Before that is on the disk, the log counts. Output: false until then.
+    pub(super) fn end_in_log(&mut self, app: u16, session: &SessionId, table_hash: u32) -> bool {
+        let Shard { logging, proxy, lifecycle, .. } = self;
+        if proxy.state().journal.leaving_of(app).is_none() {
+            return true;
         }
-        begun
+        let Some(known) = lifecycle.sessions_of(app).and_then(|sessions| sessions.find_mut(session, table_hash)) else { return true };
+        if !std::mem::replace(&mut known.is_out_of_log, true)
+            && let Some(position) = proxy.with_state(|state, _| state.journal.end_session(app, session))
+        {
+            logging.ended_at = position;
+        }
+        !logging.is_ending_sessions()
     }
 
     fn open_log(&self) -> Result<OpenLog, LogError> {
         let (options, shards) = (&self.options, self.rings.len() as u16);
-        let epoch = options.recovered.epoch;
+        let source = || std::io::Error::other("the node could not begin it when it started");
+        let not_begun = || LogError { operation: "write", path: options.log_directory.clone(), source: source() };
+        let Recovered { epoch, next_number, .. } = *options.recovered.get().ok_or_else(not_begun)?;
         let door = Arc::clone(&self.door);
         let wake = Box::new(move || door.waker.wake());
         let keeper = Keeper::start(LogDirectory::open(&options.log_directory)?, self.core.0, shards, epoch, wake)?;
-        let log = Log::new(self.core.0, epoch, options.recovered.next_number, FIRST_SEQUENCE);
+        let log = Log::new(self.core.0, epoch, next_number, FIRST_SEQUENCE);
         Ok(OpenLog { log, keeper, writing: None, snapshot: None, is_told: false })
     }
 }
@@ -315,14 +375,15 @@ fn begin_snapshot(log: &mut Log<Arc<File>>, keeper: &Keeper, journal: &Journal, 
         log.on_no_segment(behind, now_ns);
         return None;
     }
-    let apps = journal.logged_apps().map(|(app, ..)| app).collect();
+    let apps = journal.apps_in_log().map(|(app, ..)| app).collect();
     let chunk = vec![0; BATCH_HEAD_BYTES];
     let snapshot = Snapshot { apps, app_at: 0, bucket: 0, chunk, is_blocked: false, complete_at: None, is_ended: false };
     keeper.begin_snapshot(number, log.goes_on_at(), journal).then_some(snapshot)
 }
 
 impl Snapshot {
-    fn step(&mut self, keeper: &Keeper, state: &ShardState) {
+    /// `is_ended`: the log is not to have anything of the session any more.
+    fn step(&mut self, keeper: &Keeper, state: &ShardState, mut is_ended: impl FnMut(u16, &SessionId) -> Option<bool>) {
         let started_ns = clock::monotonic_ns();
         self.is_blocked = false;
         let names: Vec<&str> = self.apps.iter().map(|app| name_of(&state.journal, *app)).collect();
@@ -330,9 +391,13 @@ impl Snapshot {
             if self.chunk.len() > CHUNK_BYTES && !self.hand_over(keeper) {
                 return;
             }
-            if let Some(region) = state.region(self.apps[self.app_at]) {
+            let app = self.apps[self.app_at];
+            if let Some(region) = state.region(app) {
+                let has_left = state.journal.leaving_of(app).is_some();
                 for (session, namespace) in region.sessions_of(self.bucket) {
-                    record_session(&mut self.chunk, names[self.app_at], region, &session, namespace);
+                    if !has_left || is_ended(app, &session) != Some(true) {
+                        record_session(&mut self.chunk, names[self.app_at], region, &session, namespace);
+                    }
                 }
             }
             self.bucket += 1;
@@ -355,5 +420,5 @@ impl Snapshot {
 }
 
 fn name_of(journal: &Journal, app: u16) -> &str {
-    journal.logged_apps().find(|(index, ..)| *index == app).map_or("", |(_, name, _)| name)
+    journal.apps_in_log().find(|(index, ..)| *index == app).map_or("", |(_, name, _)| name)
 }

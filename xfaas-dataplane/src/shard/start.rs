@@ -14,7 +14,7 @@ use crate::sys::{DATAGRAM_PREFIX_BYTES, GroupOptions, Ring, RingError, RingOptio
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread::JoinHandle;
 use xfaas_common::ids::CoreIndex;
 use xfaas_common::limits::{DATAGRAM_BYTES_MAX, RPC_CONNECTIONS_MAX};
@@ -91,7 +91,7 @@ pub struct ShardOptions {
     pub hash_tag: u64,
     /// Where the log is, and what the start found in it.
     pub log_directory: PathBuf,
-    pub recovered: Arc<Recovered>,
+    pub recovered: Arc<OnceLock<Recovered>>,
     /// Bytes of a shard's log after which a snapshot takes the place of what is before it.
     pub log_bytes_max: u64,
     /// Sessions that are elsewhere than their slot says.

@@ -2,10 +2,11 @@
 //! Filled where a write has taken effect (`section`), for apps whose durability is `sync` only; emptied by the shard. Does no I/O.
 //!
 //! ```text
-//! u32 bytes of the record, this word included | u8 version | u8 bytes of app | u8 bytes of session | u8 0 | u64 position | u32 writes
+//! u32 bytes of the record, this word included | u8 version | u8 bytes of app | u8 bytes of session | u8 kind | u64 position | u32 writes
 //! app, session, then of each write: u32 bytes of the value (0xFFFF_FFFF: the key is deleted) | u8 bytes of the key | key | value
 //! ```
-//! All numbers are little-endian. A record is the effective writes of one `write_state`, or all those of an atomic invocation.
+//! All numbers are little-endian. A record of kind 0 is the effective writes of one `write_state`, or all those of an atomic invocation. One of kind 1
+//! ends a session in the log: its app is not logged any more, and the store of checkpoints has something newer than all that the log has of it.
 
 use super::namespace::NamespaceRef;
 use super::region::Region;
@@ -18,6 +19,10 @@ const RECORD_HEAD_BYTES: usize = 20;
 const WRITE_HEAD_BYTES: usize = 5;
 const DELETED: u32 = u32::MAX;
 
+/// What a record says.
+const KIND_WRITES: u8 = 0;
+const KIND_END: u8 = 1;
+
 /// An app whose writes are logged.
 struct LoggedApp {
     name: Box<str>,
@@ -26,10 +31,22 @@ struct LoggedApp {
     position: u64,
 }
 
+/// An app whose writes are logged no more, and of which the log has what it held before.
+struct LeftApp {
+    app: u16,
+    name: Box<str>,
+    identity: u64,
+    /// Which of all leavings that was.
+    leaving: u32,
+}
+
 /// Records that wait to be written, and who has written what.
 pub struct Journal {
     /// By the app's index.
     apps: Vec<Option<LoggedApp>>,
+    /// Few, and not asked on the hot path.
+    left: Vec<LeftApp>,
+    leavings: u32,
     /// Of the last record; the first one's is 1.
     position: u64,
     bytes: Vec<u8>,
@@ -37,7 +54,7 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Journal {
-        Journal { apps: Vec::new(), position: 0, bytes: vec![0; BATCH_HEAD_BYTES] }
+        Journal { apps: Vec::new(), left: Vec::new(), leavings: 0, position: 0, bytes: vec![0; BATCH_HEAD_BYTES] }
     }
 }
 
@@ -49,13 +66,28 @@ impl Journal {
             self.apps.resize_with(index + 1, || None);
         }
         self.apps[index] = Some(LoggedApp { name: name.into(), identity, position: self.position });
+        self.left.retain(|left| left.app != app);
     }
 
-    /// The app's writes are not recorded any more.
+    /// The app's writes are not recorded, and the log has nothing of it.
     pub fn forget_app(&mut self, app: u16) {
         if let Some(logged) = self.apps.get_mut(usize::from(app)) {
             *logged = None;
         }
+    }
+
+    /// The app's writes are not recorded from now on, and what the log has of it stays there. `identity`: of its region, as the log knows it.
+    pub fn leave_app(&mut self, app: u16, name: &str, identity: u64) {
+        self.forget_app(app);
+        if self.leaving_of(app).is_none() {
+            self.leavings += 1;
+            self.left.push(LeftApp { app, name: name.into(), identity, leaving: self.leavings });
+        }
+    }
+
+    /// Which leaving it was after which the app's writes are not recorded. `None`: they are, or the log has nothing of it.
+    pub fn leaving_of(&self, app: u16) -> Option<u32> {
+        self.left.iter().find(|left| left.app == app).map(|left| left.leaving)
     }
 
     #[inline(always)]
@@ -63,10 +95,11 @@ impl Journal {
         self.apps.get(usize::from(app)).is_some_and(Option::is_some)
     }
 
-    /// Index, name and region's identity of the logged apps.
-    pub fn logged_apps(&self) -> impl Iterator<Item = (u16, &str, u64)> {
+    /// Index, name and region's identity of the apps of which the log has something: those that are logged, and those that were.
+    pub fn apps_in_log(&self) -> impl Iterator<Item = (u16, &str, u64)> {
         let apps = self.apps.iter().enumerate();
-        apps.filter_map(|(index, app)| app.as_ref().map(|app| (index as u16, &*app.name, app.identity)))
+        let logged = apps.filter_map(|(index, app)| app.as_ref().map(|app| (index as u16, &*app.name, app.identity)));
+        logged.chain(self.left.iter().map(|left| (left.app, &*left.name, left.identity)))
     }
 
     /// The position of the last record of an app: what its readers may have seen. `None`: it is not logged.
@@ -97,11 +130,20 @@ impl Journal {
         let Some(logged) = self.apps.get_mut(usize::from(app)).and_then(Option::as_mut) else { return };
         self.position += 1;
         logged.position = self.position;
-        let mut record = RecordWriter::begin(&mut self.bytes, self.position, &logged.name, session);
+        let mut record = RecordWriter::begin(&mut self.bytes, KIND_WRITES, self.position, &logged.name, session);
         for (key, value) in writes {
             record.write(key, value);
         }
         record.end();
+    }
+
+    /// Records that the log is not to give a session back any more: the store has something newer. Output: the record's position. `None`: the
+    /// session's app has not left the log.
+    pub fn end_session(&mut self, app: u16, session: &SessionId) -> Option<u64> {
+        let left = self.left.iter().find(|left| left.app == app)?;
+        self.position += 1;
+        RecordWriter::begin(&mut self.bytes, KIND_END, self.position, &left.name, session).end();
+        Some(self.position)
     }
 }
 
@@ -113,10 +155,10 @@ struct RecordWriter<'b> {
 }
 
 impl<'b> RecordWriter<'b> {
-    fn begin(out: &'b mut Vec<u8>, position: u64, app: &str, session: &SessionId) -> RecordWriter<'b> {
+    fn begin(out: &'b mut Vec<u8>, kind: u8, position: u64, app: &str, session: &SessionId) -> RecordWriter<'b> {
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&[RECORD_VERSION, app.len() as u8, session.length(), 0]);
+        out.extend_from_slice(&[RECORD_VERSION, app.len() as u8, session.length(), kind]);
         out.extend_from_slice(&position.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(app.as_bytes());
@@ -145,7 +187,7 @@ impl<'b> RecordWriter<'b> {
 
 /// Appends all that a session holds as one record of position 0.
 pub fn record_session(out: &mut Vec<u8>, app: &str, region: &Region, session: &SessionId, namespace: NamespaceRef) {
-    let mut record = RecordWriter::begin(out, 0, app, session);
+    let mut record = RecordWriter::begin(out, KIND_WRITES, 0, app, session);
     for key in region.keys(namespace) {
         record.head(key.as_bytes(), key.value_bytes() as u32);
         let start = record.out.len();
@@ -161,6 +203,8 @@ pub struct Record<'a> {
     pub position: u64,
     pub app: &'a str,
     pub session: SessionId,
+    /// Nothing that the log has of the session counts.
+    pub is_end: bool,
     writes: &'a [u8],
 }
 
@@ -173,20 +217,22 @@ impl<'a> Record<'a> {
     /// The first record of `bytes`, and what follows it. Every length is checked, those of the writes too.
     pub fn decode(bytes: &'a [u8]) -> Result<(Record<'a>, &'a [u8]), BadRecord> {
         let head = bytes.first_chunk::<RECORD_HEAD_BYTES>().ok_or(BadRecord)?;
-        let [l0, l1, l2, l3, version, app_bytes, session_bytes, _, p0, p1, p2, p3, p4, p5, p6, p7, w0, w1, w2, w3] = *head;
+        let [l0, l1, l2, l3, version, app_bytes, session_bytes, kind, p0, p1, p2, p3, p4, p5, p6, p7, w0, w1, w2, w3] = *head;
         let (record, rest) = bytes.split_at_checked(u32::from_le_bytes([l0, l1, l2, l3]) as usize).ok_or(BadRecord)?;
         let body = record.get(RECORD_HEAD_BYTES..).ok_or(BadRecord)?;
         let (app, body) = body.split_at_checked(usize::from(app_bytes)).ok_or(BadRecord)?;
         let (session, writes) = body.split_at_checked(usize::from(session_bytes)).ok_or(BadRecord)?;
         let app = std::str::from_utf8(app).ok().filter(|app| xfaas_common::ids::is_name(app.as_bytes())).ok_or(BadRecord)?;
         let session = SessionId::new(session).ok_or(BadRecord)?;
-        let record = Record { position: u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]), app, session, writes };
+        let record =
+            Record { position: u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]), app, session, is_end: kind == KIND_END, writes };
         let (mut at, mut count) = (writes, 0);
         while !at.is_empty() {
             at = next_write(at).ok_or(BadRecord)?.1;
             count += 1;
         }
-        let is_whole = version == RECORD_VERSION && count == u32::from_le_bytes([w0, w1, w2, w3]);
+        let is_known = version == RECORD_VERSION && (kind == KIND_WRITES || kind == KIND_END && count == 0);
+        let is_whole = is_known && count == u32::from_le_bytes([w0, w1, w2, w3]);
         is_whole.then_some((record, rest)).ok_or(BadRecord)
     }
 
@@ -251,6 +297,25 @@ mod tests {
                 at = rest;
             }
             prop_assert!(at.is_empty() && journal.waiting_bytes() == 0);
+        }
+
+        #[test]
+        fn a_session_is_ended_only_of_an_app_that_has_left(is_left: bool) {
+            let (mut journal, session) = (Journal::default(), SessionId::new(b"cart-1").unwrap());
+            journal.log_app(3, "shop", 7);
+            if is_left {
+                journal.leave_app(3, "shop", 7);
+            }
+            prop_assert_eq!((journal.logs(3), journal.leaving_of(3)), (!is_left, is_left.then_some(1)));
+            prop_assert!(journal.apps_in_log().eq([(3, "shop", 7)]), "either way the log has it");
+            prop_assert_eq!(journal.end_session(3, &session), is_left.then_some(1));
+            if is_left {
+                let batch = journal.take(Vec::new());
+                let (record, rest) = Record::decode(&batch[BATCH_HEAD_BYTES..]).unwrap();
+                prop_assert_eq!((record.is_end, record.app, record.session, record.writes().count(), rest.len()), (true, "shop", session, 0, 0));
+            }
+            journal.log_app(3, "shop", 8);
+            prop_assert_eq!((journal.logs(3), journal.leaving_of(3), journal.end_session(3, &session)), (true, None, None));
         }
 
         #[test]
