@@ -424,16 +424,16 @@ fn a_containers_commit_that_a_full_disk_refuses_leaves_no_lock_behind() {
     disk.make_room();
     eventually("it goes on", || node.post("counter-rmw-linear", "durable-1", b"").status == 200);
     assert_eq!(container.call(|id| strong(2).read(id, b"key")).result(), -1, "nobody holds it, and nothing was written");
+    node.stop();
 }
 
-#[test]
-#[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
-/// Starts a node whose log lies on a disk of its own.
-fn start_on_small_disk(builder: harness::NodeBuilder) -> (Node, PathBuf, Mount) {
+/// Starts a node of one shard whose log lies on a disk of its own, of `mib`.
+fn start_on_small_disk(builder: harness::NodeBuilder, mib: u32) -> (Node, PathBuf, Mount) {
     let mut node = builder.shards(1).start();
     node.stop();
     let log = node.directory.path().join("state/log");
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=80m", "xfaas-test"]).arg(&log).status().unwrap();
+    let size = format!("size={mib}m");
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "xfaas-test"]).arg(&log).status().unwrap();
     assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
     let mount = Mount(log.clone());
     node.start();
@@ -467,7 +467,7 @@ fn start_unready(node: &mut Node) {
 fn a_start_without_room_for_the_log_serves_what_needs_none_and_the_rest_when_there_is_room() {
     for is_memory_lost in [false, true] {
         let plain = Function::guest("counter-rmw-linear").named("plain");
-        let (mut node, log, _mount) = start_on_small_disk(Node::builder().function(plain));
+        let (mut node, log, _mount) = start_on_small_disk(Node::builder().function(plain), 80);
         let files = fill(&log);
         node.kill();
         node.start();
@@ -500,7 +500,7 @@ fn a_start_without_room_for_the_log_serves_what_needs_none_and_the_rest_when_the
 #[ignore = "needs CAP_SYS_ADMIN to mount a small tmpfs: run `cargo xtask test`"]
 fn functions_of_the_configuration_wait_for_room_for_the_log_too() {
     let plain = Function::guest("counter-rmw-linear").named("plain");
-    let (mut node, log, _mount) = start_on_small_disk(sync_counters().function(plain));
+    let (mut node, log, _mount) = start_on_small_disk(sync_counters().function(plain), 80);
     assert_eq!(node.post("counter-rmw-linear", "s", b"").body, b"1");
     let files = fill(&log);
     node.kill();
@@ -516,15 +516,10 @@ fn functions_of_the_configuration_wait_for_room_for_the_log_too() {
 /// A file system that goes with its guard.
 struct Mount(PathBuf);
 
-/// A node of one shard whose log has a small disk for itself.
+/// A node whose log has room for the segment that is set aside.
 fn on_a_small_disk() -> (Node, Mount) {
-    let mut node = sync_counters().shards(1).start();
-    node.stop();
-    let log = node.directory.path().join("state/log");
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=140m", "xfaas-test"]).arg(&log).status().unwrap();
-    assert!(mounted.success(), "mounting needs CAP_SYS_ADMIN");
-    node.start();
-    (node, Mount(log))
+    let (node, _, mount) = start_on_small_disk(sync_counters(), 140);
+    (node, mount)
 }
 
 impl Mount {
