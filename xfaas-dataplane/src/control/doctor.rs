@@ -9,10 +9,11 @@ use super::store::{StoreError, check_private, examine_directory};
 use crate::steering::{Probe, SteeringError, SteeringMode, interface_exists, is_xdp_taken, probe};
 use crate::sys::capabilities::{CAP_IPC_LOCK, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN};
 use crate::sys::realtime::{self, Children, PRIORITY_TICKER};
-use crate::sys::socket::ensure_free;
+use crate::sys::socket::{RELEASE_WAIT, ensure_free_by};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Linux 6.1: the newest feature the shards use is `IORING_SETUP_DEFER_TASKRUN`.
 const KERNEL_FLOOR: (u32, u32) = (6, 1);
@@ -149,15 +150,17 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>, is_this_node: bool) -> 
         ("admin port", options.admin, true),
         ("RPC port", options.rpc, true),
     ];
+    // One wait for all, for the ports of a process that just ended: one that answers has not.
+    let deadline = Instant::now() + if options.is_running { Duration::ZERO } else { RELEASE_WAIT };
     let examine = |(name, address, tcp): (&str, SocketAddr, bool)| {
         if is_this_node {
             return Check::good(name, format!("{address} (xfaas is running)"));
         }
-        if address.port() < 1024 && address.port() != 0 && !machine.has(CAP_NET_BIND_SERVICE) && ensure_free(address, tcp).is_err() {
+        if address.port() < 1024 && address.port() != 0 && !machine.has(CAP_NET_BIND_SERVICE) && ensure_free_by(address, tcp, deadline).is_err() {
             let advice = "give the process CAP_NET_BIND_SERVICE, or choose a port from 1024 on";
             return Check::bad(name, Verdict::Missing, format!("{address}: not ours to take"), advice);
         }
-        match ensure_free(address, tcp) {
+        match ensure_free_by(address, tcp, deadline) {
             Ok(()) => Check::good(name, format!("{address} is free")),
             Err(error) => Check::bad(name, Verdict::Missing, super::describe(&error), advice_on_taken_port(options)),
         }

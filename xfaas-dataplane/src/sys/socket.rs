@@ -23,13 +23,17 @@ const UDP_RECEIVE_BYTES: usize = 4 << 20;
 
 /// The kernel takes the rings of a process apart after its end, and the sockets they hold with them: a restart waits so long. 24 ms measured, and
 /// over a second on a machine that had more to do than it could.
-const RELEASE_WAIT: Duration = Duration::from_secs(3);
+pub const RELEASE_WAIT: Duration = Duration::from_secs(3);
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// Refuses an address that another process listens on. SO_REUSEPORT alone would share it without a word, when it is ours or we are root.
 /// Called once before the shards' sockets are made. Cost: three seconds when the address is taken.
 pub fn ensure_free(address: SocketAddr, tcp: bool) -> Result<(), ListenError> {
-    let deadline = Instant::now() + RELEASE_WAIT;
+    ensure_free_by(address, tcp, Instant::now() + RELEASE_WAIT)
+}
+
+/// As `ensure_free`, but waits until `deadline` for an address that is taken: several addresses can share one wait.
+pub fn ensure_free_by(address: SocketAddr, tcp: bool, deadline: Instant) -> Result<(), ListenError> {
     loop {
         match bind(address, tcp, false) {
             Err(error) if error.source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => std::thread::sleep(RELEASE_POLL),
