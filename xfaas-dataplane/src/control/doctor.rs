@@ -156,7 +156,11 @@ fn ports(machine: &Machine, options: &DoctorOptions<'_>, is_this_node: bool) -> 
         if is_this_node {
             return Check::good(name, format!("{address} (xfaas is running)"));
         }
-        if address.port() < 1024 && address.port() != 0 && !machine.has(CAP_NET_BIND_SERVICE) && ensure_free_by(address, tcp, deadline).is_err() {
+        if address.port() < 1024
+            && address.port() != 0
+            && !machine.has(CAP_NET_BIND_SERVICE)
+            && ensure_free_by(address, tcp, deadline).is_err()
+        {
             let advice = "give the process CAP_NET_BIND_SERVICE, or choose a port from 1024 on";
             return Check::bad(name, Verdict::Missing, format!("{address}: not ours to take"), advice);
         }
