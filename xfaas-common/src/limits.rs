@@ -29,6 +29,8 @@ pub const TIMER_PAYLOAD_BYTES_MAX: usize = 4 << 10;
 /// Timers of one session, and of all sessions of a shard.
 pub const TIMERS_SESSION_MAX: usize = 64;
 pub const TIMERS_SHARD_MAX: usize = 1 << 18;
+/// Milliseconds after its time from which a timer that nobody has begun, or whose session sleeps still, is overdue.
+pub const TIMER_OVERDUE_MS: u32 = 1_000;
 /// Timers of a shard that run at once.
 pub const TIMERS_RUNNING_MAX: usize = 256;
 /// Bytes of a module, with the hook that it brings: as deployed, as prepared by `init`, and as a container fetches it.

@@ -26,6 +26,7 @@ use crate::durable::{self, RecoverError, RecoverOptions, SessionPlace, replay};
 use crate::session::{LocalPlacement, PinBoard, PinBook, Placement, ProxyOptions};
 use crate::shard::{self, FILES_SPARE, RunningShards, ShardCommand, ShardError, ShardOptions, ShardPlan, Timeouts};
 use crate::steering::{Steering, SteeringError, SteeringOptions};
+use crate::sys::clock::MS_NS;
 use crate::sys::socket::{ListenError, ensure_free, tcp_listener, udp_socket};
 use crate::sys::{RingError, open_files};
 use crate::worker::{Engine, EngineError, EngineOptions};
@@ -46,7 +47,6 @@ const LARGEST_MESSAGES_MIN: u64 = 4;
 const DRAIN_MS_MIN: u64 = 200;
 /// How often the epoch ticks while guests run for long: their slice, and the grain of their deadlines.
 const TICK_US: u64 = 1_000;
-const MS_NS: u64 = 1_000_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {

@@ -200,7 +200,8 @@ fn judge(row: &Row, committed: f64) -> Verdict {
 
 /// Both sides with aligned columns, and the difference.
 pub fn shown(rows: &[Compared]) -> String {
-    let mut text = format!("{:<38}{:<16}{:>12}{:>12}{:>9}\n", "name", "unit", "counted", "committed", "diff");
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0) + 2;
+    let mut text = format!("{:<width$}{:<16}{:>12}{:>12}{:>9}\n", "name", "unit", "counted", "committed", "diff");
     let number = |count: Option<f64>| {
         count.map_or("-".to_owned(), |count| format!("{count:.3}").trim_end_matches('0').trim_end_matches('.').to_owned())
     };
@@ -217,7 +218,7 @@ pub fn shown(rows: &[Compared]) -> String {
             Verdict::Missing => "  NOT COUNTED",
         };
         let (counted, committed) = (number(row.counted), number(row.committed));
-        writeln!(text, "{:<38}{:<16}{counted:>12}{committed:>12}{difference:>9}{note}", row.name, row.unit.name())
+        writeln!(text, "{:<width$}{:<16}{counted:>12}{committed:>12}{difference:>9}{note}", row.name, row.unit.name())
             .expect("a String takes all");
     }
     text

@@ -23,6 +23,10 @@ pub const PARTS: [f64; 10] = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0];
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Of a point at the top or past it.
 const ROUNDS_PAST_TOP: usize = 3;
+/// Where the closed loop after a round got so much more or less than the one before, the machine changed its speed meanwhile, and the round is made again.
+const SPEED_CHANGE_MAX: f64 = 0.1;
+/// Rounds of a point at most, those that were made again among them.
+const ROUNDS_MADE_MAX: usize = 8;
 /// Past the top lost datagrams keep their places for this long.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(250);
 const DATAGRAM_SOCKETS: usize = 32;
@@ -168,15 +172,24 @@ impl CurveBench<'_> {
     /// It has the errors of all of them.
     fn past_top(&self, asked: Asked, setting: Setting, server: &Server, per_second: f64) -> Result<CurvePoint, CurveError> {
         let closed = || self.point(asked, setting, server, None);
-        let (mut rounds, mut loops) = (Vec::new(), vec![closed()?]);
-        for round in 0..ROUNDS_PAST_TOP {
+        let mut loops = vec![closed()?];
+        let (mut steady, mut unsteady) = (Vec::new(), Vec::new());
+        while steady.len() < ROUNDS_PAST_TOP && steady.len() + unsteady.len() < ROUNDS_MADE_MAX {
             let point = self.point(asked, setting, server, Some(per_second))?;
-            loops.push(closed()?);
-            let beside = (loops[round].requests_per_second + loops[round + 1].requests_per_second) / 2.0;
-            rounds.push(CurvePoint { closed_per_second: Some(beside), ..point });
+            let (before, after) = (loops[loops.len() - 1].requests_per_second, closed()?);
+            let round = CurvePoint { closed_per_second: Some(f64::midpoint(before, after.requests_per_second)), ..point };
+            // Where the load has no core of its own closed loops never agree.
+            let is_steady = self.is_shared(setting.cores) || (after.requests_per_second - before).abs() <= SPEED_CHANGE_MAX * before;
+            if is_steady { &mut steady } else { &mut unsteady }.push(round);
+            loops.push(after);
+            if self.interrupt.is_set() {
+                break;
+            }
         }
-        rounds.sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
-        let mut median = rounds.swap_remove(ROUNDS_PAST_TOP / 2);
+        let mut rounds: Vec<CurvePoint> = steady.into_iter().chain(unsteady).collect();
+        let counting = rounds.len().min(ROUNDS_PAST_TOP);
+        rounds[..counting].sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
+        let mut median = rounds.swap_remove(counting / 2);
         rounds.iter().chain(&loops).for_each(|other| median.add_errors(other));
         Ok(median)
     }

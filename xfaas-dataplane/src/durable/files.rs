@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Bytes of records that a snapshot gathers before it writes them.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
-const CURRENT: &str = "current";
+pub(super) const CURRENT: &str = "current";
 
 /// A file of the log that cannot be used.
 #[derive(Debug, thiserror::Error)]

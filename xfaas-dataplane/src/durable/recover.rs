@@ -2,7 +2,7 @@
 //! Called by `node`. docs/ARCHITECTURE.md, "The log", tells which region is believed.
 
 use super::begin::{Drafts, OpenRegion, Replayed};
-use super::files::{LogDirectory, LogError, SegmentFile};
+use super::files::{CURRENT, LogDirectory, LogError, SegmentFile};
 use super::format::{BatchKind, Head, SegmentKind};
 use super::segment::SegmentReader;
 use crate::state::{BadRecord, Record, Region, RegionError, RegionOptions, StateError, set_aside};
@@ -10,8 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use xfaas_common::ids::SessionId;
 
-/// The name of the file that says which segments count, as `files` writes it.
-const CURRENT: &str = "current";
 /// Of the first batch of a log.
 pub const FIRST_SEQUENCE: u64 = 1;
 

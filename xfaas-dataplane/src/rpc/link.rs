@@ -1,12 +1,12 @@
 //! One connection of a container to one shard of its primary: requests under way, frames out, frames in, signs of life.
 //! Pure: bytes go in and out, time is told. `T` is whoever asked. Bytes from the primary are checked, and a wrong one ends the connection.
 
+use crate::sys::clock::MS_NS;
 use slab::Slab;
 use xfaas_common::limits::{RPC_ASKED_BYTES_MAX, RPC_PING_MS, RPC_REQUESTS_MAX, RPC_SILENCE_MS_MAX};
 use xfaas_common::rpc::{Frame, FrameFault, Next, StateReply, encode_empty, next_frame};
 use xfaas_common::wire::{KIND_CHANGED, KIND_ERROR, KIND_PING, KIND_PONG, KIND_STATE_REPLY, KIND_WELCOME};
 
-const MS_NS: u64 = 1_000_000;
 /// While somebody waits for an answer the primary is asked this often whether it lives: a wait for a lock ends when it does not.
 const PING_BUSY_NS: u64 = 50 * MS_NS;
 /// Requests for which there is room from the start.

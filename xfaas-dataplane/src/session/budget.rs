@@ -33,9 +33,8 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::clock::SECOND_NS;
     use proptest::prelude::*;
-
-    const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
     fn a_burst_of_one_second_passes_and_then_one_at_a_time() {

@@ -2,13 +2,13 @@
 //! A stage of the loop, in timed work: it looks at some sessions of a region at a time, hands copies to the checkpoints' thread and goes on.
 
 use super::keeping::{Rest, TENTH_NS, tenths};
-use super::lifecycle::{AppSessions, Lifecycle, Ordered, SECOND_NS, Ticket};
+use super::lifecycle::{AppSessions, Lifecycle, Ordered, Ticket};
 use super::turn::Shard;
 use super::waking::WAKE_AHEAD_MS;
 use crate::durable::{CheckpointNumber, CheckpointOrder, CheckpointWork};
 use crate::session::{KnownSession, LastUse, NO_TICKET, Priority};
 use crate::state::{NamespaceRef, SESSION_BUCKETS, SessionKey, TimerOutlook, record_session};
-use crate::sys::clock;
+use crate::sys::clock::{self, SECOND_NS};
 use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{

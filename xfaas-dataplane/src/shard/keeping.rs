@@ -2,8 +2,8 @@
 //! Called by `lifecycle` and `checkpoints`; reads no clock. The history is that of all sessions of the app on this shard: one session is asked for
 //! too seldom to have one, and a function is not what rests.
 
-use super::lifecycle::SECOND_NS;
 use crate::session::{Alarms, KeepAlive, KeepAlivePolicy, Windows};
+use crate::sys::clock::SECOND_NS;
 use crate::worker::{AppRules, KeepAliveRule};
 use xfaas_common::limits::KEEP_ALIVE_S_DEFAULT;
 

@@ -12,7 +12,7 @@ use crate::durable::{CheckpointAnswer, CheckpointDoor, CheckpointNumber, Checkpo
 use crate::net::ErrorCode;
 use crate::session::{Alarms, CallName, Finished, KnownSessions, LastUse, NO_TICKET, NOT_STORED, Outcome};
 use crate::state::{Record, SessionKey, StateError};
-use crate::sys::clock;
+use crate::sys::clock::{self, SECOND_NS};
 use crate::worker::{Call, FunctionManifest};
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -21,7 +21,6 @@ use std::sync::Arc;
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::{COLD_SESSIONS_MAX, COLD_WAIT_MS_MAX};
 
-pub(super) const SECOND_NS: u64 = 1_000_000_000;
 const UNREADABLE: &str = "the session sleeps and its checkpoint cannot be read now: try again later";
 const UNLISTED: &str =
     "the store of checkpoints was not listed yet, so it is not known whether the session has state there: try again later";

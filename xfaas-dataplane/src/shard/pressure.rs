@@ -3,11 +3,11 @@
 //! Never drops what is in use, has timers that are due soon, or is not in the store.
 
 use super::checkpoints::{Evicting, Leaves};
-use super::lifecycle::{AppSessions, SECOND_NS};
+use super::lifecycle::AppSessions;
 use super::turn::Shard;
 use crate::session::{EvictionOrder, Evictor, KnownSession, LastUse, NO_TICKET, Priority, Use};
 use crate::state::{NamespaceRef, RegionStats, SESSION_BUCKETS};
-use crate::sys::clock;
+use crate::sys::clock::{self, SECOND_NS};
 use xfaas_common::ids::SessionId;
 use xfaas_common::limits::EVICTION_SAMPLE_MAX;
 

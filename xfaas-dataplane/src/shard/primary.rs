@@ -11,6 +11,7 @@ use crate::session::{
 };
 use crate::state::RegionReader;
 use crate::sys::Completion;
+use crate::sys::clock::MS_NS;
 use crate::worker::{Call, RemoteOperation, RemoteRequest, StateAt};
 use slab::Slab;
 use socket2::SockRef;
@@ -19,8 +20,6 @@ use std::sync::Arc;
 use xfaas_common::guest_abi::{MODE_STRONG, MODE_WEAK};
 use xfaas_common::rpc::{Asker, READ_KEY, READ_SNAPSHOT, StateRead, StateWrite, WRITE_COMMIT, WRITE_KEY};
 use xfaas_common::wire::Status;
-
-const MS_NS: u64 = 1_000_000;
 
 /// Told, on the shard's thread, that the connection with this number to this shard of the primary is lost: must neither block nor panic.
 pub type OnLost = Arc<dyn Fn(u16, u64) + Send + Sync>;

@@ -5,9 +5,8 @@ use super::start::Timeouts;
 use super::turn::Shard;
 use crate::net::Phase;
 use crate::state::Limit;
-use crate::sys::clock;
+use crate::sys::clock::{self, SECOND_NS};
 
-const SECOND_NS: u64 = 1_000_000_000;
 /// The client takes nothing of what is sent to it: of a long reply, not the next piece of 256 KiB.
 const SEND_NS_MAX: u64 = 120 * SECOND_NS;
 /// How long a client may take to read our last reply and close its half.

@@ -6,12 +6,10 @@ use super::pressure::has_room_ahead;
 use super::turn::Shard;
 use crate::sys::clock;
 use xfaas_common::ids::SessionId;
-use xfaas_common::limits::WAKING_LOADS_MAX;
+use xfaas_common::limits::{TIMER_OVERDUE_MS, WAKING_LOADS_MAX};
 
 /// How long before its first timer is due a session is loaded.
 pub(super) const WAKE_AHEAD_MS: u64 = 2_000;
-/// A timer of a session that sleeps still is overdue so long after its time.
-const OVERDUE_MS: u64 = 1_000;
 
 impl Lifecycle {
     fn may_load_ahead(&self) -> bool {
@@ -21,7 +19,9 @@ impl Lifecycle {
     /// Sessions that sleep and have timers, and those of them that should have been woken.
     pub(super) fn timers_asleep(&self, unix_ms: u64) -> (usize, usize) {
         let each = self.apps.iter().filter(|app| !app.timers.is_empty());
-        each.fold((0, 0), |(all, overdue), app| (all + app.timers.len(), overdue + app.timers.overdue(unix_ms, OVERDUE_MS)))
+        each.fold((0, 0), |(all, overdue), app| {
+            (all + app.timers.len(), overdue + app.timers.overdue(unix_ms, u64::from(TIMER_OVERDUE_MS)))
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_PAYLOAD_BYTES_MAX, TIMERS_SESSION_MAX, TIMERS_SHARD_MAX};
+use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_OVERDUE_MS, TIMER_PAYLOAD_BYTES_MAX, TIMERS_SESSION_MAX, TIMERS_SHARD_MAX};
 
 /// What a timer's key begins with.
 const KEY_PREFIX: &[u8] = b"\0t";
@@ -16,8 +16,6 @@ const HEAD_BYTES: usize = 16;
 /// The first retry of a failed timer, and the longest time between two.
 const RETRY_MS_MIN: i64 = 1_000;
 const RETRY_MS_MAX: i64 = 60_000;
-/// A timer that nobody has begun so long after its time is overdue.
-const OVERDUE_MS: i64 = 1_000;
 /// Timers that are counted one by one to find how many are overdue.
 const COUNTED_MAX: usize = 10_000;
 
@@ -156,7 +154,7 @@ impl TimerQueue {
 
     /// Timers that failed since they were due, and those whose time passed a second ago without a try; of the latter the first 10,000.
     pub fn overdue(&self, now_ms: i64) -> usize {
-        let late = self.waiting.range(..(now_ms.saturating_sub(OVERDUE_MS), 0)).take(COUNTED_MAX);
+        let late = self.waiting.range(..(now_ms.saturating_sub(i64::from(TIMER_OVERDUE_MS)), 0)).take(COUNTED_MAX);
         let untried = late.filter(|((_, number), owner)| self.find(owner, *number).is_some_and(|timer| timer.failures == 0));
         self.failing + untried.count()
     }

@@ -4,6 +4,10 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Nanoseconds of a millisecond, and of a second.
+pub const MS_NS: u64 = 1_000_000;
+pub const SECOND_NS: u64 = 1_000_000_000;
+
 /// Nanoseconds of the monotonic clock, from an arbitrary start.
 pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -2,13 +2,13 @@
 
 use super::line::LineError;
 use crate::session::Primary;
+use crate::sys::clock::MS_NS;
 use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
 use serde::Deserialize;
 use std::path::PathBuf;
 use xfaas_common::hash::{HASH_KEYS, HashKeys};
 use xfaas_common::limits::{CONTAINERS_MAX_DEFAULT, FUNCTIONS_MAX, SLOTS};
 
-const MS_NS: u64 = 1_000_000;
 /// How the welcome says that slot `s` belongs to shard `s mod shards`.
 const DEALT_IN_TURN: &str = "dealt in turn";
 

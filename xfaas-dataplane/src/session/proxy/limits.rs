@@ -4,11 +4,10 @@
 use super::Proxy;
 use super::run_queue::Turn;
 use crate::session::namespace::NamespaceId;
-use crate::sys::clock::{monotonic_ns, thread_cpu_ns};
+use crate::sys::clock::{SECOND_NS, monotonic_ns, thread_cpu_ns};
 use crate::worker::{Call, CpuShare};
 use std::time::Duration;
 
-const SECOND_NS: u64 = 1_000_000_000;
 /// A namespace may use its share of this time at once.
 const SHARE_WINDOW_NS: u64 = 100_000_000;
 /// What it runs over its share while nobody else wants the core counts for so long at most.

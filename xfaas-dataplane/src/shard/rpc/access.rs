@@ -6,13 +6,11 @@ use super::frames::{BUSY_INVOCATION, DRAINING, OVERLOADED, Refusal};
 use super::invocations::{Asked, Asker, Holder, Task, Waiting};
 use super::neighbours::Answered;
 use crate::state::{Acquire, CallToken, Limit, LockKey, SessionKey, StateError, timer_name};
-use crate::sys::clock;
+use crate::sys::clock::{self, MS_NS};
 use xfaas_common::guest_abi::{BAD_ARGUMENT, DEADLOCK, MODE_STRONG, MODE_WEAK, NOT_FOUND, OK, OVER_LIMIT};
 use xfaas_common::limits::{KEY_BYTES_MAX, RPC_INVOCATIONS_MAX, SNAPSHOT_KEYS_MAX, VALUE_BYTES_MAX};
 use xfaas_common::rpc::{REPLY_VALUE_BYTES_MAX, StateRead, StateWrite, snapshot_keys};
 use xfaas_common::wire::Status;
-
-const MS_NS: u64 = 1_000_000;
 
 /// A request for a lock, and what is to be done when it is there.
 struct Wanted<'a> {
