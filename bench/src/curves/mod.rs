@@ -21,12 +21,12 @@ use xfaas_dataplane::sys::clock::unix_ms;
 /// What is offered, in parts of what the first closed loop got.
 pub const PARTS: [f64; 10] = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0];
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Of a point at the top or past it.
-const ROUNDS_PAST_TOP: usize = 3;
-/// Where the closed loop after a round got so much more or less than the one before, the machine changed its speed meanwhile, and the round is made again.
+/// Of a point at the top or past it: rounds in which the machine kept its speed.
+const ROUNDS_PAST_TOP: usize = 5;
+/// Where the closed loop after a round got so much more or less than the one before, the machine changed its speed meanwhile, and one more round is made.
 const SPEED_CHANGE_MAX: f64 = 0.1;
-/// Rounds of a point at most, those that were made again among them.
-const ROUNDS_MADE_MAX: usize = 8;
+/// Rounds of a point at most, however unsteady the machine.
+const ROUNDS_MADE_MAX: usize = 9;
 /// Past the top lost datagrams keep their places for this long.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(250);
 const DATAGRAM_SOCKETS: usize = 32;
@@ -173,23 +173,22 @@ impl CurveBench<'_> {
     fn past_top(&self, asked: Asked, setting: Setting, server: &Server, per_second: f64) -> Result<CurvePoint, CurveError> {
         let closed = || self.point(asked, setting, server, None);
         let mut loops = vec![closed()?];
-        let (mut steady, mut unsteady) = (Vec::new(), Vec::new());
-        while steady.len() < ROUNDS_PAST_TOP && steady.len() + unsteady.len() < ROUNDS_MADE_MAX {
+        let (mut rounds, mut steady) = (Vec::new(), 0);
+        while steady < ROUNDS_PAST_TOP && rounds.len() < ROUNDS_MADE_MAX {
             let point = self.point(asked, setting, server, Some(per_second))?;
             let (before, after) = (loops[loops.len() - 1].requests_per_second, closed()?);
-            let round = CurvePoint { closed_per_second: Some(f64::midpoint(before, after.requests_per_second)), ..point };
+            rounds.push(CurvePoint { closed_per_second: Some(f64::midpoint(before, after.requests_per_second)), ..point });
             // Where the load has no core of its own closed loops never agree.
             let is_steady = self.is_shared(setting.cores) || (after.requests_per_second - before).abs() <= SPEED_CHANGE_MAX * before;
-            if is_steady { &mut steady } else { &mut unsteady }.push(round);
+            steady += usize::from(is_steady);
             loops.push(after);
             if self.interrupt.is_set() {
                 break;
             }
         }
-        let mut rounds: Vec<CurvePoint> = steady.into_iter().chain(unsteady).collect();
-        let counting = rounds.len().min(ROUNDS_PAST_TOP);
-        rounds[..counting].sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
-        let mut median = rounds.swap_remove(counting / 2);
+        // All count: a machine that changed its speed made about as many rounds look better as worse, and those that it changed twice look steady.
+        rounds.sort_by(|a, b| a.part_of_closed().total_cmp(&b.part_of_closed()));
+        let mut median = rounds.swap_remove((rounds.len() - 1) / 2);
         rounds.iter().chain(&loops).for_each(|other| median.add_errors(other));
         Ok(median)
     }

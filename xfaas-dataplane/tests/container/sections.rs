@@ -1,6 +1,6 @@
 //! Strong sections that span a container and its primary.
 
-use super::harness::{Client, Container, Function, Node, PATIENCE, Script, eventually, request};
+use super::harness::{Client, Container, Function, Node, Script, eventually, request};
 use super::{WAYS, node, number, results};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -169,7 +169,7 @@ fn a_killed_containers_locks_are_released() {
     let begun = Instant::now();
     container.kill();
     assert_eq!(results(&waiting.reply()), [-1, 0]);
-    assert!(begun.elapsed() < PATIENCE / 5, "released with the connection, not by lock_wait_ms: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "released with the connection, not by lock_wait_ms: {:?}", begun.elapsed());
 }
 
 #[test]

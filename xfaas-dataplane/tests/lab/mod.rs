@@ -35,7 +35,7 @@ pub const PORT: u16 = 8_080;
 /// Where a node listens for containers.
 pub const RPC_PORT: u16 = 8_082;
 /// How long a test waits for what must happen before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long for what only the kernel does.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(120);
 /// The server's device, and the client's.
