@@ -2,6 +2,7 @@
 
 use super::show::table;
 use crate::control::{ShardTrace, TraceReply, TracedRequest};
+use std::collections::HashSet;
 use std::fmt::Write;
 
 /// A part of a request's time, or what happened beside it, and how to find it. Microseconds.
@@ -45,7 +46,7 @@ const WORTH_A_WORD_OF_WINDOW: f64 = 0.001;
 /// What part of the time around it a request must be, or what happened there happened most likely outside it.
 const REQUEST_OF_WINDOW: f64 = 0.01;
 
-/// How many of the slowest requests are listed for each core.
+/// How many moments are listed for each core, by their slowest request.
 const LISTED: usize = 10;
 
 /// Which requests stand for a quantile: those whose rank from the slowest is within this part of it, on either side.
@@ -68,8 +69,8 @@ pub(super) fn report(reply: &TraceReply) -> String {
     text.push_str(if is_stamped { "(0: not stamped)" } else { "(-: not known)" });
     text.push_str(
         "; TURN: behind what came with it; WORKER: queue, Fork, mailbox;\n\
-         PARKED: locks, the primary, others' slices; SEND: until the kernel has the reply. What the kernel counted, it counted in a longer time around the\n\
-         request, in softirqs and stolen time by hundredths of a second.\n",
+         PARKED: locks, the primary, others' slices; SEND: until the kernel has the reply. BESIDE: so many more slow ones were under way meanwhile, and are\n\
+         not listed. What the kernel counted, it counted in a longer time around the request, in softirqs and stolen time by hundredths of a second.\n",
     );
     text
 }
@@ -182,28 +183,46 @@ fn words(most: &str, of: impl Fn(fn(&TracedRequest) -> f64) -> f64) -> String {
     text
 }
 
-/// The slowest of all that are known.
-fn listed(shard: &ShardTrace) -> Vec<&TracedRequest> {
-    let first = |requests: &mut Vec<&TracedRequest>| {
-        requests.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
-        requests.truncate(LISTED);
-    };
-    let (mut slow, mut sample): (Vec<_>, Vec<_>) = (shard.slow.iter().collect(), shard.sample.iter().collect());
-    first(&mut slow);
-    first(&mut sample);
-    // Where all the first of the sample stand in `slow` too, those after them are slower than none of the first of `slow`.
-    sample.retain(|request| !slow.contains(request));
-    slow.append(&mut sample);
-    first(&mut slow);
-    slow
+/// A slow request, and how many other slow ones that are known were under way meanwhile.
+struct Moment<'a> {
+    slowest: &'a TracedRequest,
+    beside: usize,
+}
+
+impl Moment<'_> {
+    fn holds(&self, request: &TracedRequest) -> bool {
+        let began_ms = |request: &TracedRequest| request.at_ms - request.total_us / 1e3;
+        began_ms(request) <= self.slowest.at_ms && began_ms(self.slowest) <= request.at_ms
+    }
+}
+
+/// The slowest of all that are known, each of another moment: what stops a core makes all slow that wait for it, and they would fill the list with one cause.
+fn moments(shard: &ShardTrace) -> Vec<Moment<'_>> {
+    fn key(request: &TracedRequest) -> (u64, u64, &str) {
+        (request.at_ms.to_bits(), request.total_us.to_bits(), &request.session)
+    }
+    let slow: HashSet<_> = shard.slow.iter().map(key).collect();
+    let only_sampled = shard.sample.iter().filter(|request| !slow.contains(&key(request)));
+    let mut known: Vec<&TracedRequest> = shard.slow.iter().chain(only_sampled).collect();
+    known.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
+    let mut moments: Vec<Moment> = Vec::new();
+    for request in known {
+        let is_full = moments.len() == LISTED;
+        match moments.iter_mut().find(|moment| moment.holds(request)) {
+            Some(moment) => moment.beside += usize::from(request.is_slow),
+            None if is_full => {}
+            None => moments.push(Moment { slowest: request, beside: 0 }),
+        }
+    }
+    moments
 }
 
 fn slowest(shard: &ShardTrace) -> String {
-    let requests = listed(shard);
-    if requests.is_empty() {
+    let moments = moments(shard);
+    if moments.is_empty() {
         return String::new();
     }
-    let row = |request: &&TracedRequest| {
+    let row = |Moment { slowest: request, beside }: &Moment| {
         let times = STAGES.map(|(name, of)| (name, of(request)));
         let most = times.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are stages");
         let way = match (request.is_datagram, request.is_forwarded) {
@@ -215,6 +234,7 @@ fn slowest(shard: &ShardTrace) -> String {
         vec![
             format!("{:.1}", request.total_us),
             format!("{:.1}", request.at_ms),
+            beside.to_string(),
             request.function.clone(),
             request.session.clone(),
             way.to_owned(),
@@ -222,8 +242,8 @@ fn slowest(shard: &ShardTrace) -> String {
             words(most.0, |of| of(request)),
         ]
     };
-    let rows: Vec<Vec<String>> = requests.iter().map(row).collect();
-    table(&["SLOWEST", "AT_MS", "FUNCTION", "SESSION", "BY", "MOST", "OF IT, AND WHAT ELSE THE CORE DID"], &rows)
+    let rows: Vec<Vec<String>> = moments.iter().map(row).collect();
+    table(&["SLOWEST", "AT_MS", "BESIDE", "FUNCTION", "SESSION", "BY", "MOST", "OF IT, AND WHAT ELSE THE CORE DID"], &rows)
 }
 
 #[cfg(test)]
@@ -295,21 +315,41 @@ mod tests {
         assert!(text.contains("5120 more were slow, of which the sample tells: those kept took longer, over 990.0 us"), "{text}");
     }
 
+    /// A slow request that ended at `at_ms`.
+    fn ended(at_ms: f64, total_us: f64) -> TracedRequest {
+        TracedRequest { is_slow: true, at_ms, ..request(total_us) }
+    }
+
     #[test]
     fn the_slowest_are_listed_from_all_that_is_known_and_each_once() {
-        let slow: Vec<TracedRequest> = (0..8).map(|number| TracedRequest { is_slow: true, ..request(100.0 + f64::from(number)) }).collect();
-        let mut sample = vec![request(5_000.0), request(20.0), request(103.5)];
+        let slow: Vec<TracedRequest> = (0..8).map(|number| ended(f64::from(number), 100.0 + f64::from(number))).collect();
+        let mut sample = vec![ended(30.0, 5_000.0), ended(31.0, 20.0), ended(32.0, 103.5)];
         sample.extend([slow[7].clone(), slow[0].clone()]);
-        let times = |shard: &ShardTrace| listed(shard).iter().map(|request| request.total_us).collect::<Vec<_>>();
+        let times = |shard: &ShardTrace| moments(shard).iter().map(|moment| moment.slowest.total_us).collect::<Vec<_>>();
         let expected = [5_000.0, 107.0, 106.0, 105.0, 104.0, 103.5, 103.0, 102.0, 101.0, 100.0];
         let shard = shard(1_000, slow, sample);
         assert_eq!(times(&shard), expected);
+        assert!(moments(&shard).iter().all(|moment| moment.beside == 0));
         let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard.clone()] });
         let first = text.lines().skip_while(|line| !line.starts_with("SLOWEST")).nth(1).unwrap();
         assert!(first.trim_start().starts_with("5000.0"), "{text}");
         // One that was read from the sample alone.
         let alone = ShardTrace { slow_above_us: None, dropped: 1, slow: shard.slow[..7].to_vec(), ..shard };
         assert_eq!(times(&alone), expected);
+    }
+
+    #[test]
+    fn what_was_slow_at_the_same_time_is_counted_with_the_slowest_of_it() {
+        // 3 ms in which the core was stopped, from 7 to 10; one that was over just before, and two of a millisecond from 11 on.
+        let mut slow: Vec<TracedRequest> = (0..40).map(|number| ended(10.0, 3_000.0 - f64::from(number))).collect();
+        slow.extend([ended(6.9, 50.0), ended(11.8, 700.0), ended(12.0, 1_000.0)]);
+        let quick = TracedRequest { at_ms: 8.0, ..request(9.0) };
+        let shard = shard(1_000, slow, vec![quick]);
+        let found: Vec<_> = moments(&shard).iter().map(|moment| (moment.slowest.total_us, moment.beside)).collect();
+        assert_eq!(found, [(3_000.0, 39), (1_000.0, 1), (50.0, 0)]);
+        let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard] });
+        let first = text.lines().skip_while(|line| !line.starts_with("SLOWEST")).nth(1).unwrap();
+        assert_eq!(first.split_whitespace().take(3).collect::<Vec<_>>(), ["3000.0", "10.0", "39"], "{text}");
     }
 
     #[test]
