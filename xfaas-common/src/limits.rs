@@ -31,6 +31,9 @@ pub const TIMERS_SESSION_MAX: usize = 64;
 pub const TIMERS_SHARD_MAX: usize = 1 << 18;
 /// Milliseconds after its time from which a timer that nobody has begun, or whose session sleeps still, is overdue.
 pub const TIMER_OVERDUE_MS: u32 = 1_000;
+/// Milliseconds to the first retry of a timer that failed, or of waking its session, and the most between two.
+pub const TIMER_RETRY_MS_MIN: u32 = 1_000;
+pub const TIMER_RETRY_MS_MAX: u32 = 60_000;
 /// Timers of a shard that run at once.
 pub const TIMERS_RUNNING_MAX: usize = 256;
 /// Bytes of a module, with the hook that it brings: as deployed, as prepared by `init`, and as a container fetches it.
@@ -211,3 +214,8 @@ const _: () = assert!(RPC_MODULE_CHUNK_BYTES + 16 <= RPC_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_KEYS_MAX * (KEY_BYTES_MAX + 1) <= u16::MAX as usize, "a list of keys has a 16-bit length");
 const _: () = assert!(KEPT_UNUSED_FILES_MIN < KEPT_UNUSED_FILES_MAX);
 const _: () = assert!(RPC_PING_MS * 3 < RPC_SILENCE_MS_MAX, "three lost pings are no silence yet");
+
+/// Milliseconds to wait after so many failures before: twice as long each time, within those bounds.
+pub fn timer_retry_ms(failures: u32) -> u32 {
+    TIMER_RETRY_MS_MIN.saturating_mul(1 << failures.min(16)).min(TIMER_RETRY_MS_MAX)
+}

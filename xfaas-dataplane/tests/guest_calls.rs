@@ -4,7 +4,7 @@
 #[allow(dead_code, unused_imports, reason = "each test file uses its own part of the harness")]
 mod harness;
 
-use harness::{Function, Node, Reply, Script, eventually, guest, request};
+use harness::{Function, Node, Reply, Script, eventually, guest, request, run_until_a_deadlock};
 use std::time::{Duration, Instant};
 
 /// Functions that share app `state`, so that one looks at what another left.
@@ -127,33 +127,9 @@ fn weak_increments_may_be_lost_but_values_are_never_torn() {
 #[test]
 fn two_locks_in_opposite_order_end_in_a_deadlock_for_one_and_a_reply_for_the_other() {
     let node = Node::builder().function(Function::guest("lock-ab").app("locks")).function(Function::guest("lock-ba").app("locks")).start();
-    let (mut replied, mut refused) = (0, 0);
-    // Whether two calls meet is up to the machine: it is tried until they do.
-    for round in 1..=ROUNDS_MAX {
-        let begun = Instant::now();
-        let mut clients = [node.connect(), node.connect()];
-        for (client, function) in clients.iter_mut().zip(["lock-ab", "lock-ba"]) {
-            client.send(&request("POST", &format!("/f/{function}"), &[("x-session-id", "s")], b""));
-        }
-        for client in &mut clients {
-            let reply = client.reply();
-            if reply.status == 200 {
-                replied += 1;
-            } else {
-                reply.assert_error(500, "guest_error");
-                assert_eq!(reply.problem()["guest_code"], -4);
-                refused += 1;
-            }
-        }
-        assert!(begun.elapsed() < Duration::from_secs(4), "a cycle is found at once, not by lock_wait_ms");
-        assert!(replied >= round, "one of two always gets through");
-        if refused > 0 {
-            break;
-        }
-    }
-    assert!(refused > 0, "no two calls met");
+    let replied = run_until_a_deadlock([node.http; 2]);
     let reply = node.post("lock-ab", "s", b"");
-    reply.assert_ok(&(replied + 1_i32).to_le_bytes());
+    reply.assert_ok(&(replied + 1).to_le_bytes());
 }
 
 #[test]

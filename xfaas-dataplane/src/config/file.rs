@@ -2,8 +2,9 @@
 
 use super::checkpoints::CheckpointsSection;
 use super::limits::Limits;
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
+use crate::worker::{FunctionManifest, with_deploy_flags};
 use serde::Deserialize;
+use std::mem::take;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -54,74 +55,20 @@ pub(super) struct SteeringSection {
     pub iface: Option<String>,
 }
 
-/// One `[[function]]`: the flags of `xfaas deploy` in snake case, and the module. The flags are spelt out, not flattened in: serde refuses
-/// unknown keys only of a flat struct.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FunctionEntry {
-    name: String,
-    wasm: PathBuf,
-    hook: Option<PathBuf>,
-    app: Option<String>,
-    #[serde(default)]
-    read_only: bool,
-    #[serde(default)]
-    atomic: bool,
-    #[serde(default)]
-    idempotent: bool,
-    #[serde(default)]
-    fresh: bool,
-    #[serde(default)]
-    read_sessions: bool,
-    deadline_ms: Option<u32>,
-    memory_mib: Option<u32>,
-    workers_max: Option<u16>,
-    containers_max: Option<u16>,
-    state_mib: Option<u32>,
-    #[serde(default)]
-    durability: Durability,
-    #[serde(default)]
-    hint: Hint,
-    #[serde(default)]
-    tokens: bool,
-    hook_deadline_ms: Option<u32>,
-    requests_per_s: Option<u32>,
-    cpu_share: Option<CpuShare>,
-    #[serde(default)]
-    keep_alive: KeepAliveRule,
-    keep_alive_s: Option<u32>,
-    checkpoint_every_s: Option<u32>,
+with_deploy_flags! {
+    /// One `[[function]]`: the flags of `xfaas deploy` in snake case, and the modules.
+    #[derive(Debug)]
+    pub(super) struct FunctionEntry {
+        name: String,
+        wasm: PathBuf,
+        hook: Option<PathBuf>,
+    }
 }
 
 impl FunctionEntry {
-    /// The manifest with the defaults of CONTRACT.md section 4, and the paths of the module and of its hook as written.
-    pub fn into_parts(self) -> (FunctionManifest, PathBuf, Option<PathBuf>) {
-        let default = FunctionManifest::named(&self.name);
-        let manifest = FunctionManifest {
-            app: self.app.unwrap_or(default.app),
-            name: self.name,
-            read_only: self.read_only,
-            atomic: self.atomic,
-            idempotent: self.idempotent,
-            fresh: self.fresh,
-            read_sessions: self.read_sessions,
-            deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
-            memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
-            workers_max: self.workers_max.unwrap_or(default.workers_max),
-            containers_max: self.containers_max.unwrap_or(default.containers_max),
-            state_mib: self.state_mib.unwrap_or(default.state_mib),
-            durability: self.durability,
-            rules: AppRules {
-                hint: self.hint,
-                hook_deadline_ms: self.hook_deadline_ms,
-                tokens: self.tokens,
-                requests_per_s: self.requests_per_s,
-                cpu_share: self.cpu_share,
-                keep_alive: self.keep_alive,
-                keep_alive_s: self.keep_alive_s,
-                checkpoint_every_s: self.checkpoint_every_s,
-            },
-        };
-        (manifest, self.wasm, self.hook)
+    /// The manifest, and the paths of the module and of its hook as written.
+    pub fn into_parts(mut self) -> (FunctionManifest, PathBuf, Option<PathBuf>) {
+        let (name, wasm, hook) = (take(&mut self.name), take(&mut self.wasm), self.hook.take());
+        (self.into_manifest(&name), wasm, hook)
     }
 }

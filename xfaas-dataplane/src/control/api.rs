@@ -1,65 +1,16 @@
 //! The JSON documents of the admin API, for the server and the client alike.
 
-use crate::worker::{AppRules, CpuShare, Durability, FunctionManifest, Hint, KeepAliveRule};
+use crate::worker::{FunctionManifest, with_deploy_flags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The flags of `xfaas deploy`, which travel as the query of `PUT /v1/functions/{name}`. What is left out has its default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeployFlags {
-    pub app: Option<String>,
-    pub read_only: bool,
-    pub atomic: bool,
-    pub idempotent: bool,
-    pub fresh: bool,
-    pub read_sessions: bool,
-    pub deadline_ms: Option<u32>,
-    pub memory_mib: Option<u32>,
-    pub workers_max: Option<u16>,
-    pub containers_max: Option<u16>,
-    pub state_mib: Option<u32>,
-    pub durability: Option<Durability>,
-    pub hint: Option<Hint>,
-    pub hook_deadline_ms: Option<u32>,
-    pub tokens: bool,
-    pub requests_per_s: Option<u32>,
-    pub cpu_share: Option<CpuShare>,
-    pub keep_alive: Option<KeepAliveRule>,
-    pub keep_alive_s: Option<u32>,
-    pub checkpoint_every_s: Option<u32>,
+with_deploy_flags! {
+    /// The flags of `xfaas deploy`, which travel as the query of `PUT /v1/functions/{name}`.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct DeployFlags {}
 }
 
 impl DeployFlags {
-    pub(super) fn into_manifest(self, name: String) -> FunctionManifest {
-        let default = FunctionManifest::named(&name);
-        FunctionManifest {
-            name,
-            app: self.app.unwrap_or(default.app),
-            read_only: self.read_only,
-            atomic: self.atomic,
-            idempotent: self.idempotent,
-            fresh: self.fresh,
-            read_sessions: self.read_sessions,
-            deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
-            memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
-            workers_max: self.workers_max.unwrap_or(default.workers_max),
-            containers_max: self.containers_max.unwrap_or(default.containers_max),
-            state_mib: self.state_mib.unwrap_or(default.state_mib),
-            durability: self.durability.unwrap_or(default.durability),
-            rules: AppRules {
-                hint: self.hint.unwrap_or_default(),
-                hook_deadline_ms: self.hook_deadline_ms,
-                tokens: self.tokens,
-                requests_per_s: self.requests_per_s,
-                cpu_share: self.cpu_share,
-                keep_alive: self.keep_alive.unwrap_or_default(),
-                keep_alive_s: self.keep_alive_s,
-                checkpoint_every_s: self.checkpoint_every_s,
-            },
-        }
-    }
-
     /// The parameters that differ from their defaults.
     pub(super) fn to_query(&self) -> Vec<(&'static str, String)> {
         let switches = [

@@ -3,10 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use xfaas_common::ids::SessionId;
+use xfaas_common::limits::{TIMER_RETRY_MS_MAX, timer_retry_ms};
 
-/// The first wait after a try in vain, and the longest one.
-const RETRY_MS_MIN: u64 = 1_000;
-const RETRY_MS_MAX: u64 = 60_000;
 /// Entries that are counted one by one to find how many are late.
 const COUNTED_MAX: usize = 10_000;
 
@@ -60,7 +58,7 @@ impl Alarms {
         }
         let session = *session;
         let alarm = *self.by_session.get(&session).expect("what has a time is a session's");
-        let wait_ms = RETRY_MS_MIN.saturating_mul(1 << alarm.tries.min(16)).min(RETRY_MS_MAX);
+        let wait_ms = u64::from(timer_retry_ms(u32::from(alarm.tries)));
         self.put(&session, Alarm { next_ms: now_ms.saturating_add(wait_ms), tries: alarm.tries.saturating_add(1), ..alarm });
         Some(session)
     }
@@ -68,7 +66,7 @@ impl Alarms {
     /// Sessions that were needed more than `late_ms` ago, of the first 10,000.
     pub fn overdue(&self, now_ms: u64, late_ms: u64) -> usize {
         // What is late was due, and so is named again within the longest wait.
-        let tried = self.by_time.range(..(now_ms.saturating_add(RETRY_MS_MAX + 1), smallest())).take(COUNTED_MAX);
+        let tried = self.by_time.range(..(now_ms.saturating_add(u64::from(TIMER_RETRY_MS_MAX) + 1), smallest())).take(COUNTED_MAX);
         tried.filter(|(_, at_ms)| at_ms.saturating_add(late_ms) < now_ms).count()
     }
 }

@@ -7,15 +7,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use xfaas_common::ids::{FunctionHash, SessionId};
-use xfaas_common::limits::{TIMER_NAME_BYTES_MAX, TIMER_OVERDUE_MS, TIMER_PAYLOAD_BYTES_MAX, TIMERS_SESSION_MAX, TIMERS_SHARD_MAX};
+use xfaas_common::limits::{
+    TIMER_NAME_BYTES_MAX, TIMER_OVERDUE_MS, TIMER_PAYLOAD_BYTES_MAX, TIMERS_SESSION_MAX, TIMERS_SHARD_MAX, timer_retry_ms,
+};
 
 /// What a timer's key begins with.
 const KEY_PREFIX: &[u8] = b"\0t";
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 16;
-/// The first retry of a failed timer, and the longest time between two.
-const RETRY_MS_MIN: i64 = 1_000;
-const RETRY_MS_MAX: i64 = 60_000;
 /// Timers that are counted one by one to find how many are overdue.
 const COUNTED_MAX: usize = 10_000;
 
@@ -266,7 +265,7 @@ impl TimerQueue {
         let Some(timer) = timer_mut(&mut self.sessions, &owner, number) else { return };
         debug_assert!(timer.due_ms.is_none(), "only what runs can fail");
         self.failing += usize::from(timer.failures == 0);
-        let wait_ms = RETRY_MS_MIN.saturating_mul(1 << timer.failures.min(16)).min(RETRY_MS_MAX);
+        let wait_ms = i64::from(timer_retry_ms(timer.failures));
         timer.failures = timer.failures.saturating_add(1);
         let due_ms = now_ms.max(timer.at_ms).saturating_add(wait_ms);
         timer.due_ms = Some(due_ms);

@@ -1,6 +1,6 @@
 //! What a deploy says about a function beside its module. CONTRACT.md section 4. Read from JSON and TOML; holds no behaviour.
 
-use super::app_rules::{AppRules, CpuShare, Hint, KeepAliveRule};
+use super::app_rules::AppRules;
 use serde::{Deserialize, Serialize};
 use xfaas_common::limits::{
     CHECKPOINT_EVERY_S_DEFAULT, CONTAINERS_MAX_DEFAULT, DEADLINE_MS_DEFAULT, MEMORY_MIB_DEFAULT, STATE_MIB_DEFAULT, WORKERS_MAX_DEFAULT,
@@ -88,69 +88,89 @@ fn is_one(containers_max: &u16) -> bool {
     *containers_max == CONTAINERS_MAX_DEFAULT
 }
 
-/// The manifest as it is written down.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ManifestText {
-    name: String,
-    app: Option<String>,
-    #[serde(default)]
-    read_only: bool,
-    #[serde(default)]
-    atomic: bool,
-    #[serde(default)]
-    idempotent: bool,
-    #[serde(default)]
-    fresh: bool,
-    #[serde(default)]
-    read_sessions: bool,
-    deadline_ms: Option<u32>,
-    memory_mib: Option<u32>,
-    workers_max: Option<u16>,
-    containers_max: Option<u16>,
-    state_mib: Option<u32>,
-    #[serde(default)]
-    durability: Durability,
-    #[serde(default)]
-    hint: Hint,
-    #[serde(default)]
-    tokens: bool,
-    hook_deadline_ms: Option<u32>,
-    requests_per_s: Option<u32>,
-    cpu_share: Option<CpuShare>,
-    #[serde(default)]
-    keep_alive: KeepAliveRule,
-    keep_alive_s: Option<u32>,
-    checkpoint_every_s: Option<u32>,
+/// Declares a struct of the fields given and of one for each flag of `xfaas deploy`, by its key, with `into_manifest`. A macro, because serde refuses unknown
+/// keys only of a flat struct: the flags cannot be a struct within the others.
+macro_rules! with_deploy_flags {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($own:ident: $own_type:ty,)* }) => {
+        $(#[$attribute])*
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        $visibility struct $name {
+            $($own: $own_type,)*
+            pub app: Option<String>,
+            #[serde(default)]
+            pub read_only: bool,
+            #[serde(default)]
+            pub atomic: bool,
+            #[serde(default)]
+            pub idempotent: bool,
+            #[serde(default)]
+            pub fresh: bool,
+            #[serde(default)]
+            pub read_sessions: bool,
+            pub deadline_ms: Option<u32>,
+            pub memory_mib: Option<u32>,
+            pub workers_max: Option<u16>,
+            pub containers_max: Option<u16>,
+            pub state_mib: Option<u32>,
+            pub durability: Option<$crate::worker::Durability>,
+            pub hint: Option<$crate::worker::Hint>,
+            #[serde(default)]
+            pub tokens: bool,
+            pub hook_deadline_ms: Option<u32>,
+            pub requests_per_s: Option<u32>,
+            pub cpu_share: Option<$crate::worker::CpuShare>,
+            pub keep_alive: Option<$crate::worker::KeepAliveRule>,
+            pub keep_alive_s: Option<u32>,
+            pub checkpoint_every_s: Option<u32>,
+        }
+
+        impl $name {
+            /// The manifest of the function `name`. What is left out has its default, CONTRACT.md section 4.
+            pub(crate) fn into_manifest(self, name: &str) -> $crate::worker::FunctionManifest {
+                let default = $crate::worker::FunctionManifest::named(name);
+                $crate::worker::FunctionManifest {
+                    name: default.name,
+                    app: self.app.unwrap_or(default.app),
+                    read_only: self.read_only,
+                    atomic: self.atomic,
+                    idempotent: self.idempotent,
+                    fresh: self.fresh,
+                    read_sessions: self.read_sessions,
+                    deadline_ms: self.deadline_ms.unwrap_or(default.deadline_ms),
+                    memory_mib: self.memory_mib.unwrap_or(default.memory_mib),
+                    workers_max: self.workers_max.unwrap_or(default.workers_max),
+                    containers_max: self.containers_max.unwrap_or(default.containers_max),
+                    state_mib: self.state_mib.unwrap_or(default.state_mib),
+                    durability: self.durability.unwrap_or(default.durability),
+                    rules: $crate::worker::AppRules {
+                        hint: self.hint.unwrap_or_default(),
+                        hook_deadline_ms: self.hook_deadline_ms,
+                        tokens: self.tokens,
+                        requests_per_s: self.requests_per_s,
+                        cpu_share: self.cpu_share,
+                        keep_alive: self.keep_alive.unwrap_or_default(),
+                        keep_alive_s: self.keep_alive_s,
+                        checkpoint_every_s: self.checkpoint_every_s,
+                    },
+                }
+            }
+        }
+    };
+}
+pub(crate) use with_deploy_flags;
+
+with_deploy_flags! {
+    /// The manifest as it is written down.
+    struct ManifestText {
+        name: String,
+    }
 }
 
 impl From<ManifestText> for FunctionManifest {
-    fn from(text: ManifestText) -> FunctionManifest {
-        FunctionManifest {
-            app: text.app.unwrap_or_else(|| text.name.clone()),
-            name: text.name,
-            read_only: text.read_only,
-            atomic: text.atomic,
-            idempotent: text.idempotent,
-            fresh: text.fresh,
-            read_sessions: text.read_sessions,
-            deadline_ms: text.deadline_ms.unwrap_or(DEADLINE_MS_DEFAULT),
-            memory_mib: text.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
-            workers_max: text.workers_max.unwrap_or(WORKERS_MAX_DEFAULT),
-            containers_max: text.containers_max.unwrap_or(CONTAINERS_MAX_DEFAULT),
-            state_mib: text.state_mib.unwrap_or(STATE_MIB_DEFAULT),
-            durability: text.durability,
-            rules: AppRules {
-                hint: text.hint,
-                hook_deadline_ms: text.hook_deadline_ms,
-                tokens: text.tokens,
-                requests_per_s: text.requests_per_s,
-                cpu_share: text.cpu_share,
-                keep_alive: text.keep_alive,
-                keep_alive_s: text.keep_alive_s,
-                checkpoint_every_s: text.checkpoint_every_s,
-            },
-        }
+    fn from(mut text: ManifestText) -> FunctionManifest {
+        let name = std::mem::take(&mut text.name);
+        text.into_manifest(&name)
     }
 }
 

@@ -41,6 +41,7 @@ pub use self::engine::{Engine, EngineError, EngineOptions};
 pub use self::fiber::{ForkError, Progress, Worker};
 pub use self::hook_module::attach_hook;
 pub use self::lend::Lent;
+pub(crate) use self::manifest::with_deploy_flags;
 pub use self::manifest::{Durability, FunctionManifest};
 pub use self::program::{Function, LoadError, Program};
 pub use self::remote::{RemoteAccess, RemoteOperation, RemoteRequest};

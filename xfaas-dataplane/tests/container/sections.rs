@@ -1,6 +1,6 @@
 //! Strong sections that span a container and its primary.
 
-use super::harness::{Client, Container, Function, Node, Script, eventually, request};
+use super::harness::{Client, Container, Function, Node, Script, eventually, request, run_until_a_deadlock};
 use super::{WAYS, node, number, results};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -9,8 +9,6 @@ const CLIENTS: u64 = 10;
 const INCREMENTS: u64 = 100;
 /// Longer than a command of the operator takes, nanoseconds or so.
 const LONG_SPIN: i32 = 2_000_000_000;
-/// Whether two calls meet is up to the machine: it is tried so often.
-const ROUNDS_MAX: i32 = 60;
 
 /// Some clients that each add 1 to one counter many times; every call must succeed.
 fn increment_at(address: SocketAddr) {
@@ -42,30 +40,7 @@ fn no_increment_is_lost_between_a_container_and_its_primary() {
 fn two_keys_in_both_orders_deadlock_across_processes_and_one_gets_through() {
     let node = node();
     let container = Container::join(&node, &[]);
-    let (mut replied, mut refused) = (0, 0);
-    for round in 1..=ROUNDS_MAX {
-        let begun = Instant::now();
-        let mut clients = [container.connect(), node.connect()];
-        for (client, function) in clients.iter_mut().zip(["lock-ab", "lock-ba"]) {
-            client.send(&request("POST", &format!("/f/{function}"), &[("x-session-id", "s")], b""));
-        }
-        for client in &mut clients {
-            let reply = client.reply();
-            if reply.status == 200 {
-                replied += 1;
-            } else {
-                reply.assert_error(500, "guest_error");
-                assert_eq!(reply.problem()["guest_code"], -4);
-                refused += 1;
-            }
-        }
-        assert!(begun.elapsed() < Duration::from_secs(4), "a cycle is found at once, not by lock_wait_ms");
-        assert!(replied >= round, "one of two always gets through");
-        if refused > 0 {
-            break;
-        }
-    }
-    assert!(refused > 0, "no two calls met");
+    let replied = run_until_a_deadlock([container.http, node.http]);
     container.post("lock-ab", "s", b"").assert_ok(&(replied + 1).to_le_bytes());
 }
 

@@ -4,6 +4,7 @@
 mod container;
 mod datagram;
 mod http;
+mod locks;
 mod metrics;
 mod node;
 mod rpc;
@@ -12,6 +13,7 @@ mod script;
 pub use self::container::Container;
 pub use self::datagram::{Answer, KIND_REPLY, UdpClient, function_hash, request_datagram};
 pub use self::http::{Client, Reply, request};
+pub use self::locks::run_until_a_deadlock;
 pub use self::metrics::Metrics;
 pub use self::node::{Function, Node, NodeBuilder, guest, xfaas};
 pub use self::rpc::{RpcClient, RpcFrame, State, Welcome, rpc_frame};

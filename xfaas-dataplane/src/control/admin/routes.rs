@@ -93,7 +93,7 @@ async fn deploy(
     let name = function_name(name)?;
     let Module { wasm, memory } = shared.module_memory.read(request.into_body()).await?;
     let permit = shared.deployments.one().await?;
-    let manifest = flags.into_manifest(name);
+    let manifest = flags.into_manifest(&name);
     let work = move || {
         let _memory = memory;
         shared.deployer.deploy(&manifest, &wasm)
