@@ -39,6 +39,13 @@ pub enum GuestError {
     Call { progress: Progress, output_bytes: usize },
 }
 
+/// Compiles the guest in the file `module`.
+pub fn load_program(engine: &Engine, manifest: &FunctionManifest, module: &Path) -> Result<Program, GuestError> {
+    let path = || module.to_owned();
+    let wasm = std::fs::read(module).map_err(|source| GuestError::Read { path: path(), source })?;
+    engine.load(manifest, &wasm).map_err(|source| GuestError::Load { path: path(), source })
+}
+
 /// A program, its session's state, and the one call that runs again and again.
 pub struct Guest {
     program: Program,
@@ -54,9 +61,8 @@ impl Guest {
 
     /// The same with an engine that is there.
     pub fn load_with(engine: &Engine, module: &Path) -> Result<Guest, GuestError> {
-        let wasm = std::fs::read(module).map_err(|source| GuestError::Read { path: module.to_owned(), source })?;
         let manifest = FunctionManifest::named("bench");
-        let program = engine.load(&manifest, &wasm).map_err(|source| GuestError::Load { path: module.to_owned(), source })?;
+        let program = load_program(engine, &manifest, module)?;
         let directory = crate::servers::scratch_directory("guest").map_err(GuestError::Directory)?;
         let mut state = Box::new(ShardState::new(directory.path().to_owned(), 0, REGION_BYTES));
         state.open_app(APP, &manifest.app)?;

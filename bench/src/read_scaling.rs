@@ -1,18 +1,17 @@
 //! Reads of one hot session whose owner keeps writing: how many one core makes, and how many two make together. No network: guests on
 //! workers, as a shard runs them.
 
+use crate::guest::{GuestError, load_program};
 use crate::servers::scratch_directory;
 use hdrhistogram::Histogram;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 use xfaas_common::ids::SessionId;
 use xfaas_dataplane::state::{CallToken, RegionError, RegionReader, ShardState};
 use xfaas_dataplane::sys::affinity::{AffinityError, pin_to};
 use xfaas_dataplane::sys::clock::monotonic_ns;
-use xfaas_dataplane::worker::{
-    Call, Engine, EngineError, EngineOptions, ForkError, FunctionManifest, Lent, LoadError, Program, Progress, StateAt, Worker,
-};
+use xfaas_dataplane::worker::{Call, Engine, EngineOptions, ForkError, FunctionManifest, Lent, Program, Progress, StateAt, Worker};
 
 const APP: u16 = 0;
 const OWNER: u16 = 0;
@@ -26,20 +25,8 @@ pub enum ScalingError {
     Cpus { cpus: usize },
     #[error(transparent)]
     Affinity(#[from] AffinityError),
-    #[error("the engine cannot be made")]
-    Engine(#[from] EngineError),
-    #[error("cannot read the guest {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the guest {} is refused", path.display())]
-    Load {
-        path: PathBuf,
-        #[source]
-        source: LoadError,
-    },
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     #[error("no directory for the session's state")]
     Directory(#[source] std::io::Error),
     #[error("no region for the session's state")]
@@ -89,7 +76,7 @@ pub fn measure_read_scaling(options: &ScalingOptions<'_>) -> Result<Vec<ReadScal
     if !(1..=NAMES.len()).contains(&cores) {
         return Err(ScalingError::Cpus { cpus: cores });
     }
-    let engine = Engine::new(&EngineOptions::default())?;
+    let engine = Engine::new(&EngineOptions::default()).map_err(GuestError::from)?;
     let programs = Programs {
         read: load(&engine, options.guests, "counter-read", true)?,
         write: load(&engine, options.guests, "counter-rmw-linear", false)?,
@@ -164,10 +151,8 @@ struct Programs {
 }
 
 fn load(engine: &Engine, guests: &Path, name: &str, read_only: bool) -> Result<(FunctionManifest, Program), ScalingError> {
-    let path = guests.join(format!("{name}.wasm"));
-    let wasm = std::fs::read(&path).map_err(|source| ScalingError::Read { path: path.clone(), source })?;
     let manifest = FunctionManifest { read_only, ..FunctionManifest::named(name) };
-    let program = engine.load(&manifest, &wasm).map_err(|source| ScalingError::Load { path, source })?;
+    let program = load_program(engine, &manifest, &guests.join(format!("{name}.wasm")))?;
     Ok((manifest, program))
 }
 
