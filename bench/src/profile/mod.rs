@@ -166,8 +166,8 @@ fn trace(admin: String, seconds: u32, interrupt: &Interrupt) -> Result<TraceRepl
 fn windows(trace: &TraceReply) -> Vec<(u64, u64)> {
     let slow = trace.shards.iter().flat_map(|shard| &shard.slow);
     slow.map(|request| {
-        let from_ns = trace.began_ns + (request.at_ms * 1e6) as u64;
-        (from_ns.saturating_sub((request.network_us * 1e3) as u64), from_ns + ((request.total_us - request.network_us) * 1e3) as u64)
+        let (from_ms, to_ms) = request.under_way_ms();
+        (trace.began_ns.saturating_add_signed((from_ms * 1e6) as i64), trace.began_ns.saturating_add_signed((to_ms * 1e6) as i64))
     })
     .collect()
 }

@@ -191,8 +191,8 @@ struct Moment<'a> {
 
 impl Moment<'_> {
     fn holds(&self, request: &TracedRequest) -> bool {
-        let began_ms = |request: &TracedRequest| request.at_ms - request.total_us / 1e3;
-        began_ms(request) <= self.slowest.at_ms && began_ms(self.slowest) <= request.at_ms
+        let ((from_ms, to_ms), (began_ms, ended_ms)) = (self.slowest.under_way_ms(), request.under_way_ms());
+        began_ms <= to_ms && from_ms <= ended_ms
     }
 }
 
@@ -315,15 +315,15 @@ mod tests {
         assert!(text.contains("5120 more were slow, of which the sample tells: those kept took longer, over 990.0 us"), "{text}");
     }
 
-    /// A slow request that ended at `at_ms`.
-    fn ended(at_ms: f64, total_us: f64) -> TracedRequest {
+    /// A slow request that the shard found at `at_ms`.
+    fn found(at_ms: f64, total_us: f64) -> TracedRequest {
         TracedRequest { is_slow: true, at_ms, ..request(total_us) }
     }
 
     #[test]
     fn the_slowest_are_listed_from_all_that_is_known_and_each_once() {
-        let slow: Vec<TracedRequest> = (0..8).map(|number| ended(f64::from(number), 100.0 + f64::from(number))).collect();
-        let mut sample = vec![ended(30.0, 5_000.0), ended(31.0, 20.0), ended(32.0, 103.5)];
+        let slow: Vec<TracedRequest> = (0..8).map(|number| found(f64::from(number), 100.0 + f64::from(number))).collect();
+        let mut sample = vec![found(50.0, 5_000.0), found(31.0, 20.0), found(32.0, 103.5)];
         sample.extend([slow[7].clone(), slow[0].clone()]);
         let times = |shard: &ShardTrace| moments(shard).iter().map(|moment| moment.slowest.total_us).collect::<Vec<_>>();
         let expected = [5_000.0, 107.0, 106.0, 105.0, 104.0, 103.5, 103.0, 102.0, 101.0, 100.0];
@@ -340,16 +340,17 @@ mod tests {
 
     #[test]
     fn what_was_slow_at_the_same_time_is_counted_with_the_slowest_of_it() {
-        // 3 ms in which the core was stopped, from 7 to 10; one that was over just before, and two of a millisecond from 11 on.
-        let mut slow: Vec<TracedRequest> = (0..40).map(|number| ended(10.0, 3_000.0 - f64::from(number))).collect();
-        slow.extend([ended(6.9, 50.0), ended(11.8, 700.0), ended(12.0, 1_000.0)]);
+        // 3 ms in which the core was stopped, from 7 to 10, with one that came in the middle of it; one that was over just before, and two from 11 on.
+        let mut slow: Vec<TracedRequest> = (0..40).map(|number| found(7.0, 3_000.0 - f64::from(number))).collect();
+        slow.push(TracedRequest { network_us: 1_400.0, ..found(9.9, 1_500.0) });
+        slow.extend([found(6.9, 50.0), found(11.3, 700.0), found(11.0, 1_000.0)]);
         let quick = TracedRequest { at_ms: 8.0, ..request(9.0) };
         let shard = shard(1_000, slow, vec![quick]);
         let found: Vec<_> = moments(&shard).iter().map(|moment| (moment.slowest.total_us, moment.beside)).collect();
-        assert_eq!(found, [(3_000.0, 39), (1_000.0, 1), (50.0, 0)]);
+        assert_eq!(found, [(3_000.0, 40), (1_000.0, 1), (50.0, 0)]);
         let text = report(&TraceReply { seconds: 1.0, began_ns: 0, shards: vec![shard] });
         let first = text.lines().skip_while(|line| !line.starts_with("SLOWEST")).nth(1).unwrap();
-        assert_eq!(first.split_whitespace().take(3).collect::<Vec<_>>(), ["3000.0", "10.0", "39"], "{text}");
+        assert_eq!(first.split_whitespace().take(3).collect::<Vec<_>>(), ["3000.0", "7.0", "40"], "{text}");
     }
 
     #[test]

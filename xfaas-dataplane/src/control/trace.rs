@@ -58,7 +58,7 @@ pub struct TracedRequest {
     pub function: String,
     /// At most the first 24 bytes.
     pub session: String,
-    /// Since the trace began.
+    /// When the shard found it, since the trace began: `network_us` after it came.
     pub at_ms: f64,
     pub total_us: f64,
     pub network_us: f64,
@@ -85,6 +85,14 @@ pub struct TracedRequest {
     pub chores_us: f64,
     /// What the kernel says of the 20 ms or more around it.
     pub kernel: KernelWork,
+}
+
+impl TracedRequest {
+    /// From when to when it was under way, in milliseconds since the trace began: it may have come before.
+    pub fn under_way_ms(&self) -> (f64, f64) {
+        let from_ms = self.at_ms - self.network_us / 1e3;
+        (from_ms, from_ms + self.total_us / 1e3)
+    }
 }
 
 /// Between two looks.
