@@ -76,7 +76,8 @@ impl End {
 }
 
 impl Aliases {
-    /// Errors: the file cannot be read or written, or holds a line that is none of ours. One that was cut short counts as far as it goes.
+    /// Errors: the file cannot be read or written, or holds a line that is none of ours. One that was cut short counts as far as it goes, and on a full disk
+    /// the file stays as it is.
     pub fn open(state_dir: &Path) -> Result<Aliases, StoreError> {
         let path = state_dir.join(FILE_NAME);
         let text = match std::fs::read(&path).map(String::from_utf8) {
@@ -96,7 +97,18 @@ impl Aliases {
             tracing::warn!("{} {loss}", path.display());
         }
         let mut aliases = Aliases { path, end: None, lines_max: 0, sessions };
-        aliases.end = Some(aliases.rewrite()?);
+        aliases.end = match aliases.rewrite() {
+            Ok(end) => Some(end),
+            // What is there counts all the same.
+            Err(StoreError::Io { source, .. }) if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                let path = aliases.path.display();
+                tracing::warn!(
+                    "no room to write {path} anew: aliases are followed as they are, and no change is taken until the disk has room"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
         Ok(aliases)
     }
 
@@ -406,10 +418,24 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_that_cannot_be_written_is_removed() {
+    fn on_a_full_disk_aliases_are_what_they_were_until_there_is_room() {
         let folder = tempfile::tempdir().unwrap();
+        Aliases::open(folder.path()).unwrap().apply(&change(None, "k", Some("s"))).unwrap();
         let draft = fill_up(folder.path());
+        let mut aliases = Aliases::open(folder.path()).unwrap();
+        assert!(!draft.is_symlink(), "a draft that cannot be written is removed");
+        assert_eq!(listed(&aliases), ["*/k=s"]);
+        fill_up(folder.path());
+        assert!(matches!(aliases.apply(&change(None, "k", None)), Err(StoreError::Io { operation: "write", .. })));
+        assert_eq!(listed(&aliases), ["*/k=s"]);
+        aliases.apply(&change(None, "k", Some("t"))).unwrap(); // the disk has room again
+        assert_eq!(listed(&Aliases::open(folder.path()).unwrap()), ["*/k=t"]);
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_written_is_told_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(draft_of(folder.path())).unwrap();
         assert!(matches!(Aliases::open(folder.path()), Err(StoreError::Io { operation: "write", .. })));
-        assert!(!draft.is_symlink());
     }
 }
