@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// Bytes of one write to the bare disk: what the log writes for the requests of 32 connections.
 const WRITE_BYTES: usize = 4_096;
@@ -168,7 +169,7 @@ fn increment(address: SocketAddr, number: usize, is_over: &AtomicBool, done: &At
         stream.write_all(request.as_bytes())?;
         let mut read = 0;
         while !reply[..read].ends_with(b"\r\n") {
-            match stream.read(&mut reply[read..])? {
+            match uninterrupted(|| stream.read(&mut reply[read..]))? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 bytes => read += bytes,
             }

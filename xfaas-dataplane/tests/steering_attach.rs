@@ -22,6 +22,7 @@ use xfaas_dataplane::steering::{
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, request};
 
 use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot_to_core};
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// How long a test waits for what must happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -182,7 +183,7 @@ impl Server {
         let mut bytes = vec![0; 4_096];
         let mut echoed = 0;
         while echoed < count {
-            let length = connection.read(&mut bytes).unwrap();
+            let length = uninterrupted(|| connection.read(&mut bytes)).unwrap();
             assert!(length > 0);
             connection.write_all(&bytes[..length]).unwrap();
             echoed += length;

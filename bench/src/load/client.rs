@@ -3,9 +3,10 @@
 use super::check::excerpt;
 use super::fetch::{FetchError, Fetched};
 use super::reply::parse_reply;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -47,11 +48,8 @@ impl Client {
                 Ok(None) => {}
                 Err(source) => return Err(FetchError::Reply { target, excerpt: excerpt(&self.received), source }),
             }
-            let bytes = match self.stream.read(&mut chunk) {
-                // A process that was stopped and goes on: what it waited for may still come.
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                read => read.map_err(|source| FetchError::Io { operation: "read from", target, source })?,
-            };
+            let read = uninterrupted(|| self.stream.read(&mut chunk));
+            let bytes = read.map_err(|source| FetchError::Io { operation: "read from", target, source })?;
             if bytes == 0 {
                 return Err(FetchError::Cut { target, bytes: self.received.len() });
             }

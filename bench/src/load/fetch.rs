@@ -5,6 +5,7 @@ use super::reply::{BadReply, parse_reply};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -44,7 +45,7 @@ pub fn fetch(target: SocketAddr, request: &[u8]) -> Result<Fetched, FetchError> 
     let mut received = Vec::with_capacity(4_096);
     let mut chunk = [0; 4_096];
     loop {
-        let bytes = stream.read(&mut chunk).map_err(io("read from"))?;
+        let bytes = uninterrupted(|| stream.read(&mut chunk)).map_err(io("read from"))?;
         if bytes == 0 {
             return Err(FetchError::Cut { target, bytes: received.len() });
         }

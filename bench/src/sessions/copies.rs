@@ -14,6 +14,7 @@ use xfaas_common::ids::{AppHash, FunctionHash, SessionId};
 use xfaas_common::rpc::{Asker, Frame, Hello, Next, PROTOCOL, READ_KEY, StateRead, StateWrite, next_frame};
 use xfaas_common::wire::{KIND_ERROR, KIND_STATE_REPLY, KIND_WELCOME};
 use xfaas_dataplane::sys::clock::monotonic_ns;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 const SHARDS: u16 = 2;
 const WARM_UP_COPIES: u32 = 20;
@@ -190,7 +191,7 @@ impl LockHolder {
                 }
                 Next::NeedMore { .. } => {
                     let mut chunk = [0; 4_096];
-                    match self.stream.read(&mut chunk).map_err(io("receive a frame"))? {
+                    match uninterrupted(|| self.stream.read(&mut chunk)).map_err(io("receive a frame"))? {
                         0 => return Err(SessionsError::Frame),
                         bytes => self.received.extend_from_slice(&chunk[..bytes]),
                     }

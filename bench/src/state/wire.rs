@@ -16,6 +16,7 @@ use xfaas_common::rpc::{
 };
 use xfaas_common::wire::{KIND_STATE_REPLY, KIND_WELCOME};
 use xfaas_dataplane::sys::affinity::pin_to;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// What every case reads or writes.
 const VALUE: &[u8; 16] = b"value-of-16-byte";
@@ -194,7 +195,7 @@ impl RpcConnection {
 
     fn receive(&mut self) -> Result<(), CaseError> {
         let mut buffer = [0; 4_096];
-        match self.stream.read(&mut buffer).map_err(io("receive a frame"))? {
+        match uninterrupted(|| self.stream.read(&mut buffer)).map_err(io("receive a frame"))? {
             0 => Err(CaseError::Answer("the primary closed the connection".to_owned())),
             bytes => {
                 self.received.extend_from_slice(&buffer[..bytes]);

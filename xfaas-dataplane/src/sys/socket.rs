@@ -112,3 +112,27 @@ fn bind(address: SocketAddr, tcp: bool, share: bool) -> Result<Socket, ListenErr
     };
     make().map_err(|source| listen_error(address, tcp, source))
 }
+
+/// What `call` gives when nothing interrupts it. A wait for a socket that has a time limit ends with `EINTR` also where no signal is handled: in a process that was
+/// stopped and goes on, or frozen with its control group (signal(7)). The time limit begins anew then.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_call_is_made_again_and_other_errors_are_told() {
+        let outcome_of = |mut outcomes: Vec<std::io::Result<u8>>| uninterrupted(move || outcomes.remove(0)).map_err(|error| error.kind());
+        let interrupted = || Err(ErrorKind::Interrupted.into());
+        assert_eq!(outcome_of(vec![interrupted(), interrupted(), Ok(7), Ok(8)]), Ok(7));
+        assert_eq!(outcome_of(vec![interrupted(), Err(ErrorKind::TimedOut.into()), Ok(8)]), Err(ErrorKind::TimedOut));
+    }
+}

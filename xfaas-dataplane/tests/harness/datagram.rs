@@ -4,6 +4,7 @@ use super::PATIENCE;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 pub const KIND_INVOKE: u8 = 1;
 pub const KIND_REPLY: u8 = 2;
@@ -101,7 +102,7 @@ impl UdpClient {
     pub fn try_answer(&self, time: Duration) -> Option<Answer> {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut buffer = vec![0; 65_536];
-        self.socket.recv(&mut buffer).ok().map(|bytes| Answer::parse(&buffer[..bytes]))
+        uninterrupted(|| self.socket.recv(&mut buffer)).ok().map(|bytes| Answer::parse(&buffer[..bytes]))
     }
 
     /// The next answer.
@@ -114,7 +115,7 @@ impl UdpClient {
     pub fn answer_within(&self, time: Duration) -> Option<Answer> {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut buffer = vec![0; 65_536];
-        match self.socket.recv(&mut buffer) {
+        match uninterrupted(|| self.socket.recv(&mut buffer)) {
             Ok(bytes) => Some(Answer::parse(&buffer[..bytes])),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
             Err(error) => panic!("{error}"),

@@ -3,6 +3,7 @@
 use super::PATIENCE;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// The bytes of a well-formed request; a body brings its `content-length` unless a framing header is given.
 pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
@@ -204,16 +205,9 @@ impl Client {
 
     fn try_receive(&mut self) -> std::io::Result<bool> {
         let mut buffer = [0; 64 << 10];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(bytes) => {
-                    self.received.extend_from_slice(&buffer[..bytes]);
-                    return Ok(bytes > 0);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let bytes = uninterrupted(|| self.stream.read(&mut buffer))?;
+        self.received.extend_from_slice(&buffer[..bytes]);
+        Ok(bytes > 0)
     }
 
     #[track_caller]

@@ -12,6 +12,7 @@ use xfaas_common::wire::{Header, KIND_INVOKE};
 use xfaas_dataplane::net::{Answer, AnswerBody, DatagramHead, decode_datagram_answer};
 
 use super::{Frame, Lab, PATIENCE, PORT, Route, Wire};
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// Datagrams under way at once: fewer than any queue holds.
 const WINDOW: usize = 64;
@@ -95,7 +96,7 @@ impl Client {
     pub fn receive_within(&self, patience: Duration) -> Option<Vec<u8>> {
         let mut bytes = vec![0; 65_536];
         self.socket.set_read_timeout(Some(patience)).unwrap();
-        match self.socket.recv(&mut bytes) {
+        match uninterrupted(|| self.socket.recv(&mut bytes)) {
             Ok(length) => bytes.truncate(length),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
             Err(error) => panic!("receive an answer: {error}"),

@@ -7,6 +7,7 @@ use std::time::Instant;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{CLIENT_MAC, Lab, PATIENCE, PLAIN_V4, PORT, Route, SERVER_MAC};
+use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// `ETH_P_ALL` of include/uapi/linux/if_ether.h.
 const ALL_PROTOCOLS: u16 = 3;
@@ -201,7 +202,7 @@ pub(super) fn listen() -> Socket {
 
 fn next_frame(mut socket: &Socket) -> Option<Vec<u8>> {
     let mut frame = vec![0; 65_536];
-    match socket.read(&mut frame) {
+    match uninterrupted(|| socket.read(&mut frame)) {
         Ok(length) => frame.truncate(length),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
         Err(error) => panic!("read a frame: {error}"),
