@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const INTERVAL: Duration = Duration::from_secs(1);
+/// The thread that shows it may share a CPU with one that generates: it wakes no more often.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Of one thread, which alone writes it.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use super::asker::Patience;
 use super::counters::read_counters;
-use super::live::{LiveThread, Progress, ProgressLine};
+use super::live::{INTERVAL, LiveThread, Progress, ProgressLine};
 use super::mix::Check;
 use super::report::LoadOutcome;
 use super::spec::{GeneratorError, LoadSpec};
@@ -16,7 +16,6 @@ use xfaas_common::ids::SessionId;
 use xfaas_dataplane::sys::clock::monotonic_ns;
 use xfaas_dataplane::sys::open_files::raise_limit;
 
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// From when the last thread has connected to the first request.
 const START_DELAY_NS: u64 = 1_000_000;
 
@@ -127,7 +126,7 @@ fn run_threads(
         let mut line = ProgressLine::new(progress, &live);
         loop {
             let to_mark = mark.as_ref().map(|(at_ns, _)| Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())));
-            let wait = to_mark.map_or(PROGRESS_INTERVAL, |to_mark| to_mark.min(PROGRESS_INTERVAL));
+            let wait = to_mark.map_or(INTERVAL, |to_mark| to_mark.min(INTERVAL));
             if is_done.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                 break;
             }
