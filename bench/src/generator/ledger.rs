@@ -23,6 +23,8 @@ pub(super) struct Place {
     pub(super) session: u32,
     due_ns: u64,
     sent_ns: u64,
+    /// How long the thread was off its CPU between taking it up and handing it to the kernel, as far as anybody knows.
+    away_ns: u64,
     /// What a read of the session's counter must not fall behind.
     floor: u64,
     busy: bool,
@@ -80,6 +82,8 @@ pub(super) struct Ledger<'a> {
     awaiting_since_ns: Option<u64>,
     /// How long the thread was off its CPU since it last looked at what came.
     away_ns: u64,
+    /// Places of the requests that were taken up since the thread was last seen to run. Where it stood still, they may have left only then.
+    taken_up: Vec<u32>,
     /// Time in which nothing of us ran.
     stopped_ns: u64,
     pub(super) tally: Tally,
@@ -114,6 +118,7 @@ impl<'a> Ledger<'a> {
             ended: 0,
             awaiting_since_ns: None,
             away_ns: 0,
+            taken_up: Vec::new(),
             stopped_ns: 0,
             tally: Tally::new(spec.functions.len()),
         }
@@ -144,7 +149,8 @@ impl<'a> Ledger<'a> {
             self.truth.ask(session);
         }
         self.places[index as usize] =
-            Place { function: function as u16, session: session as u32, due_ns, sent_ns: now_ns, floor, busy: true };
+            Place { function: function as u16, session: session as u32, due_ns, sent_ns: now_ns, away_ns: 0, floor, busy: true };
+        self.taken_up.push(index);
         if self.schedule.is_some() && self.window.has(due_ns) {
             self.tally.arrived += 1;
             self.tally.send_delay_ns.saturating_record(now_ns - due_ns);
@@ -179,7 +185,7 @@ impl<'a> Ledger<'a> {
 
     /// The answer to the request at `place`, which must be busy. `excerpt` tells of a fault.
     pub(super) fn answered(&mut self, place: usize, outcome: Outcome, now_ns: u64, excerpt: impl FnOnce() -> String) {
-        let Place { function, session, due_ns, floor, .. } = self.places[place];
+        let Place { function, session, due_ns, floor, away_ns, .. } = self.places[place];
         let check = self.check_of(place);
         self.last_answer_ns = now_ns;
         self.awaiting_since_ns = (self.under_way > 1).then_some(now_ns);
@@ -209,7 +215,7 @@ impl<'a> Ledger<'a> {
                 self.tally.good_in_time += u64::from(in_time);
                 if is_timed {
                     let latency_ns = now_ns - due_ns;
-                    let is_disturbed = self.away_ns > latency_ns / AWAY_PART_MAX;
+                    let is_disturbed = self.away_ns.max(away_ns) > latency_ns / AWAY_PART_MAX;
                     let times = if is_disturbed { &mut tally.disturbed_ns } else { &mut tally.latency_ns };
                     times.saturating_record(latency_ns);
                 }
@@ -334,6 +340,14 @@ impl<'a> Ledger<'a> {
             self.tally.paused_ns += self.window.part_ns(from_ns, waited_ns);
         }
         self.away_ns += waited_ns;
+        for place in &self.taken_up {
+            self.places[*place as usize].away_ns = waited_ns;
+        }
+    }
+
+    /// The thread runs, and what was taken up before is the kernel's now.
+    pub(super) fn was_seen(&mut self) {
+        self.taken_up.clear();
     }
 
     /// How long the thread was off its CPU since it last looked; 0 where that is counted as the server's.

@@ -204,6 +204,7 @@ fn look(off_cpu: &mut OffCpu, ledger: &mut Ledger<'_>, now_ns: u64) {
     if let Some((from_ns, waited_ns)) = off_cpu.seen(now_ns, done) {
         ledger.was_off_cpu(from_ns, waited_ns);
     }
+    ledger.was_seen();
 }
 
 /// Sends what is due now. Output: whether there was something.

@@ -257,6 +257,28 @@ fn a_short_wait_of_the_generators_own_hides_no_stall_of_the_servers() {
 }
 
 #[test]
+fn a_request_that_may_have_left_only_after_a_stop_is_not_late_by_the_server() {
+    let mut run = run(Arrivals::Closed, "x");
+    run.spec.measured = Duration::from_secs(10);
+    // It was taken up, the thread stood still for 500 ms, and the answer came 1 ms later. Or the kernel had it before.
+    for was_seen in [false, true] {
+        let mut ledger = run.ledger(1);
+        let place = ledger.next(20 * MS).unwrap();
+        if was_seen {
+            ledger.was_seen();
+        }
+        ledger.was_off_cpu(20 * MS, 500 * MS);
+        ledger.was_seen();
+        ledger.has_looked();
+        answer(&mut ledger, place, Outcome::Good, 521 * MS);
+        let place = ledger.next(521 * MS).unwrap();
+        answer(&mut ledger, place, Outcome::Good, 522 * MS);
+        let FunctionTally { latency_ns, disturbed_ns, .. } = &ledger.tally.functions[0];
+        assert_eq!((latency_ns.len(), disturbed_ns.len()), (1 + u64::from(was_seen), u64::from(!was_seen)));
+    }
+}
+
+#[test]
 fn arrivals_that_were_due_in_the_measured_time_are_counted_sent_or_not() {
     let run = run(Arrivals::Fixed { per_second: 1_000.0 }, "x");
     let mut ledger = run.ledger(30);
