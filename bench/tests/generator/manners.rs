@@ -14,10 +14,9 @@ fn signal(run: &Child, signal: Signal) {
     kill_process(Pid::from_child(run), signal).expect("it runs");
 }
 
-#[test]
-fn a_generator_that_was_stopped_times_no_answers_of_meanwhile() {
-    let target = format!("http://{}", broken_server(|number| number.to_string()));
-    let arguments = [&*target, "--json", "--seconds", "3", "--warm-up-s", "0", "--progress"];
+/// A run of 3 s that is stopped twice, for half a second each.
+fn stopped_run(target: &str) -> serde_json::Value {
+    let arguments = [target, "--json", "--seconds", "3", "--warm-up-s", "0", "--progress"];
     let mut run = command(&[&arguments, &ONE_COUNTER[..]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
     lines.next().unwrap().unwrap(); // it runs
@@ -28,7 +27,15 @@ fn a_generator_that_was_stopped_times_no_answers_of_meanwhile() {
         signal(&run, Signal::CONT);
         std::thread::sleep(Duration::from_millis(200));
     }
-    let run = document(&run.wait_with_output().unwrap(), 0);
+    document(&run.wait_with_output().unwrap(), 0)
+}
+
+#[test]
+fn a_generator_that_was_stopped_times_no_answers_of_meanwhile() {
+    let target = format!("http://{}", broken_server(|number| number.to_string()));
+    // Where others have the CPU so often that most answers are disturbed, those are timed too: it is tried until they are not.
+    let mut runs = (0..10).map(|_| stopped_run(&target));
+    let run = runs.find(|run| run["times_have_disturbed"] == false).expect("half of the time to itself in one of the runs");
     assert!(run["off_cpu_max_ms"].as_f64().unwrap() > 400.0 && count(&run, "disturbed") > 0, "{run}");
     // A server that shares its CPU with other tests is late as well, and not for so long.
     assert!(run["max_us"].as_f64().unwrap() < 400_000.0, "{run}");
