@@ -17,9 +17,10 @@ fn signal(run: &Child, signal: Signal) {
 /// A run of 3 s that is stopped twice, for half a second each.
 fn stopped_run(target: &str) -> serde_json::Value {
     let arguments = [target, "--json", "--seconds", "3", "--warm-up-s", "0", "--progress"];
-    let mut run = command(&[&arguments, &ONE_COUNTER[..]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    lines.next().unwrap().unwrap(); // it runs
+    let mut run =
+        command(&[&arguments, &ONE_COUNTER[..]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(run.stderr.take().expect("it is piped")).lines();
+    lines.next().expect("a line while it runs").expect("text");
     std::thread::spawn(move || lines.for_each(drop));
     for _ in 0..2 {
         signal(&run, Signal::STOP);
@@ -27,7 +28,7 @@ fn stopped_run(target: &str) -> serde_json::Value {
         signal(&run, Signal::CONT);
         std::thread::sleep(Duration::from_millis(200));
     }
-    document(&run.wait_with_output().unwrap(), 0)
+    document(&run.wait_with_output().expect("it ends"), 0)
 }
 
 #[test]
