@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +17,12 @@ use tokio::time::{Instant, Sleep, sleep};
 const CONNECTIONS_MAX: usize = 128;
 /// Longer than any request takes: nothing is heard of a client that waits for its answer.
 const SILENCE_MAX: Duration = Duration::from_secs(330);
+/// A client that said something so shortly before the end may be sending still, a body that is refused: closing at once would reset the connection and
+/// could take the answer with it. What it sends is dropped until it is silent for so long, and for `LINGER_MAX` at most.
+const LINGER_SILENCE: Duration = Duration::from_millis(200);
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// Bytes dropped at a time.
+const DROPPED_BYTES: usize = 16 << 10;
 
 pub(super) struct Bounded {
     listener: TcpListener,
@@ -37,7 +43,8 @@ impl Listener for Bounded {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, peer) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, silence: Box::pin(sleep(self.silence_max)), silence_max: self.silence_max, _place: place }, peer)
+        let (silence, silence_max) = (Box::pin(sleep(self.silence_max)), self.silence_max);
+        (Connection { stream, silence, silence_max, heard: Instant::now(), lingers_until: None, _place: place }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -50,6 +57,10 @@ pub(super) struct Connection {
     stream: TcpStream,
     silence: Pin<Box<Sleep>>,
     silence_max: Duration,
+    /// When the client said something last.
+    heard: Instant,
+    /// Our side is closed.
+    lingers_until: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -62,11 +73,30 @@ impl Connection {
         }
         self.silence.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
+
+    /// Drops what still comes until the client closes, is silent, or it is `until`.
+    fn linger(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut dropped = [0; DROPPED_BYTES];
+            let mut dropped = ReadBuf::new(&mut dropped);
+            match Pin::new(&mut self.stream).poll_read(context, &mut dropped) {
+                Poll::Pending => return self.silence.as_mut().poll(context).map(Ok),
+                Poll::Ready(Ok(())) if !dropped.filled().is_empty() && Instant::now() < until => {
+                    self.silence.as_mut().reset(until.min(Instant::now() + LINGER_SILENCE));
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let done = Pin::new(&mut self.stream).poll_read(context, buf);
+        if buf.filled().len() > before {
+            self.heard = Instant::now();
+        }
         self.watch(done, context)
     }
 }
@@ -82,7 +112,18 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if let Some(until) = self.lingers_until {
+            return self.linger(until, context);
+        }
+        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        let now = Instant::now();
+        if now > self.heard + LINGER_SILENCE {
+            return Poll::Ready(Ok(()));
+        }
+        let until = now + LINGER_MAX;
+        self.lingers_until = Some(until);
+        self.silence.as_mut().reset(now + LINGER_SILENCE);
+        self.linger(until, context)
     }
 }
 

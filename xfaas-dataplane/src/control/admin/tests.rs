@@ -161,6 +161,24 @@ fn documents_that_are_too_large_or_none_are_told_apart() {
 }
 
 #[test]
+fn who_sends_on_after_a_refusal_gets_the_answer() {
+    let node = node();
+    let body = format!(r#"{{"key":"{}","session":"s"}}"#, "k".repeat(3 << 20));
+    let head = "PUT /v1/aliases HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n";
+    let mut stream = TcpStream::connect(node.control.address()).unwrap();
+    let (first, rest) = body.split_at(5 << 19); // more than is read of a document
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{first}", body.len()).as_bytes()).unwrap();
+    stream.peek(&mut [0]).unwrap(); // the answer is there when the rest is sent, bit by bit
+    for part in rest.as_bytes().chunks(128 << 10) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        stream.write_all(part).unwrap();
+    }
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 413 ") && reply.contains("body_too_large"), "{reply}");
+}
+
+#[test]
 fn sessions_are_filtered_sorted_and_bounded() {
     let node = node();
     let client = node.client();
