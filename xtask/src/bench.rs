@@ -21,23 +21,22 @@ pub struct Arguments {
     /// `policies` (keep-alive policies on a trace), `curves` (latency against offered load), `counts` (instructions, system calls and allocations a request, held
     /// against a committed table), `stamps` (what the stamps of stages cost of the throughput), `load` (the load generator beside wrk), `xfaas-load` (the load generator itself),
     /// `peers` (other servers side by side, installed by this command), `paper` (the paper's evaluation, with a report in target/paper), or
-    /// another one of bench/src/bin.
-    name: String,
-    /// Arguments of the program, such as --json: then stdout carries only its JSON.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
+    /// another one of bench/src/bin. Then its arguments: --json, so that stdout carries only its JSON, or --help, which lists them.
+    // One list, because an argument of ours beside it would take the program's --help for its own.
+    #[arg(value_name = "NAME [ARGUMENTS]", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    line: Vec<OsString>,
 }
 
 /// Builds with optimisations and records a node under load with perf.
 #[derive(clap::Args)]
 pub struct ProfileArguments {
-    /// Arguments of the program, such as --seconds 10: see `cargo xtask profile -- --help`.
+    /// Arguments of the program, such as --seconds 10: `cargo xtask profile -- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
 
 pub fn profile(arguments: ProfileArguments) -> Result<ExitCode> {
-    command(&Arguments { name: "profile".to_owned(), arguments: arguments.arguments })
+    run_program("profile", &arguments.arguments)
 }
 
 /// The programs whose servers and clients are in a lab.
@@ -88,39 +87,49 @@ fn unstamped_node() -> Result<()> {
 }
 
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
+    let (name, arguments) = arguments.line.split_first().context("name a program")?;
+    run_program(name.to_str().context("the program's name is no text")?, arguments)
+}
+
+fn run_program(name: &str, arguments: &[OsString]) -> Result<ExitCode> {
     let tools = setup::ensure()?;
-    if arguments.name == COUNTS[0] {
+    let asks_for_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    if name == COUNTS[0] {
         build::ebpf_and_guests(&tools)?;
-        return counts(&arguments.arguments);
+        return counts(arguments);
+    }
+    if asks_for_help {
+        step(&format!("build the benchmark {name}"), || run_quiet(&mut build::host_build(true, name)))?;
+        return Err(Command::new(paths::host_program(name, true)).args(arguments).exec())
+            .with_context(|| format!("start the benchmark {name}"));
     }
     build::ebpf_and_guests(&tools)?;
-    if arguments.name == STAMPS[0] {
+    if name == STAMPS[0] {
         unstamped_node()?; // first: the build that follows takes its place
     }
     let binary = build::dataplane(true)?;
-    let beside = if arguments.name == PAPER[0] { PAPER[1] } else { BESIDE };
-    for program in [&arguments.name, beside] {
+    let beside = if name == PAPER[0] { PAPER[1] } else { BESIDE };
+    for program in [name, beside] {
         step(&format!("build the benchmark {program}"), || run_quiet(&mut build::host_build(true, program)))?;
     }
 
-    let mut run = Command::new(paths::host_program(&arguments.name, true));
-    run.args(&arguments.arguments);
+    let mut run = Command::new(paths::host_program(name, true));
+    run.args(arguments);
     run.env("XFAAS_EBPF_OBJECT", paths::ebpf_object()).env("XFAAS_GUESTS", paths::guests()).env("XFAAS_BIN", binary);
-    let asks_for_help = arguments.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-    if WITH_PEERS.contains(&arguments.name.as_str()) && !asks_for_help {
-        let listed = run_quiet(Command::new(paths::host_program(&arguments.name, true)).args(&arguments.arguments).arg("--list-packages"));
+    if WITH_PEERS.contains(&name) {
+        let listed = run_quiet(Command::new(paths::host_program(name, true)).args(arguments).arg("--list-packages"));
         // Wrong usage is told by the program itself.
         peers::install(&listed.as_deref().unwrap_or_default().lines().collect::<Vec<_>>());
         run.env("XFAAS_PEERS", peers::folder());
     }
-    if WITH_LAB.contains(&arguments.name.as_str()) && !asks_for_help {
+    if WITH_LAB.contains(&name) {
         let missing = rights::missing_capabilities()?;
         if missing.is_empty() {
             return run_in_lab(&mut run);
         }
         say(&format!("no lab: missing {}", missing.join(", ")));
     }
-    Err(run.exec()).with_context(|| format!("start the benchmark {}", arguments.name))
+    Err(run.exec()).with_context(|| format!("start the benchmark {name}"))
 }
 
 /// Runs the program to its end, with a lab of its own. It is told of a wish to end, and the lab is removed after it.
