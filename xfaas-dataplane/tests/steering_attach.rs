@@ -21,7 +21,7 @@ use xfaas_dataplane::steering::{
 };
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, request};
 
-use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot_to_core};
+use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot_to_core, wait_until_local};
 use xfaas_dataplane::sys::socket::uninterrupted;
 
 /// How long a test waits for what must happen before it fails.
@@ -54,6 +54,7 @@ impl Net {
             run(&format!("ip -n {namespace} link set {device} address 02:00:00:00:00:0{end} up"));
             run(&format!("ip -n {namespace} addr add 10.0.0.{end}/24 dev {device}"));
             run(&format!("ip -n {namespace} addr add fd00::{end}/64 dev {device} nodad"));
+            wait_until_local(&["-n", namespace], &format!("fd00::{end}"));
         }
         net
     }

@@ -16,7 +16,7 @@ use xfaas_dataplane::steering::{Gate, SteerBench, SteerBenchOptions, SteerProgra
 use xfaas_ebpf::frames::{Envelope, TAG_8021AD, TAG_8021Q, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, http_head, request, turned_back};
 use xfaas_ebpf::parse::Place;
 
-use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot, slot_to_core};
+use crate::steering_lab::{PORT, any_address, hash_keys, object, owner, slot, slot_to_core, wait_until_local};
 
 /// include/uapi/linux/bpf.h, `enum xdp_action`.
 const XDP_DROP: u32 = 1;
@@ -211,6 +211,7 @@ fn malformed_datagrams_for_other_hosts_pass() {
         }
         run("ip addr add 10.0.0.1/32 dev lo");
         run("ip addr add fd00::1/128 dev lo nodad");
+        wait_until_local(&[], "fd00::1");
         for envelope in envelopes() {
             let frame = envelope.udp(b"not ours");
             assert_eq!((lab.xdp(&frame), lab.tc(&frame)), (XDP_DROP, TC_ACT_SHOT), "{envelope:?}");

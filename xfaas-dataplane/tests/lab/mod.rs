@@ -191,6 +191,9 @@ impl Lab {
                 ],
             );
         }
+        for (namespace, end) in [(&self.server, 1), (&self.client, 2)] {
+            until_local(namespace, &format!("fd77::{end}"));
+        }
     }
 
     /// Lets the server's XDP program send: a veth takes frames from its peer's program only where it polls, as it does for GRO.
@@ -205,6 +208,12 @@ impl Lab {
 
     pub fn on_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         within(&self.client, work)
+    }
+
+    /// Gives the server's device one more address.
+    pub fn add_server_address(&self, address: &str) {
+        ip(&["-n", &self.server], &[format!("addr add {address} dev {SERVER_DEVICE} nodad")]);
+        until_local(&self.server, address);
     }
 
     /// A command in the server's namespace.
@@ -293,6 +302,14 @@ fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
 /// Asks until it is so.
 pub fn until(what: &str, is_so: impl FnMut() -> bool) {
     within_time(PATIENCE, what, is_so);
+}
+
+/// The kernel makes an IPv6 address's route after the command has returned (net/ipv6/addrconf.c, `addrconf_dad_work`).
+fn until_local(namespace: &str, address: &str) {
+    let mut get = Command::new("ip");
+    get.args(["-n", namespace, "route", "get", address]);
+    // The command fails where there is no route at all yet.
+    within_time(KERNEL_PATIENCE, "the address is the host's", || get.output().unwrap().stdout.starts_with(b"local "));
 }
 
 fn within_time(time: Duration, what: &str, mut is_so: impl FnMut() -> bool) {

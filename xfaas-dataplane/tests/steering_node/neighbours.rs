@@ -86,7 +86,7 @@ fn others_get_all(lab: &Lab, client: &UdpSocket, server: &UdpSocket, address: So
 fn our_port_at_another_address_is_somebody_elses() {
     let lab = Lab::new();
     for address in SECOND {
-        run(lab.server_command("ip").args(["addr", "add", address, "dev", SERVER_DEVICE, "nodad"]));
+        lab.add_server_address(address);
     }
     // Where we listen, our route, and where somebody else does.
     let [v4, v6] = PLAIN;
