@@ -1,12 +1,14 @@
 //! Where the time of requests went, for some seconds: gathers what the shards remember of their slowest requests and of a sample of all, and puts beside
 //! it what the kernel says of their threads. Asked by the admin API (`/v1/trace`); reads counters from outside, so shards do not notice.
 
+mod kernel;
+
+use self::kernel::{CpuFile, Look, ThreadFiles};
 use super::shards::Shards;
 use crate::shard::{SAMPLED_ONE_IN, ShardView, TailEntry, TailRing};
 use crate::sys::clock;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,30 +111,6 @@ pub struct KernelWork {
     pub steal_us: f64,
 }
 
-/// What the kernel had counted of a shard's thread and CPU at a time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Look {
-    at_ns: u64,
-    page_faults: u64,
-    off_cpu_ns: u64,
-    softirq_ticks: u64,
-    steal_ticks: u64,
-}
-
-const TICK_US: f64 = 10_000.0;
-
-impl Look {
-    fn work_since(&self, earlier: &Look) -> KernelWork {
-        KernelWork {
-            window_us: micros(self.at_ns.saturating_sub(earlier.at_ns)),
-            page_faults: self.page_faults.saturating_sub(earlier.page_faults),
-            off_cpu_us: micros(self.off_cpu_ns.saturating_sub(earlier.off_cpu_ns)),
-            softirq_us: self.softirq_ticks.saturating_sub(earlier.softirq_ticks) as f64 * TICK_US,
-            steal_us: self.steal_ticks.saturating_sub(earlier.steal_ticks) as f64 * TICK_US,
-        }
-    }
-}
-
 fn micros(ns: u64) -> f64 {
     ns as f64 / 1e3
 }
@@ -217,8 +195,7 @@ impl Sample {
 /// One shard while it is traced.
 struct Traced {
     view: Arc<ShardView>,
-    /// Its thread's folder in `/proc`.
-    thread: Option<PathBuf>,
+    thread: Option<ThreadFiles>,
     slow_from: u64,
     sample_from: u64,
     slow: Slowest,
@@ -230,21 +207,19 @@ struct Traced {
 
 impl Traced {
     fn begin(view: Arc<ShardView>) -> Traced {
-        let thread = view.schedstat.get().and_then(|path| path.parent()).map(PathBuf::from);
+        let thread = view.schedstat.get().and_then(|path| ThreadFiles::open(path.parent()?));
         let (requests_before, dropped_before) = (count_requests(&view), view.tail.dropped.get());
         let (slow_from, sample_from) = (view.tail.slow.end(), view.tail.sample.end());
         let (slow, sample, looks) = (Slowest::default(), Sample::default(), Vec::new());
-        let mut traced = Traced { view, thread, slow_from, sample_from, slow, sample, dropped_before, requests_before, looks };
-        traced.look();
-        traced
+        Traced { view, thread, slow_from, sample_from, slow, sample, dropped_before, requests_before, looks }
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, cpus: &CpuFile) {
         let tail = &self.view.tail;
         // A slow one is written before the same one of the sample: what the sample says is slow is there.
         self.sample_from = self.sample.read(&tail.sample, self.sample_from);
         self.slow_from = self.slow.read(&tail.slow, self.slow_from);
-        self.looks.extend(self.thread.as_deref().and_then(ask_kernel));
+        self.looks.extend(self.thread.as_mut().and_then(|thread| cpus.look_at(thread)));
     }
 
     /// What the kernel did between the looks around that time.
@@ -309,33 +284,6 @@ fn count_requests(view: &ShardView) -> u64 {
     view.functions.iter().flat_map(|function| &function.outcomes).map(crate::shard::Count::get).sum()
 }
 
-/// `None`: the files are not to be had, as on a hardened `/proc`.
-fn ask_kernel(thread: &Path) -> Option<Look> {
-    let stat = std::fs::read_to_string(thread.join("stat")).ok()?;
-    let schedstat = std::fs::read_to_string(thread.join("schedstat")).ok()?;
-    let cpus = std::fs::read_to_string("/proc/stat").ok()?;
-    let (page_faults, cpu) = faults_and_cpu(&stat)?;
-    let (softirq_ticks, steal_ticks) = softirq_and_steal(&cpus, cpu)?;
-    let off_cpu_ns = schedstat.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(Look { at_ns: clock::monotonic_ns(), page_faults, off_cpu_ns, softirq_ticks, steal_ticks })
-}
-
-/// Minor and major faults, and the CPU it ran on last. proc_pid_stat(5), fields 10, 12 and 39; the name in field 2 may hold anything.
-fn faults_and_cpu(stat: &str) -> Option<(u64, usize)> {
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3);
-    let faults = field(10)?.parse::<u64>().ok()? + field(12)?.parse::<u64>().ok()?;
-    Some((faults, field(39)?.parse().ok()?))
-}
-
-/// proc_stat(5): `cpuN user nice system idle iowait irq softirq steal ...`.
-fn softirq_and_steal(stat: &str, cpu: usize) -> Option<(u64, u64)> {
-    let name = format!("cpu{cpu}");
-    let line = stat.lines().find(|line| line.split_ascii_whitespace().next() == Some(&name))?;
-    let mut counts = line.split_ascii_whitespace().skip(7).map(str::parse);
-    Some((counts.next()?.ok()?, counts.next()?.ok()?))
-}
-
 /// Lets the kernel write stamps while it lives: a client may go away in the middle.
 struct Stamping<'a>(&'a dyn Shards);
 
@@ -358,9 +306,14 @@ pub(super) async fn trace(shards: &dyn Shards, seconds: u32) -> TraceReply {
     let began_ns = clock::monotonic_ns();
     let mut traced: Vec<Traced> = shards.views().into_iter().map(Traced::begin).collect();
     let until_ns = began_ns + u64::from(seconds) * 1_000_000_000;
-    while clock::monotonic_ns() < until_ns {
+    let mut cpus = CpuFile::open();
+    loop {
+        cpus.refresh();
+        traced.iter_mut().for_each(|traced| traced.look(&cpus));
+        if clock::monotonic_ns() >= until_ns {
+            break;
+        }
         tokio::time::sleep(LOOK_EVERY).await;
-        traced.iter_mut().for_each(Traced::look);
     }
     let names = shards.function_names();
     let seconds = (clock::monotonic_ns() - began_ns) as f64 / 1e9;
@@ -374,18 +327,6 @@ pub(super) async fn trace(shards: &dyn Shards, seconds: u32) -> TraceReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_kernels_files_are_understood_and_nonsense_is_not() {
-        let stat = "12 (a) b (c) S 1 1 1 0 -1 64 70 0 5 0 1 2 0 0 20 0 9 0 11 1 1 1 1 1 1 1 1 0 0 0 0 0 0 0 17 3 0 0";
-        assert_eq!(faults_and_cpu(stat), Some((75, 3)));
-        assert_eq!(faults_and_cpu("12 (a) S 1"), None);
-        assert_eq!(faults_and_cpu(""), None);
-        let cpus = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 70 80 9 10\ncpu10 1 2 3 4 5 6 700 800 0 0\n";
-        assert_eq!(softirq_and_steal(cpus, 0), Some((70, 80)));
-        assert_eq!(softirq_and_steal(cpus, 10), Some((700, 800)));
-        assert_eq!(softirq_and_steal(cpus, 1), None);
-    }
 
     /// Their number is what they took.
     fn entry(number: u64) -> TailEntry {
