@@ -1,11 +1,14 @@
 //! Where the core's time goes under load, of the whole run and while the slowest requests were under way: `perf record` beside `xfaas trace`, with the guest's
-//! functions by name, drawn as flame graphs. Called by the binary `profile`.
+//! functions by name, drawn as flame graphs, and who else had the core's CPU. Called by the binary `profile`.
 
 mod samples;
+mod switches;
 
 pub use self::samples::{Sample, by_part, joined, part_of, samples, within};
+pub use self::switches::{Share, covered, shares};
 
-use crate::load::{BodyRule, Expect, HttpLoad, Interrupt, LoadError, LoadPlan, LoadReport, run_http};
+use crate::generator::{Arrivals, GeneratorError, LoadOutcome, LoadSpec, MixFunction, Progress, Transport, run_load, us_or_dash};
+use crate::load::{Interrupt, LoadError};
 use crate::servers::{NodeFunction, NodePlace, Server, ServerError, XfaasFiles};
 use inferno::collapse::Collapse;
 use inferno::collapse::perf::Folder;
@@ -26,6 +29,15 @@ const FREQUENCY_HZ: u32 = 1_999;
 const STACK_BYTES: u32 = 8_192;
 /// The load runs so long before anything is recorded, and beyond it.
 const MARGIN: Duration = Duration::from_millis(700);
+/// How long the closed loop looks for what the node takes at most.
+const LOOK: Duration = Duration::from_secs(2);
+/// Connections where none are asked for, as in `peers`.
+const CONNECTIONS_CLOSED: usize = 32;
+const CONNECTIONS_OPEN: usize = 256;
+/// How the names of the shards' threads begin.
+const SHARD_THREADS: &str = "xfaas-shard";
+/// Rows of the table of other threads: what has the CPU for less is no cause.
+const OTHERS_SHOWN: usize = 8;
 /// How often a wait for the trace looks whether it is interrupted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -34,7 +46,11 @@ pub enum ProfileError {
     #[error("the server")]
     Server(#[from] ServerError),
     #[error("the load failed")]
-    Load(#[from] LoadError),
+    Load(#[from] GeneratorError),
+    #[error("the load failed: {0}")]
+    Answers(String),
+    #[error(transparent)]
+    Interrupted(LoadError),
     #[error("the trace")]
     Trace(#[from] ClientError),
     #[error("cannot run perf: install it (Debian: linux-perf), and be root or set kernel.perf_event_paranoid to -1")]
@@ -61,9 +77,13 @@ pub enum ProfileError {
 pub struct ProfileBench<'a> {
     pub xfaas: &'a XfaasFiles,
     pub server_cpu: u16,
+    pub load_cpu: u16,
     /// Name of the guest whose function is called: one of the sample functions that count.
     pub guest: &'a str,
-    pub connections: usize,
+    /// Of an open loop, in percent of what a closed one gets before; a closed loop, if not given.
+    pub percent: Option<u32>,
+    /// Requests under way at once, at most; `None`: as many as suit the loop.
+    pub connections: Option<usize>,
     pub sessions: usize,
     pub seconds: u32,
     /// Where the pictures are put.
@@ -73,11 +93,13 @@ pub struct ProfileBench<'a> {
 
 /// What came of it.
 pub struct Profile {
-    pub load: LoadReport,
+    pub load: LoadOutcome,
     pub trace: TraceReply,
     /// Samples of the shard by part of the system: of the whole run, and of the windows of the slowest requests.
     pub whole: Vec<(&'static str, usize)>,
     pub slow: Vec<(&'static str, usize)>,
+    /// Who else had the shard's CPU, as a table; or why that is not known.
+    pub others: Result<String, ProfileError>,
     /// The flame graphs: the whole run, and the windows, where a sample fell into one.
     pub whole_svg: PathBuf,
     pub slow_svg: Option<PathBuf>,
@@ -98,31 +120,38 @@ pub fn measure_profile(bench: &ProfileBench<'_>, place: &NodePlace, server: &Ser
         path: bench.folder.into(),
         source,
     })?;
-    let data = bench.folder.join("perf.data");
+    let (data, switches) = (bench.folder.join("perf.data"), bench.folder.join("switches.data"));
     let (admin, seconds) = (place.admin().to_string(), bench.seconds);
+    let arrivals = arrivals(bench, server.address())?;
     let recorded = std::thread::scope(|scope| {
-        let beside = scope.spawn(|| -> Result<TraceReply, ProfileError> {
+        let beside = scope.spawn(|| -> Result<_, ProfileError> {
             std::thread::sleep(MARGIN);
-            let recording = Recording::start(server.pid(), bench.seconds, &data)?;
+            let recording = Recording::of_stacks(server.pid(), bench.seconds, &data)?;
+            let of_switches = Recording::of_switches(bench.server_cpu, bench.seconds, &switches)?;
             let trace = trace(admin, seconds, bench.interrupt);
             if bench.interrupt.is_set() {
                 recording.stop();
-                return trace;
+                of_switches.stop();
+                return trace.map(|trace| (trace, Ok(())));
             }
+            let switched = of_switches.end();
             recording.end()?;
-            trace
+            Ok((trace?, switched))
         });
-        let load = run_load(bench, server.address());
+        let load = load(bench, server.address(), arrivals, Duration::from_secs(bench.seconds.into()) + 2 * MARGIN);
         (load, beside.join().unwrap_or(Err(ProfileError::Panicked)))
     });
-    let (load, trace) = (recorded.0?, recorded.1?);
-    let text = script(&data)?;
+    let (load, (trace, switched)) = (recorded.0?, recorded.1?);
+    let windows = windows(&trace);
+    let others = switched
+        .and_then(|()| Ok(others_table(&shares(&script(&switches, "comm,tid,time,event")?, SHARD_THREADS, &windows), covered(&windows))));
+    let text = script(&data, "comm,tid,time,event,ip,sym,dso")?;
     let all = samples(&text);
-    let shards: Vec<Sample<'_>> = all.into_iter().filter(|sample| sample.thread.starts_with("xfaas-shard")).collect();
+    let shards: Vec<Sample<'_>> = all.into_iter().filter(|sample| sample.thread.starts_with(SHARD_THREADS)).collect();
     if shards.is_empty() {
         return Err(ProfileError::NoSamples);
     }
-    let slow = within(&shards, &windows(&trace));
+    let slow = within(&shards, &windows);
     let whole_svg = bench.folder.join("run.svg");
     draw(&shards, &format!("{}: the whole run", bench.guest), &whole_svg)?;
     let slow_svg = bench.folder.join("slow.svg");
@@ -130,21 +159,31 @@ pub fn measure_profile(bench: &ProfileBench<'_>, place: &NodePlace, server: &Ser
         draw(&slow, &format!("{}: while the slowest hundredth was under way", bench.guest), &slow_svg)?;
     }
     let slow_svg = (!slow.is_empty()).then_some(slow_svg);
-    Ok(Profile { load, whole: by_part(&shards), slow: by_part(&slow), trace, whole_svg, slow_svg })
+    Ok(Profile { load, whole: by_part(&shards), slow: by_part(&slow), others, trace, whole_svg, slow_svg })
 }
 
-fn run_load(bench: &ProfileBench<'_>, target: SocketAddr) -> Result<LoadReport, LoadError> {
-    let sessions: Vec<(Vec<u8>, Vec<u8>)> = (0..bench.sessions)
-        .map(|number| {
-            let session = format!("profile-{number:08}");
-            let request = format!("GET /f/{} HTTP/1.1\r\nhost: {target}\r\nx-session-id: {session}\r\n\r\n", bench.guest);
-            (session.into_bytes(), request.into_bytes())
-        })
-        .collect();
-    let expect = Expect { body: BodyRule::Number, names_session: true };
-    let load = HttpLoad { target, sessions: &sessions, connections: bench.connections, expect };
-    let measured = Duration::from_secs(bench.seconds.into()) + 2 * MARGIN;
-    run_http(&load, &LoadPlan { warm_up: MARGIN, measured, requests_max: u64::MAX, interrupt: bench.interrupt })
+/// The loop that was asked for, after a look at what the node takes at most where it is a part of that.
+fn arrivals(bench: &ProfileBench<'_>, target: SocketAddr) -> Result<Arrivals, ProfileError> {
+    let Some(percent) = bench.percent else { return Ok(Arrivals::Closed) };
+    let most = load(bench, target, Arrivals::Closed, LOOK)?.requests_per_second;
+    Ok(Arrivals::Poisson { per_second: (most * f64::from(percent) / 100.0).max(1.0) })
+}
+
+/// Loads the node. Errors: it cannot be loaded, or answers other than it must.
+fn load(bench: &ProfileBench<'_>, target: SocketAddr, arrivals: Arrivals, measured: Duration) -> Result<LoadOutcome, ProfileError> {
+    // No other run on this node has sessions of that name.
+    let mut spec = LoadSpec::new(target, Transport::Http, format!("profile-{}-", measured.as_millis()));
+    let function: MixFunction = bench.guest.parse().map_err(ProfileError::Answers)?;
+    (spec.functions, spec.arrivals, spec.sessions, spec.reader) = (vec![function], arrivals, bench.sessions, None);
+    let connections = bench.connections.unwrap_or(if arrivals == Arrivals::Closed { CONNECTIONS_CLOSED } else { CONNECTIONS_OPEN });
+    (spec.connections, spec.in_flight, spec.cpus) = (connections, connections, vec![bench.load_cpu]);
+    (spec.warm_up, spec.measured) = (MARGIN, measured);
+    let outcome = run_load(&spec, bench.interrupt, Progress::Off)?;
+    match outcome.fault().or_else(|| outcome.nothing_measured()) {
+        _ if bench.interrupt.is_set() => Err(ProfileError::Interrupted(LoadError::Interrupted)),
+        Some(fault) => Err(ProfileError::Answers(fault)),
+        None => Ok(outcome),
+    }
 }
 
 /// Traces the node whose admin API is there. Errors: of that, and `Interrupted` at once, however long the trace would last.
@@ -155,7 +194,7 @@ fn trace(admin: String, seconds: u32, interrupt: &Interrupt) -> Result<TraceRepl
     loop {
         match answered.recv_timeout(LOOK_EVERY) {
             Ok(trace) => return Ok(trace?),
-            Err(RecvTimeoutError::Timeout) if interrupt.is_set() => return Err(LoadError::Interrupted.into()),
+            Err(RecvTimeoutError::Timeout) if interrupt.is_set() => return Err(ProfileError::Interrupted(LoadError::Interrupted)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(ProfileError::Panicked),
         }
@@ -172,14 +211,24 @@ fn windows(trace: &TraceReply) -> Vec<(u64, u64)> {
     .collect()
 }
 
-/// `perf record` of one process.
+/// `perf record`, on the clock of the trace.
 struct Recording(Child);
 
 impl Recording {
-    fn start(pid: u32, seconds: u32, data: &Path) -> Result<Recording, ProfileError> {
+    /// Where one process's time goes.
+    fn of_stacks(pid: u32, seconds: u32, data: &Path) -> Result<Recording, ProfileError> {
+        let (frequency, stacks, pid) = (FREQUENCY_HZ.to_string(), format!("dwarf,{STACK_BYTES}"), pid.to_string());
+        Recording::start(&["-e", "cpu-clock", "-F", &frequency, "--call-graph", &stacks, "-p", &pid], seconds, data)
+    }
+
+    /// Which threads one CPU has had.
+    fn of_switches(cpu: u16, seconds: u32, data: &Path) -> Result<Recording, ProfileError> {
+        Recording::start(&["-e", "sched:sched_switch", "-C", &cpu.to_string()], seconds, data)
+    }
+
+    fn start(what: &[&str], seconds: u32, data: &Path) -> Result<Recording, ProfileError> {
         let mut perf = Command::new("perf");
-        perf.args(["record", "-q", "-e", "cpu-clock", "-k", "CLOCK_MONOTONIC", "-F", &FREQUENCY_HZ.to_string()]);
-        perf.args(["--call-graph", &format!("dwarf,{STACK_BYTES}"), "-p", &pid.to_string(), "-o"]).arg(data);
+        perf.args(["record", "-q", "-k", "CLOCK_MONOTONIC"]).args(what).arg("-o").arg(data);
         perf.args(["--", "sleep", &seconds.to_string()]);
         perf.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         Ok(Recording(perf.spawn().map_err(ProfileError::Start)?))
@@ -204,10 +253,10 @@ fn succeeded(what: &'static str, output: &Output) -> Result<(), ProfileError> {
     Err(ProfileError::Perf { what, log: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }
 
-/// The samples as text. Without inlined frames, which take minutes to find.
-fn script(data: &Path) -> Result<String, ProfileError> {
+/// What was recorded as text, with these fields. Without inlined frames, which take minutes to find.
+fn script(data: &Path, fields: &str) -> Result<String, ProfileError> {
     let mut perf = Command::new("perf");
-    perf.args(["script", "--no-inline", "-F", "comm,tid,time,event,ip,sym,dso", "-i"]).arg(data).stdin(Stdio::null());
+    perf.args(["script", "--no-inline", "-F", fields, "-i"]).arg(data).stdin(Stdio::null());
     let output = perf.output().map_err(ProfileError::Start)?;
     succeeded("script", &output)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -226,14 +275,26 @@ fn draw(samples: &[Sample<'_>], title: &str, path: &Path) -> Result<(), ProfileE
     flamegraph::from_reader(&mut options, folded.as_bytes(), file).map_err(|error| failed(&error))
 }
 
-/// The shares as a table, the whole run beside the slow requests' windows.
+/// What the load saw, and the shares as a table, the whole run beside the slow requests' windows.
 pub fn profile_table(profile: &Profile) -> String {
     let total = |parts: &[(&str, usize)]| parts.iter().map(|(_, count)| count).sum::<usize>().max(1) as f64;
     let (whole, slow) = (total(&profile.whole), total(&profile.slow));
-    let mut text = format!("{:<10} {:>12} {:>16}\n", "part", "whole run %", "slow requests %");
+    let [p50, p99] = [profile.load.latency.p50_us, profile.load.latency.p99_us].map(|us| us_or_dash(us, 1));
+    let mut text = format!("{:.0} requests/s, p50 {p50} us, p99 {p99} us while perf looked on\n", profile.load.requests_per_second);
+    text.push_str(&format!("{:<10} {:>12} {:>16}\n", "part", "whole run %", "slow requests %"));
     for (part, count) in &profile.whole {
         let of_slow = profile.slow.iter().find(|(other, _)| other == part).map_or(0, |(_, count)| *count);
         text.push_str(&format!("{part:<10} {:>12.1} {:>16.1}\n", *count as f64 / whole * 100.0, of_slow as f64 / slow * 100.0));
     }
     text
+}
+
+/// Who else had the shard's CPU, the longest first. Input: how long the slowest requests were under way.
+fn others_table(shares: &[Share<'_>], slow: Duration) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut text = format!("{:<16} {:>8} {:>10} {:>11} {:>16}\n", "thread", "turns", "in all ms", "longest ms", "while slow ms");
+    for Share { thread, turns, in_all, longest, while_slow } in shares.iter().take(OTHERS_SHOWN) {
+        text.push_str(&format!("{thread:<16} {turns:>8} {:>10.2} {:>11.3} {:>16.2}\n", ms(*in_all), ms(*longest), ms(*while_slow)));
+    }
+    text + &format!("while slow: one of the slowest requests was under way, for {:.1} ms in all\n", ms(slow))
 }

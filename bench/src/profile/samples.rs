@@ -30,20 +30,24 @@ pub fn samples(output: &str) -> Vec<Sample<'_>> {
     output.split("\n\n").filter_map(|text| sample(text.trim_matches('\n'))).collect()
 }
 
-/// The first line is `thread  tid [cpu] seconds.micros: period event:`, where the thread's name may hold spaces.
 fn sample(text: &str) -> Option<Sample<'_>> {
-    let head = text.lines().next()?;
-    let (before, time) = head.split(": ").next()?.rsplit_once(' ')?;
+    let (thread, at_ns) = head(text.lines().next()?)?;
+    Some(Sample { text, thread, at_ns })
+}
+
+/// Thread and time of a line `thread  tid [cpu] seconds.micros: period event:`, where the thread's name may hold spaces.
+pub fn head(line: &str) -> Option<(&str, u64)> {
+    let (before, time) = line.split(": ").next()?.trim_end_matches(':').rsplit_once(' ')?;
     let (seconds, fraction) = time.split_once('.')?;
     let digits = u32::try_from(fraction.len()).ok().filter(|digits| *digits <= 9)?;
-    let at_ns = seconds.parse::<u64>().ok()? * 1_000_000_000 + fraction.parse::<u64>().ok()? * 10_u64.pow(9 - digits);
+    let whole_ns = seconds.parse::<u64>().ok()?.checked_mul(1_000_000_000)?;
+    let at_ns = whole_ns.checked_add(fraction.parse::<u64>().ok()? * 10_u64.pow(9 - digits))?;
     // Back over `[cpu]`, where it is, and the thread's number.
     let mut thread = before.trim_end();
     if thread.ends_with(']') {
         thread = thread.rsplit_once('[')?.0.trim_end();
     }
-    let thread = thread.rsplit_once(' ')?.0.trim();
-    Some(Sample { text, thread, at_ns })
+    Some((thread.rsplit_once(' ')?.0.trim(), at_ns))
 }
 
 /// Which part of the system the innermost frame is of.
