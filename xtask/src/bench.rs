@@ -30,7 +30,7 @@ pub struct Arguments {
 /// Builds with optimisations and records a node under load with perf.
 #[derive(clap::Args)]
 pub struct ProfileArguments {
-    /// Arguments of the program, such as --seconds 10: `cargo xtask profile -- --help` lists them.
+    /// Arguments of the program, such as --seconds 10; --help lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }

@@ -41,6 +41,8 @@ enum Command {
     /// Builds with optimisations and runs one of the benchmark programs.
     Bench(bench::Arguments),
     /// Builds with optimisations and records a node under load with perf: flame graphs of the run and of its slowest requests.
+    // `--help` is the program's, as after `bench profile`.
+    #[command(disable_help_flag = true)]
     Profile(bench::ProfileArguments),
     /// Records which ways requests take, for optimised builds: after changes to the path of a request. Minutes.
     Pgo(pgo::Arguments),
