@@ -151,11 +151,14 @@ mod tests {
     #[test]
     fn this_thread_is_looked_at_and_one_that_ended_no_more() {
         let own_files = || ThreadFiles::open(&std::fs::canonicalize("/proc/thread-self").unwrap()).unwrap();
-        let mut cpus = CpuFile::open();
-        assert!(cpus.look_at(&mut own_files()).is_none(), "nobody looked at the CPUs");
+        let (mut cpus, mut own) = (CpuFile::open(), own_files());
+        assert!(cpus.look_at(&mut own).is_none(), "nobody looked at the CPUs");
         cpus.refresh();
-        let (before_ns, look) = (clock::monotonic_ns(), cpus.look_at(&mut own_files()).unwrap());
-        assert!(look.at_ns >= before_ns && look.page_faults > 0);
+        let before = cpus.look_at(&mut own).unwrap();
+        let mut fresh = memmap2::MmapMut::map_anon(TEXT_BYTES).unwrap();
+        fresh[0] = 1;
+        let work = cpus.look_at(&mut own).unwrap().work_since(&before);
+        assert!(work.page_faults > 0 && work.window_us > 0.0, "{work:?}");
         let mut ended = std::thread::spawn(own_files).join().unwrap();
         // A thread that was joined is on its way out of the kernel.
         let deadline = Instant::now() + Duration::from_secs(30);
