@@ -20,6 +20,9 @@ const PRIMING_REQUESTS: usize = 16;
 const PRIMING_S: u64 = 120;
 /// A server that is behind answers late, not never.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before the points below saturation a closed loop looks for so long, or as long as all runs last, what the server takes now: machines change
+/// their speed.
+const SATURATION: Asked = Asked { point: Point::Saturation, arrivals: Arrivals::Closed, seconds: 2.0 };
 /// The rate that is the same for all, as a share of what the slowest takes.
 const COMMON_SHARE: f64 = 0.5;
 
@@ -69,6 +72,14 @@ pub struct PeersBench<'a> {
     /// Requests a second; half of what the slowest takes, if not given.
     pub common_rate: Option<f64>,
     pub interrupt: &'a Interrupt,
+}
+
+/// One run.
+#[derive(Clone, Copy)]
+struct Asked {
+    point: Point,
+    arrivals: Arrivals,
+    seconds: f64,
 }
 
 /// What came of a case: its rows so far, or why there are none.
@@ -121,7 +132,7 @@ impl PeersBench<'_> {
 
     fn saturate(&self, case: &PeerCase, round: u32) -> Result<PeerRow, PeerError> {
         let running = self.start(case)?;
-        let row = self.run(case, &running, Point::Saturation, Arrivals::Closed, 0)?;
+        let row = self.run(case, &running, Asked { seconds: self.seconds, ..SATURATION }, 0)?;
         eprintln!(
             "{} round {}/{}: {:.0} requests/s, p99 {:.0} us, {:.2} us CPU a request",
             case.name,
@@ -146,17 +157,25 @@ impl PeersBench<'_> {
     }
 
     fn points(&self, case: &PeerCase, saturation: f64, common_rate: f64) -> Result<Vec<PeerRow>, PeerError> {
-        let asked = [(Point::Half, saturation * 0.5), (Point::SeventyPercent, saturation * 0.7), (Point::Common, common_rate)];
+        let asked = [Point::Half, Point::SeventyPercent, Point::Common];
         // A server that takes less than the common rate is not asked for it.
-        let asked: Vec<_> = asked.into_iter().filter(|(point, rate)| *point != Point::Common || *rate <= saturation).collect();
+        let asked = &asked[..if common_rate <= saturation { 3 } else { 2 }];
         let mut found: Vec<Vec<PeerRow>> = asked.iter().map(|_| Vec::new()).collect();
         for _ in 0..self.rounds {
             if self.interrupt.is_set() {
                 break;
             }
             let running = self.start(case)?;
-            for (i, (point, per_second)) in asked.iter().enumerate() {
-                let row = self.run(case, &running, *point, Arrivals::Poisson { per_second: per_second.max(1.0) }, i + 1)?;
+            let now =
+                self.run(case, &running, Asked { seconds: self.seconds.min(SATURATION.seconds), ..SATURATION }, 0)?.requests_per_second;
+            for (i, point) in asked.iter().enumerate() {
+                let per_second = match point {
+                    Point::Half => now * 0.5,
+                    Point::SeventyPercent => now * 0.7,
+                    Point::Saturation | Point::Common => common_rate,
+                };
+                let arrivals = Arrivals::Poisson { per_second: per_second.max(1.0) };
+                let row = self.run(case, &running, Asked { point: *point, arrivals, seconds: self.seconds }, i + 1)?;
                 if !self.interrupt.is_set() {
                     eprintln!(
                         "{}: {:.0} requests/s, p50 {:.0} us, p99 {:.0} us",
@@ -186,13 +205,14 @@ impl PeersBench<'_> {
     }
 
     /// Again where the generator was short of arrivals. `run`: no other run on this server has that number.
-    fn run(&self, case: &PeerCase, running: &Running, point: Point, arrivals: Arrivals, run: usize) -> Result<PeerRow, PeerError> {
-        let once = |tried| self.run_once(case, running, point, arrivals, &format!("peer-{run}-{tried}-"));
+    fn run(&self, case: &PeerCase, running: &Running, asked: Asked, run: usize) -> Result<PeerRow, PeerError> {
+        let once = |tried| self.run_once(case, running, asked, &format!("peer-{run}-{tried}-"));
         repeat_while_short(once, |row| row.arrivals_short && !self.interrupt.is_set())
     }
 
     /// `prefix`: of no other run on this server, so that its sessions are new.
-    fn run_once(&self, case: &PeerCase, running: &Running, point: Point, arrivals: Arrivals, prefix: &str) -> Result<PeerRow, PeerError> {
+    fn run_once(&self, case: &PeerCase, running: &Running, asked: Asked, prefix: &str) -> Result<PeerRow, PeerError> {
+        let Asked { point, arrivals, seconds } = asked;
         let mut spec = LoadSpec::new(running.address(), case.transport(), prefix.to_owned());
         spec.shape = case.shape();
         (spec.sessions, spec.cpus, spec.reader) = (self.sessions, vec![self.load_cpu], case.reader());
@@ -208,8 +228,7 @@ impl PeersBench<'_> {
         if arrivals != Arrivals::Closed {
             (spec.connections, spec.in_flight) = (self.open_connections, self.open_connections);
         }
-        (spec.warm_up, spec.measured) =
-            (Duration::from_secs_f64(WARM_UP_S_MAX.min(self.seconds / 2.0)), Duration::from_secs_f64(self.seconds));
+        (spec.warm_up, spec.measured) = (Duration::from_secs_f64(WARM_UP_S_MAX.min(seconds / 2.0)), Duration::from_secs_f64(seconds));
         let load = |measuring: &mut dyn FnMut()| run_load_marked(&spec, self.interrupt, Progress::Off, measuring);
         let (outcome, window) = used_while_measured(&running.pids(), spec.measured, load)?;
         let outcome = good(outcome?, running)?;
