@@ -127,14 +127,14 @@ pub fn measure_profile(bench: &ProfileBench<'_>, place: &NodePlace, server: &Ser
         let beside = scope.spawn(|| -> Result<_, ProfileError> {
             std::thread::sleep(MARGIN);
             let recording = Recording::of_stacks(server.pid(), bench.seconds, &data)?;
-            let of_switches = Recording::of_switches(bench.server_cpu, bench.seconds, &switches)?;
+            let of_switches = Recording::of_switches(bench.server_cpu, bench.seconds, &switches);
             let trace = trace(admin, seconds, bench.interrupt);
             if bench.interrupt.is_set() {
                 recording.stop();
-                of_switches.stop();
+                of_switches.into_iter().for_each(Recording::stop);
                 return trace.map(|trace| (trace, Ok(())));
             }
-            let switched = of_switches.end();
+            let switched = of_switches.and_then(Recording::end);
             recording.end()?;
             Ok((trace?, switched))
         });

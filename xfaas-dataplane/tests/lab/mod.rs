@@ -1,6 +1,7 @@
 //! What the whole-path tests run in: two network namespaces with a veth pair, and the `xfaas` binary in one of them. Everything has the name of this process and is removed when the lab is dropped, also when a test fails; what a
 //! killed test left behind is removed by the next.
 
+mod address;
 mod container;
 mod datagrams;
 mod http;
@@ -16,6 +17,7 @@ pub use self::metrics::Metrics;
 pub use self::node::{Node, UNPRIVILEGED};
 pub use self::wire::{Frame, Wire};
 
+use self::address::wait_until_local;
 use self::relay::Relay;
 use std::fs::{self, File};
 use std::io::Write;
@@ -192,7 +194,7 @@ impl Lab {
             );
         }
         for (namespace, end) in [(&self.server, 1), (&self.client, 2)] {
-            until_local(namespace, &format!("fd77::{end}"));
+            wait_until_local(&["-n", namespace], &format!("fd77::{end}"));
         }
     }
 
@@ -213,7 +215,7 @@ impl Lab {
     /// Gives the server's device one more address.
     pub fn add_server_address(&self, address: &str) {
         ip(&["-n", &self.server], &[format!("addr add {address} dev {SERVER_DEVICE} nodad")]);
-        until_local(&self.server, address);
+        wait_until_local(&["-n", &self.server], address);
     }
 
     /// A command in the server's namespace.
@@ -302,14 +304,6 @@ fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
 /// Asks until it is so.
 pub fn until(what: &str, is_so: impl FnMut() -> bool) {
     within_time(PATIENCE, what, is_so);
-}
-
-/// The kernel makes an IPv6 address's route after the command has returned (net/ipv6/addrconf.c, `addrconf_dad_work`).
-fn until_local(namespace: &str, address: &str) {
-    let mut get = Command::new("ip");
-    get.args(["-n", namespace, "route", "get", address]);
-    // The command fails where there is no route at all yet.
-    within_time(KERNEL_PATIENCE, "the address is the host's", || get.output().unwrap().stdout.starts_with(b"local "));
 }
 
 fn within_time(time: Duration, what: &str, mut is_so: impl FnMut() -> bool) {

@@ -1,9 +1,12 @@
 //! What every steering test starts from: the compiled programs, fixed hash keys, and slots that go to two cores in turn.
 
+#[path = "../lab/address.rs"]
+mod address;
+
+pub use self::address::wait_until_local;
+
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use xfaas_common::hash::{HASH_KEYS, HashKeys, session_hash};
 use xfaas_common::ids::{SessionId, SlotIndex};
@@ -35,21 +38,6 @@ pub fn slot_to_core() -> Vec<u16> {
 
 pub fn slot(session: &SessionId) -> SlotIndex {
     session_hash(&hash_keys(), session.padded(), session.length()).slot()
-}
-
-/// Waits until packets to an IPv6 address are for its host. The kernel makes the address's route after `ip addr add` has returned, on a thread of
-/// its own (net/ipv6/addrconf.c, `addrconf_dad_work`). Input: what tells `ip` the namespace, when it is not the caller's.
-pub fn wait_until_local(of_namespace: &[&str], address: &str) {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let output = Command::new("ip").args(of_namespace).args(["-6", "route", "get", address]).output().unwrap();
-        if output.stdout.starts_with(b"local ") {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{address} is no address of its host after {PATIENCE:?}: {output:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// The core that owns a session's slot: 0 or 1.
