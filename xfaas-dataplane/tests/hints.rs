@@ -276,8 +276,8 @@ const HOOK: &str = r#"(module
 #[test]
 fn a_hook_says_which_session_a_request_is_of() {
     let node = Node::builder()
-        .function(Function::text("hooked", HOOK).with("hint = \"hook\"\nhook_deadline_ms = 20"))
-        .function(Function::text("guarded", HOOK).with("hint = \"hook\"\ntokens = true"))
+        .function(Function::text("hooked", HOOK).with("hint = \"hook\"\nhook_deadline_ms = 500"))
+        .function(Function::text("guarded", HOOK).with("hint = \"hook\"\nhook_deadline_ms = 1000\ntokens = true"))
         .guests(&["counter-rmw"])
         .start();
     for i in 0..6 {
@@ -297,6 +297,7 @@ fn a_hook_says_which_session_a_request_is_of() {
         let reply = client.call("POST", &format!("/f/hooked?{query}"), &[], b"");
         reply.assert_error(status, code);
         assert_eq!(reply.header("x-session-id"), None);
+        assert_eq!(String::from_utf8_lossy(&reply.body).contains("hook_deadline_ms"), status == 504, "{reply:?}");
     }
     client.call("POST", "/f/hooked?after", &[], b"").assert_ok(b"after");
     assert_bad(&node, "/f/hooked?-", &[], "non-zero");
@@ -324,7 +325,7 @@ const COUNTING_HOOK: &str = r#"(module
 
 #[test]
 fn no_hook_sees_what_another_requests_hook_left_in_memory() {
-    let node = Node::builder().function(Function::text("counted", COUNTING_HOOK).with("hint = \"hook\"")).start();
+    let node = Node::builder().function(Function::text("counted", COUNTING_HOOK).with("hint = \"hook\"\nhook_deadline_ms = 1000")).start();
     let mut client = node.connect();
     for _ in 0..5 {
         client.call("POST", "/f/counted", &[], b"").assert_ok(b"1");
@@ -357,10 +358,10 @@ fn a_hook_may_be_a_module_of_its_own() {
         path.to_str().unwrap().to_owned()
     };
     let hook = file("hook.wasm", ONLY_A_HOOK);
-    let configured = Function::guest("counter-rmw").named("configured").with(&format!("hook = \"{hook}\""));
+    let configured = Function::guest("counter-rmw").named("configured").with(&format!("hook = \"{hook}\"\nhook_deadline_ms = 1000"));
     let mut node = Node::builder().function(configured).start();
     let counter = guest("counter-rmw").to_str().unwrap().to_owned();
-    let deployed = node.cli_json(&["deploy", "deployed", &counter, "--hook", &hook]);
+    let deployed = node.cli_json(&["deploy", "deployed", &counter, "--hook", &hook, "--hook-deadline-ms", "1000"]);
     assert_eq!(deployed["manifest"]["hint"], "hook", "{deployed}");
     let check = |node: &Node, count: &[u8]| {
         for function in ["configured", "deployed"] {

@@ -16,7 +16,7 @@ fn node() -> Node {
         .guests(&["echo", "counter-rmw-linear", "trap", "recurse", "garbage-return", "bad-pointers"])
         .function(Function::guest("grow").with("memory_mib = 16"))
         .function(Function::guest("spin").with("deadline_ms = 200"))
-        .function(Function::guest("spin").named("spin-long").with("deadline_ms = 120000"))
+        .function(Function::guest("spin").named("spin-long").with("deadline_ms = 600000"))
         .shards(1)
         .start()
 }

@@ -30,7 +30,7 @@ pub enum ClientError {
         #[source]
         source: Box<ureq::Error>,
     },
-    #[error("{address} closed the connection before it had the whole request: see its log, or check --admin")]
+    #[error("{address} closed the connection before the request and its answer were through: see its log, or check --admin")]
     Cut {
         address: String,
         #[source]
@@ -149,18 +149,23 @@ impl AdminClient {
         url
     }
 
-    fn answer<T: DeserializeOwned>(&self, result: Result<Response<Body>, ureq::Error>, waited: Duration) -> Result<T, ClientError> {
+    /// Errors: the error itself, where it is another.
+    fn cut_or_late(&self, error: ureq::Error, waited: Duration) -> Result<ClientError, Box<ureq::Error>> {
+        let is_cut = |kind| matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof);
         let address = self.address.clone();
-        let mut response = match result {
-            Ok(response) => response,
-            Err(ureq::Error::Timeout(_)) => return Err(ClientError::Timeout { address, waited }),
-            Err(ureq::Error::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                return Err(ClientError::Cut { address, source: Box::new(ureq::Error::Io(error)) });
-            }
-            Err(source) => return Err(ClientError::NoServer { address, source: Box::new(source) }),
-        };
+        match error {
+            ureq::Error::Timeout(_) => Ok(ClientError::Timeout { address, waited }),
+            ureq::Error::Io(error) if is_cut(error.kind()) => Ok(ClientError::Cut { address, source: Box::new(ureq::Error::Io(error)) }),
+            other => Err(Box::new(other)),
+        }
+    }
+
+    fn answer<T: DeserializeOwned>(&self, result: Result<Response<Body>, ureq::Error>, waited: Duration) -> Result<T, ClientError> {
+        let no_server = |source| ClientError::NoServer { address: self.address.clone(), source };
         let bad_reply = || ClientError::BadReply { address: self.address.clone() };
-        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(|_| bad_reply())?;
+        let mut response = result.map_err(|error| self.cut_or_late(error, waited).unwrap_or_else(no_server))?;
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let body = body.map_err(|error| self.cut_or_late(error, waited).unwrap_or_else(|_| bad_reply()))?;
         if response.status().is_success() {
             return serde_json::from_slice(&body).map_err(|_| bad_reply());
         }
@@ -215,6 +220,14 @@ mod tests {
         let body = r#"{"type":"about:blank","title":"Busy","status":503,"code":"busy","detail":"try again soon"}"#;
         let error = answered(format!("HTTP/1.1 503 Busy\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes());
         assert_eq!(error.to_string(), "try again soon");
+    }
+
+    #[test]
+    fn an_answer_that_ends_early_is_not_taken_for_somebody_elses() {
+        let error = answered(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"functions\":[".to_vec());
+        assert!(matches!(error, ClientError::Cut { .. }), "{error:?}");
+        let error = answered(b"HTTP/1.1 200 OK\r\ncontent-type: appl".to_vec());
+        assert!(matches!(error, ClientError::Cut { .. }), "{error:?}");
     }
 
     #[test]

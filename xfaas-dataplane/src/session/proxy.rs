@@ -425,7 +425,11 @@ impl Proxy {
                 Some(self.end(id, call, outcome, false, now_ns))
             }
             Progress::DeadlinePassed => {
-                let outcome = Outcome::failed(ErrorCode::Deadline, "the function ran longer than its deadline_ms");
+                let detail = match call.is_hook() {
+                    true => "the hook ran longer than its hook_deadline_ms",
+                    false => "the function ran longer than its deadline_ms",
+                };
+                let outcome = Outcome::failed(ErrorCode::Deadline, detail);
                 Some(self.end(id, call, outcome, false, now_ns))
             }
             Progress::NeedsOwner { for_lock } => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use xfaas_common::ids::{FunctionHash, SessionId};
 
 pub(super) const TABLE_HASH: u32 = 7;
-/// Writes a key, or with a body runs for many slices.
+/// Writes a key, or with a body runs for many slices, about a second.
 const GUEST: &str = r#"(module
   (import "xfaas" "read_input" (func $read_input (param i32 i32 i32) (result i32)))
   (import "xfaas" "write_state" (func $write_state (param i32 i32 i32 i32) (result i32)))
@@ -18,7 +18,7 @@ const GUEST: &str = r#"(module
     (local $left i32)
     (if (i32.eqz (call $read_input (i32.const 0) (i32.const 8) (i32.const 1)))
       (then (return (call $write_state (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0)))))
-    (local.set $left (i32.const 20000000))
+    (local.set $left (i32.const 2000000000))
     (loop $spin
       (local.set $left (i32.sub (local.get $left) (i32.const 1)))
       (br_if $spin (local.get $left)))
