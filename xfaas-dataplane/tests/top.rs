@@ -195,7 +195,8 @@ fn on_a_terminal_it_draws_in_place_outlives_the_node_and_leaves_no_trace() {
     node.start();
     node.post("echo", "s", b"x").assert_ok(b"x");
     terminal.wait_for("RESTARTED");
-    eventually("rates again", || terminal.text().rsplit("RESTARTED").next().unwrap().contains("interval 0.1 s"));
+    let since = |words: &str| terminal.text().rsplit("RESTARTED").next().unwrap().contains(words);
+    eventually("rates again", || since("interval 0.1 s") && since("FUNCTION"));
     terminal.keys.write_all(b"q\x03").unwrap();
     let mut status = None;
     eventually("Ctrl-C ends it", || {
