@@ -149,23 +149,23 @@ impl AdminClient {
         url
     }
 
-    /// Errors: the error itself, where it is another.
-    fn cut_or_late(&self, error: ureq::Error, waited: Duration) -> Result<ClientError, Box<ureq::Error>> {
+    /// What to say of an error: `other`, unless the server was late or the connection ended early.
+    fn failed(&self, error: ureq::Error, waited: Duration, other: impl FnOnce(Box<ureq::Error>) -> ClientError) -> ClientError {
         let is_cut = |kind| matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof);
         let address = self.address.clone();
         match error {
-            ureq::Error::Timeout(_) => Ok(ClientError::Timeout { address, waited }),
-            ureq::Error::Io(error) if is_cut(error.kind()) => Ok(ClientError::Cut { address, source: Box::new(ureq::Error::Io(error)) }),
-            other => Err(Box::new(other)),
+            ureq::Error::Timeout(_) => ClientError::Timeout { address, waited },
+            ureq::Error::Io(io) if is_cut(io.kind()) => ClientError::Cut { address, source: Box::new(ureq::Error::Io(io)) },
+            error => other(Box::new(error)),
         }
     }
 
     fn answer<T: DeserializeOwned>(&self, result: Result<Response<Body>, ureq::Error>, waited: Duration) -> Result<T, ClientError> {
         let no_server = |source| ClientError::NoServer { address: self.address.clone(), source };
         let bad_reply = || ClientError::BadReply { address: self.address.clone() };
-        let mut response = result.map_err(|error| self.cut_or_late(error, waited).unwrap_or_else(no_server))?;
+        let mut response = result.map_err(|error| self.failed(error, waited, no_server))?;
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
-        let body = body.map_err(|error| self.cut_or_late(error, waited).unwrap_or_else(|_| bad_reply()))?;
+        let body = body.map_err(|error| self.failed(error, waited, |_| bad_reply()))?;
         if response.status().is_success() {
             return serde_json::from_slice(&body).map_err(|_| bad_reply());
         }
