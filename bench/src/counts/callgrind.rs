@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 /// Functions of the program, as callgrind's patterns: whatever the compiler adds to a name.
 pub const MARKS: [&str; 2] = ["*counted_from_here*", "*counted_until_here*"];
 /// The same simulated caches on every machine: as large as those of a usual server core. Bytes, ways, bytes of a line. The one for data is a single
-/// set, so that it counts how much is touched and not where it lies: with eight ways, addresses that the build's folder decides made a Fork, which
-/// touches about as much as the cache holds, miss 124 to 210 lines.
+/// set, so that it counts how much is touched and not where it lies: with eight ways, addresses that differ by the build's folder and from run to run
+/// made a Fork, which touches about as much as the cache holds, miss 124 to 210 lines.
 const CACHES: [&str; 3] = ["--I1=32768,8,64", "--D1=32768,512,64", "--LL=8388608,16,64"];
 /// As in the caches.
 const CODE_LINE_BYTES: u64 = 64;

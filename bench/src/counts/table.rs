@@ -53,7 +53,7 @@ impl Unit {
             // Lines, and not their misses: where the linker puts functions decides which of them share a set of the cache, and the same source
             // in another folder, not one instruction more on the way, missed 84 lines more.
             Unit::CodeLines => (0.1, 8.0),
-            // What is touched may begin anywhere in a line: a Fork misses 245 to 267 by the build's folder, and one more page would be 64.
+            // What is touched may begin anywhere in a line: a Fork misses 245 to 267 by folder and run, and one more page would be 64.
             Unit::DataMisses => (0.2, 20.0),
             // How many requests a turn gathers depends on what else the machine does: with 32 connections 0.04 entries on one that is idle, 0.056
             // where others build all the time.
